@@ -1,0 +1,1 @@
+"""Training, evaluation and data of PRX-Change, around the network in `models`."""

@@ -1,0 +1,438 @@
+"""Image pairs with change masks from folders: find them, check their headers, read them, batch them.
+
+The one file to edit for another folder layout: `find_split` turns folders and lists into a `Split`; everything
+below only sees its `Pair`s.
+
+Layouts, `SPLIT` being train, val or test:
+    ROOT/SPLIT/{A,B,label}/NAME.*              each split in a folder of its own
+    ROOT/{A,B,label}/NAME.* and SPLIT.txt      one folder; ROOT/list (or another folder) holds a list of names a split
+    ROOT/{A,B[,label]}/NAME.*                  one split alone
+A: before, B: after, label: masks. Files belong together by stem; png, jpg, jpeg, tif, tiff, bmp in any mix.
+
+Shapes: images uint8 RGB (H, W, 3), masks uint8 (H, W) of 0 and 1; in a batch (B, 3, H, W) and (B, 1, H, W).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from change.errors import UserError, listed
+from change.transforms import ColorJitter, Image, augment
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+BEFORE, AFTER, LABEL = "A", "B", "label"
+IMAGE_MODES = ("RGB", "RGBA", "P", "L", "LA", "1")  # all of them 8 bits or fewer a channel
+PIL.Image.MAX_IMAGE_PIXELS = None  # aerial scenes are larger than Pillow's guard against decompression bombs
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sample's files. `size`: width, height. `mask` is None in a split without labels."""
+
+    name: str
+    before: Path
+    after: Path
+    mask: Path | None
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs that are trained or scored together. `binary`: the masks mark change with 1, not with the type's maximum."""
+
+    name: str
+    pairs: tuple[Pair, ...]
+    binary: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the pairs have masks: all or none do."""
+        return self.pairs[0].mask is not None
+
+
+class Batch(NamedTuple):
+    """Uint8 images (B, 3, H, W), masks (B, 1, H, W) of 0 and 1 (of 0 alone without labels), names, and the
+    `image_hash` of every image, where they were asked for."""
+
+    before: Tensor
+    after: Tensor
+    mask: Tensor
+    names: list[str]
+    hashes: list[tuple[str, str]]
+
+
+# --- from folders to a split ---------------------------------------------------------------------------------------
+
+
+def find_split(root: Path, split: str, list_file: Path | None = None, need_labels: bool = True) -> Split:
+    """Find and check the pairs of one split, from names and headers alone.
+
+    `split` is "train", "val" or "test", or "" where `root` itself holds A and B. `list_file` names the split's pairs,
+    one a line; without it, ROOT/list/SPLIT.txt does where ROOT holds A and B for all splits. Raises UserError, with the
+    names of the files, for a missing folder or partner, an unreadable header, sizes that differ, an empty split.
+    """
+    folder = root / split
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: check the path of the data set")
+    if not (folder / BEFORE).is_dir() and (root / BEFORE).is_dir():
+        folder = root
+        list_file = list_file or root / "list" / f"{split}.txt"
+        if not list_file.is_file():
+            raise UserError(
+                f"{root} holds {BEFORE} and {AFTER} of all splits, but {list_file}, which would name the pairs of "
+                f"{split}, is missing; use --list, or {root / split}/{BEFORE}, {AFTER}, {LABEL}"
+            )
+    for sub in (BEFORE, AFTER) + ((LABEL,) if need_labels else ()):
+        if not (folder / sub).is_dir():
+            inside = [d.name for d in sorted(folder.iterdir()) if (d / sub).is_dir()] if folder.is_dir() else []
+            hint = f"; did you mean {folder / inside[0]}?" if inside else ""
+            raise UserError(f"no folder {folder / sub}: a split holds {BEFORE}, {AFTER} and {LABEL}{hint}")
+    before, after = files_by_stem(folder / BEFORE), files_by_stem(folder / AFTER)
+    masks = files_by_stem(folder / LABEL) if (folder / LABEL).is_dir() else None
+    kinds = {BEFORE: before, AFTER: after, **({LABEL: masks} if masks is not None else {})}
+    names = sorted(set().union(*kinds.values())) if list_file is None else read_list(list_file)
+    lacking = [f"{name} in {sub}" for sub, files in kinds.items() for name in names if name not in files]
+    if lacking:
+        raise UserError(
+            f"{folder}: no file for {listed(lacking)}: every pair needs one of the same stem in each folder"
+        )
+    if not names:
+        raise UserError(f"{folder} holds no pairs: its {BEFORE} has no {', '.join(SUFFIXES)} file")
+    with ThreadPoolExecutor() as pool:
+        paths = [(name, before[name], after[name], masks[name] if masks is not None else None) for name in names]
+        results = list(pool.map(check_headers, *zip(*paths, strict=True)))
+    faults = [fault for fault in results if isinstance(fault, str)]
+    if faults:
+        raise UserError(f"{folder}: {listed(faults)}")
+    pairs = tuple(pair for pair in results if isinstance(pair, Pair))
+    found = Split(split or folder.name, pairs)
+    return replace(found, binary=masks_are_binary(found)) if masks is not None else found
+
+
+def files_by_stem(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by stem. Raises UserError where two share a stem."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if path.stem in files:
+                raise UserError(f"{folder}: {files[path.stem].name} and {path.name} share a stem; keep one of them")
+            files[path.stem] = path
+    return files
+
+
+def read_list(path: Path) -> list[str]:
+    """The stems named in a text file, one a line, with or without a file suffix. Raises UserError for doubles."""
+    if not path.is_file():
+        raise UserError(f"no list {path}: it names the pairs of a split, one a line")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line[: -len(Path(line).suffix)] if Path(line).suffix.lower() in SUFFIXES else line for line in lines]
+    if not names:
+        raise UserError(f"{path} is empty: it names the pairs of a split, one a line")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} names twice: {listed(sorted({n for n in names if names.count(n) > 1}))}")
+    return names
+
+
+def check_headers(name: str, before: Path, after: Path, mask: Path | None) -> Pair | str:
+    """Open a triple's headers: a Pair, or what is wrong with it."""
+    sizes: dict[Path, tuple[int, int]] = {}
+    for path in (before, after, mask):
+        if path is None:
+            continue
+        try:
+            with PIL.Image.open(path) as image:
+                sizes[path] = image.size
+                if path is not mask and (image.mode not in IMAGE_MODES or bits(image) > 8):
+                    return (
+                        f"{path} is an image of mode {image.mode}, {bits(image)} bit: "
+                        "convert it to 8-bit RGB first, with a stretch of your choice"
+                    )
+        except (OSError, ValueError, SyntaxError) as error:
+            return f"{path} has no readable image header ({type(error).__name__}): replace the file"
+    if len(set(sizes.values())) > 1:
+        return "sizes differ: " + ", ".join(f"{path} {width}x{height}" for path, (width, height) in sizes.items())
+    return Pair(name, before, after, mask, sizes[before])
+
+
+def bits(image: PIL.Image.Image) -> int:
+    """Bits a channel as stored: Pillow opens 16-bit RGB files as mode RGB, and would drop the low byte."""
+    if image.mode.startswith(("I", "F")):
+        return 16 if "16" in image.mode else 32
+    stored = " ".join(str(part) for tile in getattr(image, "tile", ()) for part in tile)
+    return 16 if ";16" in stored else 8
+
+
+# --- files to arrays -----------------------------------------------------------------------------------------------
+
+
+def open_array(path: Path, convert: str | None) -> NDArray[np.generic]:
+    """Decode a file, converted to a Pillow mode if given. Raises UserError naming the file where that fails."""
+    try:
+        with PIL.Image.open(path) as image:
+            return np.asarray(image.convert(convert) if convert else image)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
+
+
+def read_image(path: Path) -> Image:
+    """RGB, uint8 (H, W, 3): palettes applied, alpha dropped, grey repeated."""
+    return open_array(path, "RGB").astype(np.uint8, copy=False)
+
+
+def read_levels(path: Path) -> tuple[NDArray[np.generic], int]:
+    """A mask's grey levels (H, W) as stored and its type's maximum: 1 (one-bit files), 255 or 65535.
+
+    Raises UserError for masks in colour, whose meaning only their maker knows, and for other types.
+    """
+    try:
+        with PIL.Image.open(path) as image:
+            mode = image.mode
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
+    if mode == "1":
+        return open_array(path, None).astype(np.uint8), 1
+    if mode == "L":
+        return open_array(path, None), 255
+    if mode in ("I;16", "I;16B", "I;16L", "I"):
+        levels = open_array(path, None)
+        if levels.min() >= 0 and levels.max() <= 65535:
+            return levels, 65535
+    elif mode in ("RGB", "RGBA", "P", "PA", "LA"):
+        colours = open_array(path, "RGB")
+        if (colours == colours[..., :1]).all():
+            return colours[..., 0], 255
+        raise UserError(f"{path} is a mask in colour: save one channel, 0 for unchanged and 255 for changed")
+    raise UserError(f"{path} is a mask of type {mode}: save it with 8 bits, 0 for unchanged and 255 for changed")
+
+
+def masks_are_binary(split: Split) -> bool:
+    """Whether the split's masks mark change with 1: true if no value exceeds 1. Says what it decided.
+
+    Reads masks until one exceeds 1; one-bit files are clear by themselves and do not take part.
+    """
+    masks = [pair.mask for pair in split.pairs if pair.mask is not None]
+    ambiguous = marked = 0
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(masks), 32):
+            for levels, maximum in pool.map(read_levels, masks[start : start + 32]):
+                if maximum == 1:
+                    marked += bool(levels.any())
+                elif levels.max() > 1:
+                    log.info("%s: %d pairs; masks: changed is above half of the type's range", split.name, len(masks))
+                    return False
+                else:
+                    ambiguous += 1
+                    marked += bool(levels.any())
+    if not marked:
+        log.warning("%s: %d pairs; no mask marks any change: check the label folder", split.name, len(masks))
+    else:
+        rule = "changed is 1, no mask exceeds it" if ambiguous else "one-bit files, changed is 1"
+        log.info("%s: %d pairs; masks: %s", split.name, len(masks), rule)
+    return True
+
+
+def read_mask(path: Path, binary: bool) -> Image:
+    """A mask as uint8 (H, W) of 0 and 1. `binary`: changed is above 0, else above half of the type's range.
+
+    Raises UserError for a mask that would be read as unchanged although it marks something.
+    """
+    levels, maximum = read_levels(path)
+    if binary or maximum == 1:
+        return (levels > 0).astype(np.uint8)
+    changed = (levels > maximum / 2).astype(np.uint8)
+    lossy = path.suffix.lower() in (".jpg", ".jpeg")  # whose black is seldom quite 0
+    if not lossy and not changed.any() and levels.any():
+        raise UserError(
+            f"{path} goes up to {levels.max()} where other masks of the split go up to {maximum}: it would be read as "
+            f"unchanged; save changed as {maximum} in all of them"
+        )
+    return changed
+
+
+def image_hash(image: Image) -> str:
+    """SHA-256 of the decoded pixels and their size, 32 hexadecimal digits: the same for every lossless format."""
+    digest = hashlib.sha256(str(image.shape).encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()[:32]
+
+
+# --- samples and batches -------------------------------------------------------------------------------------------
+
+
+class TrainSamples(Dataset[Batch | UserError]):
+    """Augmented samples. A key is (epoch, index): with the seed, all that a sample's draws depend on.
+
+    A file that does not decode is returned as the error it is: raised in a worker, it would lose its one line.
+    """
+
+    def __init__(self, split: Split, crop: int, jitter: ColorJitter, seed: int, hash_epoch: int = 0) -> None:
+        """`crop` pixels square; images are hashed in `hash_epoch` alone. Raises UserError if an image is smaller."""
+        small = [f"{p.before} {p.size[0]}x{p.size[1]}" for p in split.pairs if min(p.size) < crop]
+        if small:
+            raise UserError(f"crop {crop} is larger than {listed(small)}: choose a smaller --cropsize")
+        self.split, self.crop, self.jitter, self.seed, self.hash_epoch = split, crop, jitter, seed, hash_epoch
+
+    def __len__(self) -> int:
+        return len(self.split.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:  # type: ignore[override]
+        epoch, index = key
+        try:
+            pair = self.split.pairs[index]
+            assert pair.mask is not None
+            before, after = read_image(pair.before), read_image(pair.after)
+            mask = read_mask(pair.mask, self.split.binary)
+        except UserError as error:
+            return error
+        hashes = [(image_hash(before), image_hash(after))] if epoch == self.hash_epoch else []
+        rng = np.random.default_rng((self.seed, epoch, index, 1))
+        return as_batch(*augment(before, after, mask, self.crop, self.jitter, rng), pair.name, hashes)
+
+
+class WholeSamples(Dataset[Batch | UserError]):
+    """Whole images, as they are or resized to a square (images bilinearly, masks to the nearest), with hashes."""
+
+    def __init__(self, split: Split, size: int = 0) -> None:
+        """`size`: side of the square; 0 leaves images as they are."""
+        self.split, self.size = split, size
+
+    def __len__(self) -> int:
+        return len(self.split.pairs)
+
+    def __getitem__(self, index: int) -> Batch | UserError:
+        pair = self.split.pairs[index]
+        try:
+            before, after = read_image(pair.before), read_image(pair.after)
+            mask = read_mask(pair.mask, self.split.binary) if pair.mask else np.zeros(before.shape[:2], np.uint8)
+        except UserError as error:
+            return error
+        hashes = [(image_hash(before), image_hash(after))]
+        if self.size and pair.size != (self.size, self.size):
+            square = (self.size, self.size)
+            before, after = (
+                np.asarray(cv2.resize(i, square, interpolation=cv2.INTER_LINEAR), np.uint8) for i in (before, after)
+            )
+            mask = np.asarray(cv2.resize(mask, square, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+        return as_batch(before, after, mask, pair.name, hashes)
+
+
+def as_batch(before: Image, after: Image, mask: Image, name: str, hashes: list[tuple[str, str]]) -> Batch:
+    """Arrays (H, W, 3), (H, W, 3), (H, W) -> a batch of one."""
+    images = [torch.from_numpy(np.array(i.transpose(2, 0, 1)))[None] for i in (before, after)]
+    return Batch(images[0], images[1], torch.from_numpy(np.array(mask))[None, None], [name], hashes)
+
+
+def join(samples: Sequence[Batch | UserError]) -> Batch | UserError:
+    """Put batches of one together; an error among them stands for all."""
+    good: list[Batch] = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        good.append(sample)
+    before, after, mask = (torch.cat([sample[i] for sample in good]) for i in range(3))
+    return Batch(
+        before, after, mask, [n for sample in good for n in sample.names], [h for sample in good for h in sample.hashes]
+    )
+
+
+class EpochOrder(Sampler[list[tuple[int, int]]]):
+    """Batches of keys in the epoch's order, which follows from seed and epoch; `start` batches are left out."""
+
+    def __init__(self, samples: int, batch_size: int, seed: int) -> None:
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self.seed, self.epoch, 0, 0)).permutation(self.samples)
+        for step in range(self.start, len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(self.epoch, int(index)) for index in batch]
+
+
+class TrainLoader:
+    """Batches of augmented crops, the same for any number of workers and from any point of an epoch."""
+
+    def __init__(self, samples: TrainSamples, batch_size: int, workers: int, pin: bool = False) -> None:
+        self.order = EpochOrder(len(samples), batch_size, samples.seed)
+        self.loader = make_loader(samples, self.order, workers, pin)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch `start` on. Raises UserError for a file that does not decode."""
+        self.order.epoch, self.order.start = epoch, start
+        return or_raise(self.loader)
+
+
+def whole_loader(
+    samples: WholeSamples, batch_size: int, workers: int, pin: bool = False
+) -> DataLoader[Batch | UserError]:
+    """Every pair once, in the split's order but for this: a batch holds images of one size. Read it with `or_raise`."""
+    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, pair in enumerate(samples.split.pairs):
+        by_size[(samples.size, samples.size) if samples.size else pair.size].append(index)
+    batches = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
+    return make_loader(samples, sorted(batches), workers, pin)
+
+
+def make_loader(
+    samples: TrainSamples | WholeSamples,
+    batches: EpochOrder | list[list[int]],
+    workers: int,
+    pin: bool,
+) -> DataLoader[Batch | UserError]:
+    """A DataLoader whose workers live as long as it does."""
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=join,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
+        generator=torch.Generator().manual_seed(0),  # else it draws from the global one, which dropout uses
+    )
+
+
+def start_worker(_: int) -> None:
+    """A worker has one core, and leaves Ctrl-C to the main process."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+
+
+def or_raise(batches: DataLoader[Batch | UserError]) -> Iterator[Batch]:
+    """The batches of a loader; an error in place of one is raised."""
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def default_workers() -> int:
+    """As many loader processes as this process has cores, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)

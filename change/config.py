@@ -1,0 +1,218 @@
+"""Options of train.py and test.py: a typed dataclass each, from which the command line follows.
+
+A field's type says how its argument is read (bool: --x, --no-x, --x=True, --x=False), its metadata what it means.
+`__post_init__` checks across fields. Errors are one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from change.errors import EXIT_USER_ERROR, UserError, fail
+from change.precision import CHOICES as AMP_CHOICES
+from models.encoder import DEPTHS
+from models.network import MULTIPLE, NetworkConfig
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, help: str, choices: Sequence[Any] | None = None, alias: str = "") -> Any:
+    """A dataclass field that is a command-line option."""
+    return field(default=default, metadata={"help": help, "choices": choices, "alias": alias})
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """What training and testing share."""
+
+    device: str = option("auto", "auto, cpu, cuda, mps, or the number of a GPU")
+    workers: int = option(-1, "loader processes; -1: one a core, at most 8")
+    seed: int = option(0, "of every random draw")
+
+
+@dataclass(frozen=True)
+class TrainOptions(CommonOptions):
+    """Options of train.py, as published but for the last ones."""
+
+    root: str = option("", "data folder: train and val, each with A, B, label; or A, B, label and lists")
+    list: str = option("", "folder of train.txt and val.txt, which name the pairs; default ROOT/list where it is used")
+    trainsize: int = option(1024, "val images are resized to this square unless they have it; 0: never")
+    cropsize: int = option(512, "side of the random training crop, a multiple of 32")
+    color_setting: str = option("0.2 0.2 0.1 0.1", "jitter of brightness, contrast, saturation, hue; all 0: none")
+    epoch: int = option(800, "epochs")
+    lr: float = option(6e-4, "learning rate at the start")
+    weight_decay: float = option(2e-3, "of AdamW")
+    train_batchsize: int = option(8, "pairs a training step")
+    val_batchsize: int = option(4, "pairs a validation step")
+    val_epoch: int = option(10, "validate every n epochs, and after the last")
+    decay_epoch: int = option(1, "set the learning rate every n epochs")
+    power: float = option(1.0, "exponent of lr * (1 - epoch / epochs) ** power")
+    backbone: int = option(18, "depth of the ResNet", choices=DEPTHS)
+    refine: bool = option(False, "add progressive refinement (pass 2)")
+    cross: bool = option(False, "add cross-attention between the dates (pass 3)")
+    k: int = option(2, "refinement: candidates a point")
+    beta: float = option(0.75, "refinement: share of the points that are the hardest candidates")
+    l1: float = option(5.0, "refinement: weight of the mask's loss")
+    l2: float = option(1.0, "refinement: weight of the points' loss")
+    save_path: str = option("", "folder of the run")
+    best_name: str = option("", "name of the best weights, NAME.pth; default 1, 2 or best by the pass")
+    save_freq: int = option(100, "keep a snapshot every n epochs; 0: none", alias="save_feq")
+    save_minutes: float = option(10.0, "inside an epoch, save the run's state every n minutes")
+    checkpoint_path: str = option("", "with --resume: weights to start from")
+    resume: bool = option(False, "start from --checkpoint_path, not from --pretrained")
+    pretrained: str = option("imagenet", "encoder at the start: imagenet, none, or the path of a torchvision file")
+    mixed_precision_training: bool = option(True, "False is --amp off")
+    amp: str = option("auto", "precision of training and validation", choices=AMP_CHOICES)
+    continue_run: str = option("", "folder of an interrupted run to go on with, exactly")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "epoch", "train_batchsize", "val_batchsize", "val_epoch", "decay_epoch", "k")
+        at_least(self, 0, "trainsize", "lr", "weight_decay", "l1", "l2", "save_freq", "seed", "power")
+        at_least(self, -1, "workers")
+        if self.cropsize < MULTIPLE or self.cropsize % MULTIPLE:
+            raise UserError(f"--cropsize {self.cropsize}: choose a multiple of {MULTIPLE}")
+        if not 0 <= self.beta <= 1:
+            raise UserError(f"--beta {self.beta}: choose 0 to 1")
+        self.jitter_ranges()
+        if self.checkpoint_path and not self.resume:
+            raise UserError("--checkpoint_path is given without --resume: add it to start from those weights")
+        if self.resume and not self.checkpoint_path:
+            raise UserError("--resume needs --checkpoint_path, the weights to start from")
+        if not self.root:
+            raise UserError("--root is missing: the data folder")
+        if not self.save_path:
+            raise UserError("--save_path is missing: the folder of the run")
+        if "/" in self.best_name or "\\" in self.best_name:
+            raise UserError(f"--best_name {self.best_name}: a file's name without folder; the folder is --save_path")
+
+    def jitter_ranges(self) -> tuple[float, float, float, float]:
+        """The four numbers of color_setting. Raises UserError where they are not."""
+        try:
+            brightness, contrast, saturation, hue = (float(part) for part in self.color_setting.split())
+        except ValueError:
+            raise UserError(f'--color_setting "{self.color_setting}": give four numbers, "0.2 0.2 0.1 0.1"') from None
+        if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
+            raise UserError(f'--color_setting "{self.color_setting}": 0 or more, the last one at most 0.5')
+        return brightness, contrast, saturation, hue
+
+    def network(self) -> NetworkConfig:
+        """The network these options train."""
+        return NetworkConfig(self.backbone, self.cross, self.refine)
+
+    def run_name(self) -> str:
+        """`best_name`, or by the pass: 1 (base), 2 (refine), best (with cross)."""
+        return self.best_name or ("best" if self.cross else "2" if self.refine else "1")
+
+    def precision(self) -> str:
+        """What --amp and --mixed_precision_training mean together."""
+        return self.amp if self.mixed_precision_training else "off"
+
+
+@dataclass(frozen=True)
+class TestOptions(CommonOptions):
+    """Options of test.py; the network's shape comes from the checkpoint."""
+
+    __test__ = False  # no test class, whatever pytest makes of the name
+
+    test_root: str = option("", "folder of A, B and, for scores, label")
+    list: str = option("", "text file that names the pairs to use, one a line; default: all")
+    checkpoint_path: str = option("", "weights: ours or published", alias="test_checkpoint_path")
+    testsize: int = option(0, "resize images to this square (bilinear; masks nearest); 0: as they are")
+    test_batchsize: int = option(1, "pairs a step; images of different sizes never share one")
+    amp: str = option("off", "precision: off is float32", choices=("auto", "off", "bf16", "fp16"))
+    save_path: str = option("", "folder of metrics.json and images.csv; default results/NAME of test_root")
+    save_result: bool = option(False, "write mask PNGs, 0 and 255")
+    save_result_path: str = option("", "their folder; default SAVE_PATH/pred")
+    save_iou_map: bool = option(False, "write error maps: TP green, FN red, FP blue")
+    save_iou_map_path: str = option("", "their folder; default SAVE_PATH/iou_map")
+    save_panels: bool = option(False, "write panels: before, after, mask, error")
+    save_panels_path: str = option("", "their folder; default SAVE_PATH/panels")
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "testsize")
+        at_least(self, 1, "test_batchsize")
+        at_least(self, -1, "workers")
+        if not self.test_root:
+            raise UserError("--test_root is missing: a folder of A, B and, for scores, label")
+        if not self.checkpoint_path:
+            raise UserError("--checkpoint_path is missing: the weights to test")
+
+
+def at_least(options: object, bound: int, *names: str) -> None:
+    """Raise UserError for the first named field below `bound`."""
+    for name in names:
+        if not getattr(options, name) >= bound:
+            raise UserError(f"--{name} {getattr(options, name)}: choose {bound} or more")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Ends on a wrong argument with one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        fail(f"{message}; --help lists the options")
+        sys.exit(EXIT_USER_ERROR)
+
+
+def read_bool(text: str) -> bool:
+    """True and False in the usual spellings."""
+    values = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    try:
+        return values[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False") from None
+
+
+def parse_given(kind: type, arguments: Sequence[str], description: str) -> dict[str, Any]:
+    """Parse a command line into the options of dataclass `kind` that it gives, and no defaults."""
+    parser = OneLineParser(
+        description=description,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    types = typing.get_type_hints(kind)
+    for spec in fields(kind):
+        meta = spec.metadata
+        flags = [f"--{name}" for name in (spec.name, meta["alias"]) if name]
+        assert spec.default is not MISSING
+        text = f"{meta['help']} (default: {spec.default if spec.default != '' else 'none'})".replace("%", "%%")
+        if types[spec.name] is bool:
+            parser.add_argument(
+                *flags, dest=spec.name, nargs="?", const=True, type=read_bool, metavar="BOOL", help=text
+            )
+            parser.add_argument(f"--no-{spec.name}", dest=spec.name, action="store_false", help=argparse.SUPPRESS)
+        else:
+            parser.add_argument(
+                *flags,
+                dest=spec.name,
+                type=types[spec.name],
+                choices=meta["choices"],
+                help=text,
+                metavar=None if meta["choices"] else types[spec.name].__name__.upper(),
+            )
+    return vars(parser.parse_args(arguments))
+
+
+# What may differ when a run goes on: where it runs and what it writes beside, nothing that its weights follow from.
+MAY_CHANGE = ("root", "list", "device", "workers", "val_batchsize", "save_freq", "save_minutes", "continue_run")
+
+
+def continued(saved: dict[str, Any], given: dict[str, Any]) -> TrainOptions:
+    """The options of a run that goes on: as saved, but for those given now that may change.
+
+    Raises UserError for a given option that would make it another run.
+    """
+    saved_options = TrainOptions(**saved)
+    differing = [
+        f"--{name} {value!r}, was {saved[name]!r}"
+        for name, value in given.items()
+        if name not in (*MAY_CHANGE, "save_path", "best_name") and value != saved[name]
+    ]
+    if differing:
+        raise UserError(f"--continue_run goes on with the run as it was; not with {'; '.join(differing)}")
+    changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
+    return TrainOptions(**{**asdict(saved_options), **changed})

@@ -1,0 +1,316 @@
+"""Training and prediction loops.
+
+A run is a function of its options alone: the order of an epoch and every augmentation follow from (seed, epoch,
+sample), dropout and refinement points from (seed, step). So its state needs no random states: weights, optimizer,
+loss scaler, position, best score and sums of the epoch are all, and a run that goes on from them ends with the same
+bits as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from types import FrameType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from change.change_dataloader import Batch, TrainLoader, or_raise
+from change.checkpoint import Checkpoint, PassRecord, save_tensors
+from change.errors import UserError, listed
+from change.metrics import Counts, count_pixels
+from change.pictures import panel
+from change.precision import Precision
+from change.runlog import STATE_FORMAT, Run
+from models.network import TrainingLoss, any_size, normalise
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY = 10  # steps between two looks at the losses, each of which waits for the device
+PANELS, PANEL_SIDE = 4, 256  # val pairs shown in TensorBoard, and how large
+
+
+def predict(
+    network: nn.Module, batches: Iterable[Batch], precision: Precision, threshold: float = 0.5
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with its predicted change, bool (B, 1, H, W) on the device. Sets eval mode."""
+    network.eval()
+    for batch in batches:
+        with torch.inference_mode(), precision.autocast():
+            before, after = (normalise(images.to(precision.device)) for images in (batch.before, batch.after))
+            logits = any_size(network, before, after)
+            changed = torch.sigmoid(logits.float()) > threshold
+        yield batch, changed
+
+
+def seen_in_training(batch: Batch, trained: frozenset[str]) -> list[str]:
+    """The names of a batch's pairs of which an image was trained on."""
+    return [name for name, hashes in zip(batch.names, batch.hashes, strict=True) if trained.intersection(hashes)]
+
+
+class Interrupted(Exception):
+    """The run was told to stop; its state is saved. `code`: what the process should exit with."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
+class StopSignal:
+    """Notes the first Ctrl-C or SIGTERM, for the loop to stop where it can save; a second one kills."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+        log.info("stopping after this step; once more stops at once, without saving")
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `sums`: of total, classification and refinement loss over this epoch's pairs so far."""
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done of the next one
+    steps: int = 0  # steps done in all
+    best: float = -1.0
+    best_epoch: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    pairs: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate lr * (1 - epoch / epochs) ** power, set anew every `every` epochs."""
+
+    lr: float
+    epochs: int
+    power: float
+    every: int = 1
+
+    def at(self, epoch: int) -> float:
+        """The rate of the epoch that follows `epoch` finished ones."""
+        held = epoch - epoch % self.every
+        return self.lr * float((1 - held / self.epochs) ** self.power)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step's dropout and points."""
+    return int(np.random.SeedSequence((seed, step, 0, 2)).generate_state(1, np.uint64)[0])
+
+
+@dataclass
+class Training:
+    """One pass over its epochs. `record`: what the checkpoints will say of this pass; `earlier`: of those before."""
+
+    loss: TrainingLoss
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    schedule: Schedule
+    train: TrainLoader
+    val: DataLoader[Batch | UserError]
+    run: Run
+    template: Checkpoint
+    record: PassRecord
+    seed: int
+    val_every: int
+    save_every: int
+    save_minutes: float
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.images = set(self.record.images)
+        self.pending: list[tuple[list[str], Tensor, int]] = []  # losses not yet looked at: names, losses, pairs
+        self.saved_at = time.monotonic()
+        self.stop = StopSignal()
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train to the last epoch. Raises Interrupted when told to stop, UserError for a loss that is not finite."""
+        at = self.progress
+        if at.steps == 0:
+            self.save_state()
+        while at.epoch < self.schedule.epochs:
+            began, done = time.monotonic(), at.pairs
+            lr = self.schedule.at(at.epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.train_epoch(lr)
+            seconds = time.monotonic() - began
+            row: dict[str, Any] = {
+                "epoch": at.epoch + 1,
+                "step": at.steps,
+                "lr": lr,
+                "loss": at.sums[0] / at.pairs,
+                "loss_classification": at.sums[1] / at.pairs,
+                "loss_refinement": at.sums[2] / at.pairs,
+                "seconds": round(seconds, 3),
+                "pairs_per_second": round((at.pairs - done) / seconds, 3),
+            }
+            self.run.scalars({"train/pairs_per_second": row["pairs_per_second"]}, at.steps)
+            last = at.epoch + 1 == self.schedule.epochs
+            if last or (at.epoch + 1) % self.val_every == 0:
+                row["val"] = {n: None if math.isnan(v) else v for n, v in self.validate().items()}
+            at.epoch, at.step, at.sums, at.pairs = at.epoch + 1, 0, [0.0, 0.0, 0.0], 0
+            self.run.epoch_done(row)
+            if self.save_every and at.epoch % self.save_every == 0:
+                self.checkpoint(row.get("val", {})).save(self.run.folder / f"{self.run.name}_epoch{at.epoch}.pth")
+            if last or self.save_is_due():
+                self.save_state()
+
+    def train_epoch(self, lr: float) -> None:
+        """The steps of one epoch that are still to do."""
+        at, device = self.progress, self.precision.device
+        self.loss.train()
+        batches = self.train.epoch(at.epoch, at.step)
+        with tqdm(
+            total=len(self.train), initial=at.step, desc=f"epoch {at.epoch + 1}/{self.schedule.epochs}", leave=False
+        ) as bar:
+            for batch in batches:
+                before, after, mask = (part.to(device, non_blocking=True) for part in batch[:3])
+                torch.manual_seed(step_seed(self.seed, at.steps))
+                with self.precision.autocast():
+                    losses, _ = self.loss(normalise(before), normalise(after), mask.float())
+                self.precision.step(losses.total, self.optimizer)
+                self.pending.append((batch.names, torch.stack(losses).detach(), len(batch.names)))
+                self.images.update(image for pair in batch.hashes for image in pair)
+                at.step, at.steps = at.step + 1, at.steps + 1
+                bar.update()
+                if at.steps % LOG_EVERY == 0 or at.step == len(self.train):
+                    loss = self.look_at_losses()
+                    pairs = (bar.format_dict["rate"] or 0) * self.train.order.batch_size
+                    bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {pairs:.1f} pairs/s")
+                    self.run.scalars({"train/lr": lr}, at.steps)
+                if self.stop.number:
+                    self.interrupt()
+                if self.save_is_due():
+                    self.save_state()
+
+    def look_at_losses(self) -> float:
+        """Sum up the losses since the last look and return their mean. Raises UserError if one is not finite."""
+        at = self.progress
+        values = torch.stack([losses for _, losses, _ in self.pending]).tolist()
+        for (names, _, pairs), row in zip(self.pending, values, strict=True):
+            if not all(map(math.isfinite, row)):
+                raise UserError(
+                    f"the loss is not finite ({row[0]}) in epoch {at.epoch + 1} on the pairs {listed(names, len(names))}; "
+                    f"the last good state is {self.run.state_path}; "
+                    "look at these files, lower --lr, or use --amp off"
+                )
+            at.sums = [total + value * pairs for total, value in zip(at.sums, row, strict=True)]
+            at.pairs += pairs
+        means = [float(np.mean(column)) for column in zip(*values, strict=True)]
+        names = ("train/loss", "train/loss_classification", "train/loss_refinement")
+        self.run.scalars(dict(zip(names, means, strict=True)), at.steps)
+        self.pending.clear()
+        return means[0]
+
+    def validate(self) -> dict[str, float]:
+        """Score val; keep the weights if they are the best so far."""
+        at, device = self.progress, self.precision.device
+        trained = self.template.trained_on() | self.images
+        total = torch.zeros(4, dtype=torch.int64, device=device)
+        panels: dict[str, NDArray[np.uint8]] = {}
+        seen: list[str] = []
+        batches = tqdm(or_raise(self.val), total=len(self.val), desc="validation", leave=False)
+        for batch, changed in predict(self.loss.network, batches, self.precision):
+            total += count_pixels(changed, batch.mask.to(device) > 0).sum(0)
+            seen += seen_in_training(batch, trained)
+            for i in range(min(len(batch.names), PANELS - len(panels))):
+                panels[batch.names[i]] = small_panel(batch, changed, i)
+            if self.stop.number:
+                self.interrupt()
+        counts = Counts(*total.tolist())
+        scores = counts.scores()
+        self.run.scalars({f"val/{name}": value for name, value in scores.items()}, at.steps)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        log.info("epoch %d/%d: %s", at.epoch + 1, self.schedule.epochs, text)
+        if seen and at.best_epoch == 0:
+            log.warning("val is no independent test: %d of its pairs were trained on: %s", len(seen), listed(seen))
+        f1 = 0.0 if math.isnan(counts.f1) else counts.f1
+        if f1 > at.best:
+            at.best, at.best_epoch = f1, at.epoch + 1
+            self.checkpoint(scores).save(self.run.best_path)
+            self.run.pictures(panels, at.steps)
+        return scores
+
+    # --- saving ----------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, scores: dict[str, float]) -> Checkpoint:
+        """The weights as they are now, with their history."""
+        record = replace(self.record, images=sorted(self.images), scores=scores, epoch=self.progress.epoch + 1)
+        weights = self.loss.network.state_dict()
+        return replace(self.template, weights=weights, lineage=[*self.template.lineage, record])
+
+    def save_is_due(self) -> bool:
+        """Whether the last saved state has grown old."""
+        return time.monotonic() - self.saved_at >= 60 * self.save_minutes
+
+    def save_state(self) -> None:
+        """Write all that the run needs to go on. Raises UserError where a weight or a loss is not finite."""
+        if self.pending:
+            self.look_at_losses()
+        network = self.loss.network
+        broken = [name for name, weight in network.named_parameters() if not bool(torch.isfinite(weight).all())]
+        if broken:
+            raise UserError(
+                f"weights are not finite after step {self.progress.steps}: {listed(broken)}; the last good state is "
+                f"{self.run.state_path}; lower --lr, or use --amp off"
+            )
+        state = {
+            "format": STATE_FORMAT,
+            "options": self.record.options,
+            "weights": network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision.state_dict(),
+            "progress": asdict(self.progress),
+            "lineage": [asdict(record) for record in self.template.lineage],
+            "images": sorted(self.images),
+        }
+        save_tensors(state, self.run.state_path)
+        self.saved_at = time.monotonic()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `save_state` wrote."""
+        self.loss.network.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.precision.load_state_dict(state["precision"])
+        self.progress = Progress(**state["progress"])
+        self.template.lineage = [PassRecord(**record) for record in state["lineage"]]
+        self.images = set(state["images"])
+
+    def interrupt(self) -> None:
+        """Save, say how to go on, and raise Interrupted."""
+        self.save_state()
+        log.info(
+            "stopped in epoch %d after step %d; go on with: python train.py --continue_run %s --best_name %s",
+            self.progress.epoch + 1,
+            self.progress.step,
+            self.run.folder,
+            self.run.name,
+        )
+        raise Interrupted(128 + self.stop.number)
+
+
+def small_panel(batch: Batch, changed: Tensor, index: int) -> NDArray[np.uint8]:
+    """A pair's panel for TensorBoard, at most `PANEL_SIDE` pixels high."""
+    before, after = (images[index].permute(1, 2, 0).numpy() for images in (batch.before, batch.after))
+    picture = panel(before, after, changed[index, 0].cpu().numpy(), batch.mask[index, 0].numpy() > 0)
+    scale = min(1.0, PANEL_SIDE / picture.shape[0])
+    return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)

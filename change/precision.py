@@ -1,0 +1,116 @@
+"""Precision of training: one path for float32, bf16, fp16 and NVIDIA Apex.
+
+float32 and bf16 need no scaling of the loss; fp16 keeps one `GradScaler` for the whole run. Off is the same path
+with autocast and scaler disabled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from change.errors import UserError
+
+CHOICES = ("auto", "off", "bf16", "fp16", "apex")
+
+
+class Precision:
+    """Autocast around the forward pass, and the way from a loss to a step of the optimizer."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        """`name`: one of `CHOICES`. Raises UserError where the device or the installation has not got it."""
+        self.name = resolve(name, device)
+        self.device = device
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        self.apex = nvidia_apex(device) if self.name == "apex" else None
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Once, before the first step: lets Apex patch network and optimizer in place."""
+        if self.apex:
+            self.apex.initialize(network, optimizer, opt_level="O1", verbosity=0)
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Backward, then one step of the optimizer; clears the gradients after it."""
+        if self.apex:
+            with self.apex.scale_loss(loss, optimizer) as scaled:
+                scaled.backward()
+            optimizer.step()
+        else:
+            self.scaler.scale(loss).backward()
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs to go on: the scaler's state, empty where there is none."""
+        return dict(self.apex.state_dict() if self.apex else self.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up `state_dict`."""
+        if self.apex:
+            self.apex.load_state_dict(state)
+        else:
+            self.scaler.load_state_dict(state)
+
+
+def resolve(name: str, device: torch.device) -> str:
+    """What `auto` means on this device: bf16 where its hardware has it, else fp16 on a GPU and off elsewhere."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        return "bf16" if cpu_has_bf16() else "off"
+    return "off"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX); without, bf16 only costs time."""
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(test() for test in tests if test is not None)
+
+
+def nvidia_apex(device: torch.device) -> ModuleType:
+    """NVIDIA's `apex.amp`. Raises UserError where there is none, or another package of that name."""
+    instead = "use --amp bf16 or --amp fp16"
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        raise UserError(f"--amp apex: NVIDIA Apex is not installed; {instead}")
+    folders = [Path(place) for place in spec.submodule_search_locations or ()]
+    if not any((folder / "multi_tensor_apply").is_dir() for folder in folders):
+        raise UserError(f"--amp apex: the installed package apex is another project, not NVIDIA's; {instead}")
+    if not any((folder / "amp").is_dir() for folder in folders):
+        raise UserError(
+            f"--amp apex: the installed NVIDIA Apex no longer has apex.amp (gone since May 2025); {instead}"
+        )
+    if device.type != "cuda":
+        raise UserError(f"--amp apex: Apex needs a CUDA device, this is {device.type}; {instead}")
+    return importlib.import_module("apex.amp")
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn auto, cpu, cuda, mps or a GPU's number into a device that is there, else raise UserError."""
+    cuda = torch.cuda.is_available()
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    if name == "cpu" or (name == "mps" and mps) or (name == "cuda" and cuda):
+        return torch.device(name)
+    if name.isdecimal() and int(name) < torch.cuda.device_count():
+        return torch.device("cuda", int(name))
+    if name in ("cuda", "mps") or name.isdecimal():
+        found = f"{torch.cuda.device_count()} CUDA devices" if cuda else "no CUDA device"
+        raise UserError(f"--device {name}: torch sees {found}{' and MPS' if mps else ''}; use --device auto or cpu")
+    raise UserError(f"--device {name}: choose auto, cpu, cuda, mps or a GPU's number")

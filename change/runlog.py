@@ -1,0 +1,170 @@
+"""What a training run leaves in its folder, beside the weights.
+
+    NAME.pth            the best weights             NAME_epochN.pth   snapshots
+    NAME.state.pth      all that --continue_run needs
+    NAME.options.json   options and versions
+    NAME.epochs.jsonl   one line an epoch
+    metrics.txt         every validation of every run in the folder
+    log.txt             what was said
+    tensorboard/NAME/   curves and pictures
+
+NAME is --best_name, so the passes of one experiment can share a folder.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import logging.handlers
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from change.checkpoint import read_tensors
+from change.config import TrainOptions
+from change.errors import UserError, listed
+from change.files import make_folder, write_whole
+from change.metrics import SCORES
+
+log = logging.getLogger(__name__)
+
+STATE_FORMAT = "prx-change-run/1"
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless")
+
+
+class Console(logging.Handler):
+    """Writes above tqdm's bars instead of into them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class LogFile(logging.FileHandler):
+    """A file handler that lets a full disk end the run, where logging's own would go on with a traceback a line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
+def start_logging() -> logging.handlers.MemoryHandler:
+    """Log to the console; keep a copy of what is said until it is known which file it belongs to."""
+    kept = logging.handlers.MemoryHandler(1000, flushLevel=logging.CRITICAL)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Console(), kept], force=True)
+    logging.captureWarnings(True)
+    return kept
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on: Python, packages, and the code's own commit where git knows it."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed by pip"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        described = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False)
+        found["code"] = described.stdout.strip() or "unknown"
+    except (OSError, subprocess.TimeoutExpired):
+        found["code"] = "unknown"
+    return found
+
+
+def find_state(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
+    """The name and the saved state of the run in a folder. Raises UserError where there is none, or several."""
+    states = sorted(folder.glob("*.state.pth"))
+    names = [path.name.removesuffix(".state.pth") for path in states]
+    if not names:
+        raise UserError(f"--continue_run {folder}: no run's state (*.state.pth) lies there")
+    if name and name not in names:
+        raise UserError(f"--continue_run {folder}: no run {name} there, but {listed(names)}")
+    if not name and len(names) > 1:
+        raise UserError(f"--continue_run {folder}: runs {listed(names)} lie there; add --best_name to choose one")
+    name = name or names[0]
+    state = read_tensors(folder / f"{name}.state.pth")
+    if state.get("format") != STATE_FORMAT:
+        raise UserError(f"{folder / name}.state.pth has format {state.get('format')!r}, expected {STATE_FORMAT!r}")
+    return name, state
+
+
+class Run:
+    """The files of one run. Made when all else is known to be right, for it is what touches the disk first."""
+
+    def __init__(self, folder: Path, name: str, kept: logging.handlers.MemoryHandler, from_epoch: int = 0) -> None:
+        """`from_epoch` above 0: the run goes on, what it wrote of later epochs is dropped."""
+        self.folder, self.name = make_folder(folder), name
+        self.best_path = folder / f"{name}.pth"
+        self.state_path = folder / f"{name}.state.pth"
+        self.epochs_path = folder / f"{name}.epochs.jsonl"
+        file = LogFile(folder / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        kept.setTarget(file)
+        kept.flush()
+        logging.getLogger().removeHandler(kept)
+        logging.getLogger().addHandler(file)
+        self.epochs = [row for row in read_rows(self.epochs_path) if row["epoch"] <= from_epoch]
+        self.board: SummaryWriter | None = None
+
+    @staticmethod
+    def refuse_existing(folder: Path, name: str) -> None:
+        """Raise UserError where a new run would overwrite another one."""
+        there = [path.name for path in (folder / f"{name}.pth", folder / f"{name}.state.pth") if path.exists()]
+        if there:
+            raise UserError(
+                f"{folder} holds a run named {name} ({listed(there)}): "
+                f"go on with it by --continue_run {folder}, or choose another --save_path or --best_name"
+            )
+
+    def open_board(self, options: TrainOptions, step: int) -> None:
+        """Write the options; open TensorBoard, where steps after `step` of an interrupted run are dropped."""
+        text = json.dumps({"options": asdict(options), "versions": versions()}, indent=1)
+        write_whole(self.folder / f"{self.name}.options.json", text.encode())
+        self.board = SummaryWriter(str(self.folder / "tensorboard" / self.name), purge_step=step + 1)
+        if step == 0:
+            self.board.add_text("options", f"```\n{text}\n```", 0)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Add points to TensorBoard's curves."""
+        assert self.board is not None
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def pictures(self, panels: Mapping[str, NDArray[np.uint8]], step: int) -> None:
+        """Add panels (H, W, 3) to TensorBoard."""
+        assert self.board is not None
+        for name, picture in panels.items():
+            self.board.add_image(f"val/{name}", picture, step, dataformats="HWC")
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        """Write an epoch's line, and metrics.txt anew if it was validated."""
+        self.epochs.append(row)
+        write_whole(self.epochs_path, "".join(json.dumps(row) + "\n" for row in self.epochs).encode())
+        if "val" in row:
+            lines = [f"{'run':<8}{'epoch':>6}" + "".join(f"{name:>11}" for name in SCORES)]
+            for path in sorted(self.folder.glob("*.epochs.jsonl")):
+                run = path.name.removesuffix(".epochs.jsonl")
+                lines += [
+                    f"{run:<8}{row['epoch']:>6}" + "".join(f"{math.nan if row['val'][name] is None else row['val'][name]:>11.4f}" for name in SCORES)
+                    for row in read_rows(path)
+                    if "val" in row
+                ]
+            write_whole(self.folder / "metrics.txt", ("\n".join(lines) + "\n").encode())
+        assert self.board is not None
+        self.board.flush()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file, none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

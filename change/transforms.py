@@ -1,0 +1,109 @@
+"""Augmentation of one training sample: one draw of geometry for before, after and mask; colours for each date.
+
+Shapes: images uint8 (H, W, 3) RGB 0..255, masks uint8 (H, W) of 0 and 1. Every draw comes from the generator that is
+passed in, nothing from a global one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+LEVELS = np.arange(256, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Ranges of the colour changes, as in torchvision's ColorJitter.
+
+    Factors are drawn from 1 +- `brightness`, `contrast`, `saturation` (not below 0), the shift of the hue from
+    +- `hue` turns (at most 0.5); they are applied in a random order. Raises ValueError for values out of range.
+    """
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.1
+    hue: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
+            raise ValueError("brightness, contrast and saturation must be 0 or more, hue 0 to 0.5")
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes anything."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        """Draw and apply: (H, W, 3) -> (H, W, 3)."""
+        brightness, contrast, saturation = (
+            rng.uniform(max(0.0, 1 - spread), 1 + spread)
+            for spread in (self.brightness, self.contrast, self.saturation)
+        )
+        hue = rng.uniform(-self.hue, self.hue)
+        for operation in rng.permutation(4):
+            if operation == 0:
+                image = adjust_brightness(image, brightness)
+            elif operation == 1:
+                image = adjust_contrast(image, contrast)
+            elif operation == 2:
+                image = adjust_saturation(image, saturation)
+            else:
+                image = adjust_hue(image, hue)
+        return image
+
+
+def adjust_brightness(image: Image, factor: float) -> Image:
+    """Multiply by `factor`: 0 is black, 1 the image."""
+    return apply_table(image, LEVELS * factor)
+
+
+def adjust_contrast(image: Image, factor: float) -> Image:
+    """Blend with the image's mean grey: 0 is that grey, 1 the image."""
+    return apply_table(image, LEVELS * factor + (1 - factor) * round(cv2.mean(grey(image))[0]))
+
+
+def adjust_saturation(image: Image, factor: float) -> Image:
+    """Blend with the grey image: 0 is grey, 1 the image."""
+    colourless = cv2.cvtColor(grey(image), cv2.COLOR_GRAY2RGB)
+    return np.asarray(cv2.addWeighted(image, factor, colourless, 1 - factor, 0), np.uint8)
+
+
+def adjust_hue(image: Image, turns: float) -> Image:
+    """Turn the hue by `turns` (1 is the full circle), in steps of 1/256."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    shifted = ((LEVELS.astype(np.int64) + round(turns * 256)) % 256).astype(np.uint8)
+    hsv[..., 0] = cv2.LUT(np.ascontiguousarray(hsv[..., 0]), shifted)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
+
+
+def apply_table(image: Image, table: NDArray[np.float32]) -> Image:
+    """Map every value through 256 float results, cut to 0..255."""
+    return np.asarray(cv2.LUT(image, table.clip(0, 255).astype(np.uint8)), np.uint8)
+
+
+def grey(image: Image) -> Image:
+    """Luma of an RGB image (ITU-R 601-2): (H, W, 3) -> (H, W)."""
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def augment(
+    before: Image, after: Image, mask: Image, crop: int, jitter: ColorJitter, rng: np.random.Generator
+) -> tuple[Image, Image, Image]:
+    """Crop a random square of `crop` pixels, flip it (each way with probability 1/2), jitter each date's colours."""
+    height, width = mask.shape
+    top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
+    flip_x, flip_y = rng.random(2) < 0.5
+
+    def cut(array: Image) -> Image:
+        piece = array[top : top + crop, left : left + crop]
+        return np.ascontiguousarray(piece[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+    before, after, mask = cut(before), cut(after), cut(mask)
+    if jitter.active:
+        before, after = jitter(before, rng), jitter(after, rng)
+    return before, after, mask

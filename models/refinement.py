@@ -1,0 +1,88 @@
+"""Progressive feature refinement: in training, every stage learns the points it is least sure of.
+
+Shapes: B pairs, C channels of a stage, h w its size, P points an image. Points are (B, P, 2), x then y, in 0..1
+over the whole image.
+Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008); the drawing of points follows Kirillov et al., "PointRend:
+Image Segmentation as Rendering", CVPR 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PointLogits(NamedTuple):
+    """One stage's answer at its points: refined logits, coarse logits and labels, each (B, P)."""
+
+    refined: Tensor
+    coarse: Tensor
+    labels: Tensor
+
+
+class StageRefinement(nn.Module):
+    """Coarse logits of one stage's fused map, and better ones at single points."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(channels, 1, 1)
+        self.fc1 = nn.Linear(channels + 1, channels + 1)
+        self.norm = nn.LayerNorm(channels + 1)
+        self.drop = nn.Dropout(0.3)
+        self.fc2 = nn.Linear(channels + 1, 1)
+
+    def forward(self, fused: Tensor, coarse: Tensor, mask: Tensor, points: Tensor) -> PointLogits:
+        """Refine at `points`: fused (B, C, h, w), coarse (B, 1, h, w), mask (B, 1, H, W) of 0 and 1 -> (B, P) each."""
+        coarse_logits = sample_points(coarse, points)
+        x = torch.cat((sample_points(fused, points), coarse_logits), dim=2)
+        refined = self.fc2(self.drop(F.gelu(self.norm(self.fc1(x)))))
+        labels = sample_points(mask, points, mode="nearest")
+        return PointLogits(refined.squeeze(2), coarse_logits.squeeze(2), labels.squeeze(2))
+
+
+class Refinement(nn.Module):
+    """The refinement heads of all stages, deepest first."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(StageRefinement(c) for c in channels)
+
+    def forward(
+        self, fused: Sequence[Tensor], mask: Tensor, k: int, beta: float, points: Sequence[Tensor] | None = None
+    ) -> list[PointLogits]:
+        """Refine each fused map (B, C, H/s, W/s) at W/s points: drawn with `k` and `beta`, or the ones given."""
+        answers: list[PointLogits] = []
+        for i, (stage, feature) in enumerate(zip(self.stages, fused, strict=True)):
+            coarse = stage.coarse(feature)
+            chosen = draw_points(coarse, feature.shape[3], k, beta) if points is None else points[i]
+            answers.append(stage(feature, coarse, mask, chosen))
+        return answers
+
+
+@torch.no_grad()
+def draw_points(coarse: Tensor, number: int, k: int, beta: float) -> Tensor:
+    """Draw `number` points an image from coarse logits (B, 1, h, w): (B, number, 2).
+
+    Of k * number uniform candidates, the floor(beta * number) nearest probability 0.5; the rest uniform.
+    """
+    candidates = torch.rand(len(coarse), k * number, 2, device=coarse.device)
+    hard = hardest_points(candidates, sample_points(coarse, candidates).squeeze(2), int(beta * number))
+    fresh = torch.rand(len(coarse), number - hard.shape[1], 2, device=coarse.device)
+    return torch.cat((hard, fresh), dim=1)
+
+
+def hardest_points(candidates: Tensor, logits: Tensor, number: int) -> Tensor:
+    """The `number` candidates (B, P, 2) whose probability, the sigmoid of logits (B, P), is nearest 0.5."""
+    nearest = logits.abs().topk(number, dim=1, largest=False).indices
+    return candidates.gather(1, nearest.unsqueeze(2).expand(-1, -1, 2))
+
+
+def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
+    """Read a map (B, C, h, w) at points (B, P, 2): (B, P, C). `mode`: "bilinear" or "nearest"."""
+    grid = (2 * points - 1).unsqueeze(1)
+    sampled = F.grid_sample(values, grid.to(values.dtype), mode=mode, align_corners=False)
+    return sampled.squeeze(2).transpose(1, 2)

@@ -1,0 +1,40 @@
+"""Test a checkpoint on a folder of image pairs: scores, masks, error maps, panels. `python test.py --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from change.change_dataloader import WholeSamples, default_workers, find_split, whole_loader
+from change.checkpoint import load_checkpoint, network_for_prediction
+from change.config import TestOptions, parse_given
+from change.errors import run_command
+from change.evaluation import Evaluation, Outputs
+from change.precision import Precision, choose_device
+from change.runlog import start_logging
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, build, run; return the exit code."""
+    start_logging()
+    options = TestOptions(**parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label."))
+    precision = Precision(options.amp, choose_device(options.device))
+    checkpoint = load_checkpoint(Path(options.checkpoint_path))
+    network, left_out = network_for_prediction(checkpoint)
+    list_file = Path(options.list) if options.list else None
+    split = find_split(Path(options.test_root), "", list_file, need_labels=False)
+    folder = Path(options.save_path or Path(__file__).parent / "results" / split.name)
+    outputs = Outputs(
+        folder,
+        masks=Path(options.save_result_path or folder / "pred") if options.save_result else None,
+        error_maps=Path(options.save_iou_map_path or folder / "iou_map") if options.save_iou_map else None,
+        panels=Path(options.save_panels_path or folder / "panels") if options.save_panels else None,
+    )
+    workers = default_workers() if options.workers < 0 else options.workers
+    batches = whole_loader(WholeSamples(split, options.testsize), options.test_batchsize, workers)
+    evaluation = Evaluation(checkpoint, split, precision, options.testsize, left_out)
+    evaluation.run(network.to(precision.device), batches, outputs)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,114 @@
+"""Train PRX-Change: one pass, chosen by flags. `python train.py --help` lists the options."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from change.change_dataloader import (
+    TrainLoader,
+    TrainSamples,
+    WholeSamples,
+    default_workers,
+    find_split,
+    whole_loader,
+)
+from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, pass_name
+from change.config import TrainOptions, continued, parse_given
+from change.engine import Interrupted, Schedule, Training
+from change.errors import UserError, listed, run_command
+from change.precision import Precision, choose_device
+from change.runlog import Run, find_state, start_logging, versions
+from change.transforms import ColorJitter
+from models.network import TrainingLoss, build_network
+
+log = logging.getLogger("train")
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, build, run; return the exit code."""
+    kept = start_logging()
+    given = parse_given(TrainOptions, arguments, "Train PRX-Change: base, refine or refine + cross.")
+    state = None
+    if given.get("continue_run"):
+        folder = Path(given["continue_run"])
+        name, state = find_state(folder, given.get("best_name", ""))
+        options = continued(state["options"], given)
+    else:
+        options = TrainOptions(**given)
+        folder, name = Path(options.save_path), options.run_name()
+        Run.refuse_existing(folder, name)
+
+    device = choose_device(options.device)
+    precision = Precision(options.precision(), device)
+    workers = default_workers() if options.workers < 0 else options.workers
+    lists = Path(options.list) if options.list else None
+    train, val = (
+        find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
+    )
+    samples = TrainSamples(train, options.cropsize, ColorJitter(*options.jitter_ranges()), options.seed)
+
+    torch.manual_seed(options.seed)
+    config = options.network()
+    network = build_network(config)
+    template = Checkpoint(config, {})
+    if state is None and options.resume:
+        before = load_checkpoint(Path(options.checkpoint_path))
+        new = hand_over(before, network, config)
+        template.lineage = before.lineage
+        log.info(
+            "start: %s; new: %s; left out: %s",
+            before.path,
+            listed(new) or "nothing",
+            listed(before.left_out) or "nothing",
+        )
+    elif state is None and options.pretrained != "none":
+        log.info("start: %s", load_encoder(network.encoder, options.backbone, options.pretrained))
+    network.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, eps=1e-3, weight_decay=options.weight_decay)
+    precision.prepare(network, optimizer)
+
+    at = state["progress"] if state else {"epoch": 0, "steps": 0}
+    run = Run(folder, name, kept, from_epoch=at["epoch"])
+    run.open_board(options, at["steps"])
+    training = Training(
+        TrainingLoss(network, options.k, options.beta, options.l1, options.l2),
+        optimizer,
+        precision,
+        Schedule(options.lr, options.epoch, options.power, options.decay_epoch),
+        TrainLoader(samples, options.train_batchsize, workers, pin=device.type == "cuda"),
+        whole_loader(WholeSamples(val, options.trainsize), options.val_batchsize, workers),
+        run,
+        template,
+        PassRecord(pass_name(config), options=asdict(options), versions=versions()),
+        options.seed,
+        options.val_epoch,
+        options.save_freq,
+        options.save_minutes,
+    )
+    if state is not None:
+        training.load_state(state)
+    log.info(
+        "%s pass on %s, %s: epoch %d of %d",
+        pass_name(config),
+        device,
+        precision.name,
+        training.progress.epoch + 1,
+        options.epoch,
+    )
+    try:
+        training.fit()
+    except Interrupted as stop:
+        return stop.code
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{device} is out of memory: choose a smaller --train_batchsize or --cropsize") from error
+    best = training.progress
+    log.info("done: best val F1 %.4f in epoch %d, %s", best.best, best.best_epoch, run.best_path)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Pass 2 (refine) on S2Looking, from pass 1's checkpoint_path: gives 2.pth in save_path.
+# Pass 3: checkpoint_path=2.pth cross=True bash train_refine_s2looking.sh gives best.pth.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+case "${cross:=False}" in [Tt]rue) name=best from=2 ;; *) name=2 from=1 ;; esac
+: "${best_name:=$name}" "${epoch:=500}" "${lr:=4e-4}" "${val_epoch:=1}" "${refine:=True}" "${resume:=True}"
+: "${checkpoint_path:=${save_path:-$here/../results/s2looking/train}/$from.pth}"
+. "$here/train_s2looking.sh"
