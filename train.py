@@ -37,6 +37,9 @@ def main(arguments: list[str]) -> int:
         folder = Path(given["continue_run"])
         name, state = find_state(folder, given.get("best_name", ""))
         options = continued(state["options"], given)
+        if state["progress"]["epoch"] == options.epoch:
+            log.info("%s: all %d epochs are done, nothing left to do", folder / f"{name}.pth", options.epoch)
+            return 0
     else:
         options = TrainOptions(**given)
         folder, name = Path(options.save_path), options.run_name()
@@ -67,7 +70,7 @@ def main(arguments: list[str]) -> int:
         )
     elif state is None and options.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, options.backbone, options.pretrained))
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, eps=1e-3, weight_decay=options.weight_decay)
     precision.prepare(network, optimizer)
 
@@ -102,6 +105,7 @@ def main(arguments: list[str]) -> int:
     try:
         training.fit()
     except Interrupted as stop:
+        log.info("%s", stop)
         return stop.code
     except torch.OutOfMemoryError as error:
         raise UserError(f"{device} is out of memory: choose a smaller --train_batchsize or --cropsize") from error

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 BEFORE, AFTER, LABEL = "A", "B", "label"
 IMAGE_MODES = ("RGB", "RGBA", "P", "L", "LA", "1")  # all of them 8 bits or fewer a channel
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError)  # what Pillow raises for damaged files
 PIL.Image.MAX_IMAGE_PIXELS = None  # aerial scenes are larger than Pillow's guard against decompression bombs
 
 
@@ -56,7 +57,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs that are trained or scored together. `binary`: the masks mark change with 1, not with the type's maximum."""
+    """Pairs that are trained or scored together. `binary`: the masks mark change with 1, not their type's maximum."""
 
     name: str
     pairs: tuple[Pair, ...]
@@ -142,7 +143,8 @@ def read_list(path: Path) -> list[str]:
     """The stems named in a text file, one a line, with or without a file suffix. Raises UserError for doubles."""
     if not path.is_file():
         raise UserError(f"no list {path}: it names the pairs of a split, one a line")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8-sig", errors="replace")  # a name in another encoding: no file has it
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     names = [line[: -len(Path(line).suffix)] if Path(line).suffix.lower() in SUFFIXES else line for line in lines]
     if not names:
         raise UserError(f"{path} is empty: it names the pairs of a split, one a line")
@@ -165,7 +167,7 @@ def check_headers(name: str, before: Path, after: Path, mask: Path | None) -> Pa
                         f"{path} is an image of mode {image.mode}, {bits(image)} bit: "
                         "convert it to 8-bit RGB first, with a stretch of your choice"
                     )
-        except (OSError, ValueError, SyntaxError) as error:
+        except UNREADABLE as error:
             return f"{path} has no readable image header ({type(error).__name__}): replace the file"
     if len(set(sizes.values())) > 1:
         return "sizes differ: " + ", ".join(f"{path} {width}x{height}" for path, (width, height) in sizes.items())
@@ -183,12 +185,12 @@ def bits(image: PIL.Image.Image) -> int:
 # --- files to arrays -----------------------------------------------------------------------------------------------
 
 
-def open_array(path: Path, convert: str | None) -> NDArray[np.generic]:
+def open_array(path: Path, convert: str | None) -> NDArray[np.integer[Any]]:
     """Decode a file, converted to a Pillow mode if given. Raises UserError naming the file where that fails."""
     try:
         with PIL.Image.open(path) as image:
             return np.asarray(image.convert(convert) if convert else image)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
 
 
@@ -197,15 +199,15 @@ def read_image(path: Path) -> Image:
     return open_array(path, "RGB").astype(np.uint8, copy=False)
 
 
-def read_levels(path: Path) -> tuple[NDArray[np.generic], int]:
+def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
     """A mask's grey levels (H, W) as stored and its type's maximum: 1 (one-bit files), 255 or 65535.
 
     Raises UserError for masks in colour, whose meaning only their maker knows, and for other types.
     """
     try:
         with PIL.Image.open(path) as image:
-            mode = image.mode
-    except (OSError, ValueError, SyntaxError) as error:
+            mode, depth = image.mode, bits(image)
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
     if mode == "1":
         return open_array(path, None).astype(np.uint8), 1
@@ -215,38 +217,43 @@ def read_levels(path: Path) -> tuple[NDArray[np.generic], int]:
         levels = open_array(path, None)
         if levels.min() >= 0 and levels.max() <= 65535:
             return levels, 65535
-    elif mode in ("RGB", "RGBA", "P", "PA", "LA"):
+    elif mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # Pillow would drop the low byte of 16 bits
         colours = open_array(path, "RGB")
         if (colours == colours[..., :1]).all():
             return colours[..., 0], 255
         raise UserError(f"{path} is a mask in colour: save one channel, 0 for unchanged and 255 for changed")
-    raise UserError(f"{path} is a mask of type {mode}: save it with 8 bits, 0 for unchanged and 255 for changed")
+    raise UserError(
+        f"{path} is a mask of mode {mode}, {depth} bit: save one channel of 8 bits, 0 for unchanged and 255 for changed"
+    )
 
 
 def masks_are_binary(split: Split) -> bool:
     """Whether the split's masks mark change with 1: true if no value exceeds 1. Says what it decided.
 
-    Reads masks until one exceeds 1; one-bit files are clear by themselves and do not take part.
+    Reads masks until one is above half of its type's range; one-bit files are clear by themselves and do not take part.
     """
     masks = [pair.mask for pair in split.pairs if pair.mask is not None]
-    ambiguous = marked = 0
+    clear = zero_one = exceeding = 0  # masks with change: one-bit files, of 0 and 1, of more than 1 but not half
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(masks), 32):
             for levels, maximum in pool.map(read_levels, masks[start : start + 32]):
+                highest = levels.max()
                 if maximum == 1:
-                    marked += bool(levels.any())
-                elif levels.max() > 1:
+                    clear += bool(highest)
+                elif highest > maximum / 2:
                     log.info("%s: %d pairs; masks: changed is above half of the type's range", split.name, len(masks))
                     return False
                 else:
-                    ambiguous += 1
-                    marked += bool(levels.any())
-    if not marked:
+                    exceeding += bool(highest > 1)
+                    zero_one += bool(highest == 1)
+    if not clear and (exceeding or not zero_one):
         log.warning("%s: %d pairs; no mask marks any change: check the label folder", split.name, len(masks))
+    elif exceeding:
+        log.info("%s: %d pairs; masks: changed is above half of the type's range", split.name, len(masks))
     else:
-        rule = "changed is 1, no mask exceeds it" if ambiguous else "one-bit files, changed is 1"
+        rule = "changed is 1, no mask exceeds it" if zero_one else "one-bit files, changed is 1"
         log.info("%s: %d pairs; masks: %s", split.name, len(masks), rule)
-    return True
+    return not exceeding
 
 
 def read_mask(path: Path, binary: bool) -> Image:
@@ -256,8 +263,8 @@ def read_mask(path: Path, binary: bool) -> Image:
     """
     levels, maximum = read_levels(path)
     if binary or maximum == 1:
-        return (levels > 0).astype(np.uint8)
-    changed = (levels > maximum / 2).astype(np.uint8)
+        return np.asarray(levels > 0, np.uint8)
+    changed = np.asarray(levels > maximum / 2, np.uint8)
     lossy = path.suffix.lower() in (".jpg", ".jpeg")  # whose black is seldom quite 0
     if not lossy and not changed.any() and levels.any():
         raise UserError(
@@ -293,7 +300,7 @@ class TrainSamples(Dataset[Batch | UserError]):
     def __len__(self) -> int:
         return len(self.split.pairs)
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:  # type: ignore[override]
+    def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
         epoch, index = key
         try:
             pair = self.split.pairs[index]
@@ -347,9 +354,12 @@ def join(samples: Sequence[Batch | UserError]) -> Batch | UserError:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
-    before, after, mask = (torch.cat([sample[i] for sample in good]) for i in range(3))
     return Batch(
-        before, after, mask, [n for sample in good for n in sample.names], [h for sample in good for h in sample.hashes]
+        torch.cat([sample.before for sample in good]),
+        torch.cat([sample.after for sample in good]),
+        torch.cat([sample.mask for sample in good]),
+        [name for sample in good for name in sample.names],
+        [pair for sample in good for pair in sample.hashes],
     )
 
 
@@ -383,7 +393,7 @@ class TrainLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from batch `start` on. Raises UserError for a file that does not decode."""
         self.order.epoch, self.order.start = epoch, start
-        return or_raise(self.loader)
+        yield from or_raise(self.loader)
 
 
 def whole_loader(
@@ -428,7 +438,7 @@ def or_raise(batches: DataLoader[Batch | UserError]) -> Iterator[Batch]:
     """The batches of a loader; an error in place of one is raised."""
     for batch in batches:
         if isinstance(batch, UserError):
-            raise batch
+            raise UserError(str(batch)) from batch  # `raise batch` would tie this frame, and the workers, in a cycle
         yield batch
 
 

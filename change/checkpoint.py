@@ -20,6 +20,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -129,12 +130,14 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: check the path")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what matters is whether it loads
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
-            reason = "it holds more than tensors, numbers and text, and loading it could run code"
-            raise UserError(f"{path} is refused: {reason}; save its state dict alone") from error
-        raise UserError(f"{path} is no checkpoint, or a damaged one; fetch or make it again") from error
+        raise UserError(
+            f"{path} is refused: it is no checkpoint, or holds more than tensors, numbers and text, which could run "
+            "code when loaded; save the state dict alone"
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no checkpoint, or a damaged one; fetch or make it again") from error
     if not isinstance(content, dict):

@@ -32,13 +32,13 @@ class CommonOptions:
 
     device: str = option("auto", "auto, cpu, cuda, mps, or the number of a GPU")
     workers: int = option(-1, "loader processes; -1: one a core, at most 8")
-    seed: int = option(0, "of every random draw")
 
 
 @dataclass(frozen=True)
 class TrainOptions(CommonOptions):
     """Options of train.py, as published but for the last ones."""
 
+    seed: int = option(0, "of every random draw")
     root: str = option("", "data folder: train and val, each with A, B, label; or A, B, label and lists")
     list: str = option("", "folder of train.txt and val.txt, which name the pairs; default ROOT/list where it is used")
     trainsize: int = option(1024, "val images are resized to this square unless they have it; 0: never")
@@ -154,6 +154,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Ends on a wrong argument with one line."""
 
     def error(self, message: str) -> typing.NoReturn:
+        """Print the line and exit."""
         fail(f"{message}; --help lists the options")
         sys.exit(EXIT_USER_ERROR)
 

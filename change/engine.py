@@ -61,8 +61,8 @@ def seen_in_training(batch: Batch, trained: frozenset[str]) -> list[str]:
 class Interrupted(Exception):
     """The run was told to stop; its state is saved. `code`: what the process should exit with."""
 
-    def __init__(self, code: int) -> None:
-        super().__init__()
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
         self.code = code
 
 
@@ -209,15 +209,15 @@ class Training:
         for (names, _, pairs), row in zip(self.pending, values, strict=True):
             if not all(map(math.isfinite, row)):
                 raise UserError(
-                    f"the loss is not finite ({row[0]}) in epoch {at.epoch + 1} on the pairs {listed(names, len(names))}; "
-                    f"the last good state is {self.run.state_path}; "
+                    f"the loss is not finite ({row[0]}) in epoch {at.epoch + 1} on the pairs "
+                    f"{listed(names, len(names))}; the last good state is {self.run.state_path}; "
                     "look at these files, lower --lr, or use --amp off"
                 )
             at.sums = [total + value * pairs for total, value in zip(at.sums, row, strict=True)]
             at.pairs += pairs
         means = [float(np.mean(column)) for column in zip(*values, strict=True)]
-        names = ("train/loss", "train/loss_classification", "train/loss_refinement")
-        self.run.scalars(dict(zip(names, means, strict=True)), at.steps)
+        curves = ("train/loss", "train/loss_classification", "train/loss_refinement")
+        self.run.scalars(dict(zip(curves, means, strict=True)), at.steps)
         self.pending.clear()
         return means[0]
 
@@ -228,14 +228,15 @@ class Training:
         total = torch.zeros(4, dtype=torch.int64, device=device)
         panels: dict[str, NDArray[np.uint8]] = {}
         seen: list[str] = []
-        batches = tqdm(or_raise(self.val), total=len(self.val), desc="validation", leave=False)
-        for batch, changed in predict(self.loss.network, batches, self.precision):
-            total += count_pixels(changed, batch.mask.to(device) > 0).sum(0)
-            seen += seen_in_training(batch, trained)
-            for i in range(min(len(batch.names), PANELS - len(panels))):
-                panels[batch.names[i]] = small_panel(batch, changed, i)
-            if self.stop.number:
-                self.interrupt()
+        with tqdm(total=len(self.val), desc="validation", leave=False) as bar:
+            for batch, changed in predict(self.loss.network, or_raise(self.val), self.precision):
+                total += count_pixels(changed, batch.mask.to(device) > 0).sum(0)
+                seen += seen_in_training(batch, trained)
+                for i in range(min(len(batch.names), PANELS - len(panels))):
+                    panels[batch.names[i]] = small_panel(batch, changed, i)
+                bar.update()
+                if self.stop.number:
+                    self.interrupt()
         counts = Counts(*total.tolist())
         scores = counts.scores()
         self.run.scalars({f"val/{name}": value for name, value in scores.items()}, at.steps)
@@ -296,16 +297,13 @@ class Training:
         self.images = set(state["images"])
 
     def interrupt(self) -> None:
-        """Save, say how to go on, and raise Interrupted."""
+        """Save, and raise Interrupted, which says how to go on."""
         self.save_state()
-        log.info(
-            "stopped in epoch %d after step %d; go on with: python train.py --continue_run %s --best_name %s",
-            self.progress.epoch + 1,
-            self.progress.step,
-            self.run.folder,
-            self.run.name,
+        raise Interrupted(
+            128 + self.stop.number,
+            f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; go on with: "
+            f"python train.py --continue_run {self.run.folder} --best_name {self.run.name}",
         )
-        raise Interrupted(128 + self.stop.number)
 
 
 def small_panel(batch: Batch, changed: Tensor, index: int) -> NDArray[np.uint8]:

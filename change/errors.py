@@ -33,5 +33,5 @@ def run_command(command: Callable[[list[str]], int]) -> None:
 
 def fail(message: str) -> int:
     """Print one line to stderr, whatever `message` holds; return the exit code."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
     return EXIT_USER_ERROR

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,4 +156,4 @@ class Evaluation:
         elif self.split.labelled and not self.checkpoint.lineage:
             lines.append("what these weights were trained on is not known: they carry no record of it")
         lines.append(f"written to {outputs.folder}")
-        print("\n".join(lines))
+        sys.stdout.write("\n".join(lines) + "\n")

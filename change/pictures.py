@@ -16,7 +16,7 @@ GREEN, RED, BLUE = (0, 255, 0), (255, 0, 0), (0, 0, 255)
 
 def mask_picture(changed: NDArray[np.bool_]) -> Image:
     """Bool (H, W) -> uint8 (H, W): 255 where changed."""
-    return changed.astype(np.uint8) * np.uint8(255)
+    return np.asarray(np.where(changed, 255, 0), np.uint8)
 
 
 def error_map(changed: NDArray[np.bool_], mask: NDArray[np.bool_]) -> Image:

@@ -48,7 +48,7 @@ class Precision:
                 scaled.backward()
             optimizer.step()
         else:
-            self.scaler.scale(loss).backward()
+            torch.autograd.backward(self.scaler.scale(loss))
             self.scaler.step(optimizer)
             self.scaler.update()
         optimizer.zero_grad(set_to_none=True)

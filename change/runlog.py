@@ -47,6 +47,7 @@ class Console(logging.Handler):
     """Writes above tqdm's bars instead of into them."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
         tqdm.write(self.format(record), file=sys.stderr)
 
 
@@ -54,6 +55,7 @@ class LogFile(logging.FileHandler):
     """A file handler that lets a full disk end the run, where logging's own would go on with a traceback a line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """Called inside the `except` of a failed write: let it through."""
         raise
 
 
@@ -154,12 +156,10 @@ class Run:
         if "val" in row:
             lines = [f"{'run':<8}{'epoch':>6}" + "".join(f"{name:>11}" for name in SCORES)]
             for path in sorted(self.folder.glob("*.epochs.jsonl")):
-                run = path.name.removesuffix(".epochs.jsonl")
-                lines += [
-                    f"{run:<8}{row['epoch']:>6}" + "".join(f"{math.nan if row['val'][name] is None else row['val'][name]:>11.4f}" for name in SCORES)
-                    for row in read_rows(path)
-                    if "val" in row
-                ]
+                for epoch in (row for row in read_rows(path) if "val" in row):
+                    scores = (math.nan if epoch["val"][name] is None else epoch["val"][name] for name in SCORES)
+                    run = path.name.removesuffix(".epochs.jsonl")
+                    lines.append(f"{run:<8}{epoch['epoch']:>6}" + "".join(f"{score:>11.4f}" for score in scores))
             write_whole(self.folder / "metrics.txt", ("\n".join(lines) + "\n").encode())
         assert self.board is not None
         self.board.flush()

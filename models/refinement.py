@@ -35,8 +35,14 @@ class StageRefinement(nn.Module):
         self.drop = nn.Dropout(0.3)
         self.fc2 = nn.Linear(channels + 1, 1)
 
-    def forward(self, fused: Tensor, coarse: Tensor, mask: Tensor, points: Tensor) -> PointLogits:
-        """Refine at `points`: fused (B, C, h, w), coarse (B, 1, h, w), mask (B, 1, H, W) of 0 and 1 -> (B, P) each."""
+    def forward(self, fused: Tensor, mask: Tensor, k: int, beta: float, points: Tensor | None = None) -> PointLogits:
+        """Fused map (B, C, h, w), mask (B, 1, H, W) of 0 and 1 -> answers at P = w points an image.
+
+        The points are drawn with `k` and `beta` from the coarse logits, or are those given.
+        """
+        coarse = self.coarse(fused)
+        if points is None:
+            points = draw_points(coarse, fused.shape[3], k, beta)
         coarse_logits = sample_points(coarse, points)
         x = torch.cat((sample_points(fused, points), coarse_logits), dim=2)
         refined = self.fc2(self.drop(F.gelu(self.norm(self.fc1(x)))))
@@ -57,9 +63,7 @@ class Refinement(nn.Module):
         """Refine each fused map (B, C, H/s, W/s) at W/s points: drawn with `k` and `beta`, or the ones given."""
         answers: list[PointLogits] = []
         for i, (stage, feature) in enumerate(zip(self.stages, fused, strict=True)):
-            coarse = stage.coarse(feature)
-            chosen = draw_points(coarse, feature.shape[3], k, beta) if points is None else points[i]
-            answers.append(stage(feature, coarse, mask, chosen))
+            answers.append(stage(feature, mask, k, beta, None if points is None else points[i]))
         return answers
 
 
@@ -82,7 +86,10 @@ def hardest_points(candidates: Tensor, logits: Tensor, number: int) -> Tensor:
 
 
 def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
-    """Read a map (B, C, h, w) at points (B, P, 2): (B, P, C). `mode`: "bilinear" or "nearest"."""
+    """Read a map (B, C, h, w) at points (B, P, 2): (B, P, C). `mode`: "bilinear" or "nearest".
+
+    In float32 whatever the map's type: half precision would move the points by up to a tenth of a cell.
+    """
     grid = (2 * points - 1).unsqueeze(1)
-    sampled = F.grid_sample(values, grid.to(values.dtype), mode=mode, align_corners=False)
+    sampled = F.grid_sample(values.float(), grid, mode=mode, align_corners=False)
     return sampled.squeeze(2).transpose(1, 2)

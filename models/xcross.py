@@ -86,7 +86,8 @@ class XCross(nn.Module):
 
 def split_dates(both: Tensor) -> tuple[Tensor, Tensor]:
     """(2B, ...) before first -> before and after, (B, ...) each."""
-    before, after = both.unflatten(0, (2, -1)).unbind()  # `chunk` would tie an exported network to one batch size
+    # Not `chunk`: the number of chunks would tie an exported network to the batch size it was traced with.
+    before, after = torch.unflatten(both, 0, (2, -1)).unbind()
     return before, after
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from change.checkpoint import PUBLISHED_NAMES, from_published, load_strict
 from models.encoder import STRIDES, both_dates
+from models.fusion import FusionStage
 from models.network import PRXChange, TrainingLoss, build_network
-from models.refinement import PointLogits
+from models.refinement import PointLogits, StageRefinement
 from tests.reference.reference_weights import reference_pair, reference_state_dict
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -67,8 +69,9 @@ def test_outputs(reference: tuple[PRXChange, dict[str, NDArray[np.float32]]]) ->
         for i in range(4):
             check(f"encoder{i}_mean{suffix}", features[i].mean((2, 3)))
             check(f"fusion{i}_mean{suffix}", fused[i].mean((2, 3)))
-        cross = network.decoder.stages[1].cross
-        if cross is not None:
+        stage = network.decoder.stages[1]
+        assert isinstance(stage, FusionStage)
+        if (cross := stage.cross) is not None:
             for date, output in zip(("before", "after"), cross(features[1]).chunk(2), strict=True):
                 check(f"xcross2_{date}_mean{suffix}", output.mean((2, 3)))
     outputs = {name for name in expected if not name.startswith(("refine", "loss"))}
@@ -88,7 +91,9 @@ def test_refinement(reference: tuple[PRXChange, dict[str, NDArray[np.float32]]])
     for i, answer in enumerate(answers):
         close(answer.refined, expected[f"refine{i}_logits{suffix}"].reshape(answer.refined.shape))
         close(answer.labels, expected[f"refine{i}_labels{suffix}"].reshape(answer.labels.shape), tolerance=0)
-        coarse_mean = network.refinement.stages[i].coarse(fused[i]).mean((2, 3))
+        stage = network.refinement.stages[i]
+        assert isinstance(stage, StageRefinement)
+        coarse_mean = stage.coarse(fused[i]).mean((2, 3))
         close(
             coarse_mean.reshape(expected[f"refine{i}_coarse_mean{suffix}"].shape),
             expected[f"refine{i}_coarse_mean{suffix}"],
@@ -100,8 +105,6 @@ def test_refinement(reference: tuple[PRXChange, dict[str, NDArray[np.float32]]])
 
 def our_name(name: str) -> str:
     """Translate one published name."""
-    import re
-
     for pattern, replacement in PUBLISHED_NAMES:
         name = re.sub(pattern, replacement, name)
     return name

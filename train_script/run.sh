@@ -6,7 +6,7 @@ case "$program" in
     val_epoch decay_epoch power backbone refine cross k beta l1 l2 save_path best_name save_freq save_minutes
     checkpoint_path resume pretrained mixed_precision_training amp continue_run device workers seed" ;;
   test) names="test_root list checkpoint_path testsize test_batchsize amp save_path save_result save_result_path
-    save_iou_map save_iou_map_path save_panels save_panels_path device workers seed" ;;
+    save_iou_map save_iou_map_path save_panels save_panels_path device workers" ;;
 esac
 [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || [ ! -x "$repo/.venv/bin/python" ] || python="${python:-$repo/.venv/bin/python}"
 options=()

@@ -1,0 +1,102 @@
+"""What several tests share: tiny data sets in the real layout, and the programs as real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from numpy.typing import NDArray
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def draw_pair(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np.uint8], ...]:
+    """Noise with a bright square that is new in after: before, after (H, W, 3), mask (H, W) of 0 and 255."""
+    before = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
+    after = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    side = min(width, height) // 2
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    after[top : top + side, left : left + side] += 120
+    mask[top : top + side, left : left + side] = 255
+    return before, after, mask
+
+
+def write_pairs(folder: Path, count: int, width: int = 64, height: int = 64, seed: int = 0) -> Path:
+    """Write `count` pairs as PNG into folder/{A,B,label}/0.png, 1.png, ..."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        for sub, picture in zip(("A", "B", "label"), draw_pair(rng, width, height), strict=True):
+            (folder / sub).mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(picture).save(folder / sub / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A data folder with five train pairs of 96 x 64 and two val pairs of 64 x 64."""
+    write_pairs(tmp_path / "data" / "train", 5, width=96, seed=1)
+    write_pairs(tmp_path / "data" / "val", 2, seed=2)
+    return tmp_path / "data"
+
+
+def run_program(
+    program: str,
+    *arguments: object,
+    environment: dict[str, str] | None = None,
+    timeout: float = 300,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run train.py or test.py with this interpreter, as a user would; two threads at most."""
+    command = [sys.executable, str(REPOSITORY / program), *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2", **(environment or {})},
+    )
+
+
+def train_arguments(root: Path, save_path: Path, **options: object) -> list[str]:
+    """Arguments of a run on the CPU that takes seconds; `options` replace or add to them."""
+    defaults: dict[str, object] = {
+        "root": root,
+        "save_path": save_path,
+        "device": "cpu",
+        "pretrained": "none",
+        "trainsize": 0,
+        "cropsize": 64,
+        "train_batchsize": 2,
+        "val_batchsize": 2,
+        "epoch": 2,
+        "val_epoch": 1,
+        "workers": 0,
+        "amp": "off",
+        "lr": 1e-3,
+    }
+    return [f"--{name}={value}" for name, value in {**defaults, **options}.items()]
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The last line on stderr, where an error stands."""
+    return result.stderr.replace("\r", "\n").rstrip().rpartition("\n")[2]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real image pairs that PRX_REAL_DATA names; the test is skipped without."""
+    folder = os.environ.get("PRX_REAL_DATA")
+    if not folder:
+        pytest.skip("PRX_REAL_DATA names no folder of real image pairs")
+    return Path(folder)

@@ -1,0 +1,118 @@
+"""Options: the published defaults, booleans in every spelling, what may change when a run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+from change.config import CommonOptions, TestOptions, TrainOptions, continued, parse_given
+from change.engine import Schedule
+from change.errors import UserError
+from models.network import NetworkConfig
+
+NEEDED = ["--root=data", "--save_path=run"]
+
+
+def parse(*arguments: str) -> TrainOptions:
+    return TrainOptions(**parse_given(TrainOptions, [*NEEDED, *arguments], ""))
+
+
+def test_published_defaults() -> None:
+    published = {
+        "trainsize": 1024,
+        "cropsize": 512,
+        "color_setting": "0.2 0.2 0.1 0.1",
+        "epoch": 800,
+        "lr": 6e-4,
+        "weight_decay": 2e-3,
+        "train_batchsize": 8,
+        "val_batchsize": 4,
+        "val_epoch": 10,
+        "decay_epoch": 1,
+        "power": 1,
+        "backbone": 18,
+        "refine": False,
+        "cross": False,
+        "k": 2,
+        "beta": 0.75,
+        "l1": 5,
+        "l2": 1,
+        "save_freq": 100,
+        "resume": False,
+        "mixed_precision_training": True,
+    }
+    options = asdict(parse())
+    assert {name: options[name] for name in published} == published
+    assert parse("--save_feq=7").save_freq == 7
+    arguments = ["--test_root=a", "--test_checkpoint_path=b.pth"]
+    assert TestOptions(**parse_given(TestOptions, arguments, "")).checkpoint_path == "b.pth"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["--cross"], True),
+        (["--cross=True"], True),
+        (["--cross", "true"], True),
+        (["--no-cross"], False),
+        (["--cross=False"], False),
+        (["--cross", "0"], False),
+        ([], False),
+        (["--cross", "--cross=False"], False),
+    ],
+)
+def test_booleans(arguments: list[str], value: bool) -> None:
+    assert parse(*arguments).cross is value
+
+
+def test_precision_and_names() -> None:
+    assert parse("--mixed_precision_training=False", "--amp=bf16").precision() == "off"
+    assert parse("--mixed_precision_training=True").precision() == "auto"
+    assert [parse(*a).run_name() for a in ([], ["--refine"], ["--refine", "--cross"], ["--best_name=x"])] == [
+        "1",
+        "2",
+        "best",
+        "x",
+    ]
+    assert parse("--refine", "--cross", "--backbone=50").network() == NetworkConfig(50, cross=True, refine=True)
+
+
+def test_network_config_refuses() -> None:
+    with pytest.raises(ValueError, match="backbone 20: choose one of 18, 34, 50, 101"):
+        NetworkConfig(20)
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in (TrainOptions, TestOptions):
+        with pytest.raises(SystemExit) as stop:
+            parse_given(kind, ["--help"], "")
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert all(f"--{spec.name}" in text for spec in fields(kind))
+
+
+def test_going_on() -> None:
+    saved = asdict(parse("--lr=0.1"))
+    assert continued(saved, {"lr": 0.1, "workers": 3, "continue_run": "run"}).workers == 3
+    with pytest.raises(UserError, match=r"--lr 0.2, was 0.1; --seed 5, was 0"):
+        continued(saved, {"lr": 0.2, "seed": 5})
+
+
+def test_readme_names_every_option() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    missing = [
+        s.name
+        for kind in (TrainOptions, TestOptions, CommonOptions)
+        for s in fields(kind)
+        if f"`--{s.name}`" not in text
+    ]
+    assert not missing
+
+
+def test_learning_rate() -> None:
+    """lr * (1 - epoch / epochs) ** power after each epoch, or after every n."""
+    schedule = Schedule(6e-4, 1000, 1.0)
+    assert [schedule.at(epoch) for epoch in (0, 250, 999)] == pytest.approx([6e-4, 4.5e-4, 6e-7])
+    assert [Schedule(1.0, 10, 2.0, every=5).at(epoch) for epoch in (0, 4, 5, 9)] == pytest.approx([1, 1, 0.25, 0.25])

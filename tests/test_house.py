@@ -1,0 +1,52 @@
+"""The plan of the house: imports run one way."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+# What a room may import of ours. Whoever is not listed may import everything.
+ALLOWED: dict[str, set[str]] = {
+    "change.errors": set(),
+    "change.files": {"change.errors"},
+    "change.metrics": set(),
+    "change.pictures": {"change.files"},
+    "change.transforms": set(),
+    "change.change_dataloader": {"change.errors", "change.files", "change.transforms"},
+    "change.precision": {"change.errors"},
+    "change.config": {"change.errors", "change.precision", "models"},
+    "change.checkpoint": {"change.errors", "change.files", "models"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name for name in names if name.split(".")[0] in ("models", "change", "train", "test", "tests")}
+
+
+def test_models_know_torch_alone() -> None:
+    for path in (REPOSITORY / "models").glob("*.py"):
+        assert all(name.startswith("models") for name in imported(path)), path
+        assert "import os" not in path.read_text() and "pathlib" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_imports_run_one_way(module: str) -> None:
+    path = REPOSITORY / (module.replace(".", "/") + ".py")
+    rooms = {name if name.startswith("change") else name.split(".")[0] for name in imported(path)}
+    assert rooms <= ALLOWED[module]
+
+
+def test_nothing_imports_the_programs() -> None:
+    for path in [*(REPOSITORY / "models").glob("*.py"), *(REPOSITORY / "change").glob("*.py")]:
+        assert not imported(path) & {"train", "test", "tests"}, path

@@ -1,0 +1,151 @@
+"""The bash scripts as processes, from another folder: published values, overridden by environment and arguments."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from change.checkpoint import Checkpoint, load_checkpoint
+from change.config import TestOptions, TrainOptions
+from models.network import NetworkConfig, build_network
+from tests.conftest import REPOSITORY
+
+DATASETS = ("levir", "dsifn", "s2looking")
+
+
+def run_script(script: str, cwd: Path, *arguments: str, **values: object) -> subprocess.CompletedProcess[str]:
+    environment = {"python": sys.executable, "OMP_NUM_THREADS": "2", **{k: str(v) for k, v in values.items()}}
+    command = ["bash", str(REPOSITORY / script), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, timeout=300, check=False
+    )
+
+
+def options_of(script: str, cwd: Path, *arguments: str, **values: object) -> dict[str, str]:
+    """The options a script gives its program, the last of a name: an interpreter that only prints its arguments."""
+    recorder = cwd / "recorder"
+    recorder.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')
+    recorder.chmod(0o755)
+    result = run_script(script, cwd, *arguments, **{**values, "python": recorder})
+    assert result.returncode == 0, result.stderr
+    return dict(line.removeprefix("--").split("=", 1) for line in result.stdout.splitlines())
+
+
+# data set: image, crop, batch, jitter, epochs of pass 1 and of passes 2 and 3, learning rate of pass 1, validate every
+PUBLISHED = {
+    "levir": ("1024", "512", "8", "0.2 0.2 0.1 0.1", "1000", "800", "6e-4", "1"),
+    "dsifn": ("256", "256", "16", "0 0 0 0", "1000", "800", "8e-4", "1"),
+    "s2looking": ("1024", "512", "8", "0.2 0.2 0.1 0.1", "1000", "500", "6e-4", "10"),
+}
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_published_values(tmp_path: Path, dataset: str) -> None:
+    size, crop, batch, jitter, first, later, lr, every = PUBLISHED[dataset]
+    shared = {"trainsize": size, "cropsize": crop, "train_batchsize": batch, "color_setting": jitter}
+    base = options_of(f"train_script/train_{dataset}.sh", tmp_path)
+    assert shared.items() <= base.items()
+    assert {"epoch": first, "lr": lr, "val_epoch": every, "best_name": "1"}.items() <= base.items()
+    assert "refine" not in base and "cross" not in base
+    refine = options_of(f"train_script/train_refine_{dataset}.sh", tmp_path, checkpoint_path="1.pth")
+    expected = {
+        "epoch": later,
+        "lr": "4e-4",
+        "val_epoch": "1",
+        "refine": "True",
+        "resume": "True",
+        "best_name": "2",
+        "checkpoint_path": "1.pth",
+    }
+    assert (shared | expected).items() <= refine.items()
+    assert refine.get("cross", "False") == "False"
+    cross = options_of(f"train_script/train_refine_{dataset}.sh", tmp_path, checkpoint_path="2.pth", cross="True")
+    assert (
+        shared | expected | {"best_name": "best", "cross": "True", "checkpoint_path": "2.pth"}
+    ).items() <= cross.items()
+    test = options_of(f"test_script/test_{dataset}.sh", tmp_path, checkpoint_path="best.pth")
+    assert Path(test["save_path"]).resolve() == REPOSITORY / "results" / dataset
+    assert "testsize" not in test
+
+
+def test_overrides(tmp_path: Path) -> None:
+    options = options_of("train_script/train_levir.sh", tmp_path, "--lr=3", epoch=5, lr=2, workers=1, save_path="here")
+    assert (options["epoch"], options["lr"], options["workers"], options["save_path"]) == ("5", "3", "1", "here")
+
+
+def test_every_option_can_be_set() -> None:
+    text = (REPOSITORY / "train_script" / "run.sh").read_text()
+    for program, kind in (("train", TrainOptions), ("test", TestOptions)):
+        names = re.search(rf'{program}\) names="([^"]*)"', text)
+        assert names and set(names[1].split()) == {spec.name for spec in fields(kind)}
+
+
+def test_scripts_are_short() -> None:
+    scripts = [*REPOSITORY.glob("*_script/*.sh")]
+    assert len(scripts) >= 11
+    for script in scripts:
+        assert len(script.read_text().splitlines()) <= 15, script
+
+
+def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
+    """train_all.sh to best.pth; once more, it has nothing to do; test_levir.sh scores it."""
+    values: dict[str, object] = {
+        "root": dataset,
+        "save_path": tmp_path / "run",
+        "pretrained": "none",
+        "device": "cpu",
+        "trainsize": 0,
+        "cropsize": 64,
+        "train_batchsize": 2,
+        "epoch": 1,
+        "epoch3": 2,
+        "workers": 0,
+        "amp": "off",
+    }
+    first = run_script("train_script/train_all.sh", tmp_path, "levir", "--seed=1", **values)
+    assert first.returncode == 0, first.stderr
+    best = load_checkpoint(tmp_path / "run" / "best.pth")
+    assert [record.options["epoch"] for record in best.lineage] == [1, 1, 2]
+    assert all(record.options["seed"] == 1 for record in best.lineage)
+    again = run_script("train_script/train_all.sh", tmp_path, "levir", "--seed=1", **values)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("nothing left to do") == 3
+    tested = run_script(
+        "test_script/test_levir.sh",
+        tmp_path,
+        test_root=dataset / "val",
+        checkpoint_path="run/best.pth",
+        save_path="out",
+        device="cpu",
+    )
+    assert tested.returncode == 0, tested.stderr
+    assert len([*(tmp_path / "out" / "pred").iterdir()]) == len([*(tmp_path / "out" / "iou_map").iterdir()]) == 2
+
+
+def test_a_pass_that_fails_ends_train_all(tmp_path: Path) -> None:
+    failed = run_script("train_script/train_all.sh", tmp_path, "levir", root=tmp_path / "nowhere", save_path="run")
+    assert failed.returncode == 2
+    assert failed.stderr.count("error: ") == 1
+
+
+def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
+    place = tmp_path / "a folder"
+    dataset.rename(place)
+    config = NetworkConfig()
+    Checkpoint(config, build_network(config).state_dict()).save(place / "a net.pth")
+    result = run_script(
+        "test_script/test_levir.sh",
+        tmp_path,
+        test_root=place / "val",
+        checkpoint_path=place / "a net.pth",
+        save_path=place / "the results",
+        device="cpu",
+    )
+    assert result.returncode == 0, result.stderr
+    assert (place / "the results" / "metrics.json").is_file()

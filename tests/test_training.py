@@ -1,0 +1,174 @@
+"""train.py as a process: three passes, the same bits again, going on after kill -9, signals, a loss that is NaN."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from change.checkpoint import load_checkpoint, read_tensors
+from tests.conftest import REPOSITORY, last_line, run_program, train_arguments, write_pairs
+
+HARD = {"refine": True, "cross": True, "best_name": "run", "color_setting": "0.2 0.2 0.1 0.1", "save_minutes": 0.02}
+
+
+def weights(folder: Path, name: str = "run") -> dict[str, torch.Tensor]:
+    """The weights that a run ended with."""
+    state = read_tensors(folder / f"{name}.state.pth")
+    assert isinstance(state["weights"], dict)
+    return state["weights"]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def epochs(folder: Path, name: str = "run") -> list[dict[str, object]]:
+    """A run's epoch lines without what depends on the clock."""
+    rows = [json.loads(line) for line in (folder / f"{name}.epochs.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "pairs_per_second")} for row in rows]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+
+
+def wait_for(file: Path, process: subprocess.Popen[str], changes: int = 1) -> None:
+    """Wait until `file` has been written `changes` times, counting from now."""
+    seen, last = 0, file.stat().st_mtime_ns if file.exists() else 0
+    deadline = time.monotonic() + 120
+    while seen < changes:
+        assert process.poll() is None and time.monotonic() < deadline
+        now = file.stat().st_mtime_ns if file.exists() else 0
+        seen, last = seen + (now != last), now
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str) -> None:
+    """Three kills inside epochs, then: weights, scores, losses and curves of an uninterrupted run, bit for bit."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = {**HARD, "amp": amp, "epoch": 4, "train_batchsize": 1, "workers": 2}
+    result = run_program("train.py", *train_arguments(dataset, whole, **{**options, "workers": 0}))
+    assert result.returncode == 0, result.stderr
+
+    draw = random.Random(amp)
+    arguments = train_arguments(dataset, broken, **options)
+    for _ in range(3):
+        process = start(arguments)
+        wait_for(broken / "run.state.pth", process, draw.randint(2, 3))
+        time.sleep(draw.random())
+        process.kill()
+        process.communicate()
+        position = read_tensors(broken / "run.state.pth")["progress"]
+        assert 0 < position["steps"] < 20
+        arguments = ["--continue_run", str(broken), "--workers", "2"]
+    finished = run_program("train.py", *arguments)
+    assert finished.returncode == 0, finished.stderr
+
+    assert equal(weights(whole), weights(broken))
+    assert epochs(whole) == epochs(broken)
+    assert equal(load_checkpoint(whole / "run.pth").weights, load_checkpoint(broken / "run.pth").weights)
+    assert curve(broken, "val/f1") == curve(whole, "val/f1")
+    steps = [step for step, _ in curve(broken, "train/loss")]
+    assert len(steps) == len(set(steps)) and max(steps) == 20
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """A curve as TensorBoard shows it."""
+    board = EventAccumulator(str(folder / "tensorboard" / "run"))
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
+    """Once more the same; another seed is another run."""
+    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
+        result = run_program("train.py", *train_arguments(dataset, tmp_path / name, seed=seed, **HARD))
+        assert result.returncode == 0, result.stderr
+    assert epochs(tmp_path / "one") == epochs(tmp_path / "two")
+    assert epochs(tmp_path / "one") != epochs(tmp_path / "other")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A polite stop saves, says how to go on, and loses nothing."""
+    options = {**HARD, "save_minutes": 60, "epoch": 40, "workers": 2}
+    process = start(train_arguments(dataset, tmp_path / "run", **options))
+    wait_for(tmp_path / "run" / "run.epochs.jsonl", process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert f"--continue_run {tmp_path / 'run'}" in said.replace("\r", "\n").splitlines()[-1]
+    assert "Traceback" not in said
+    assert read_tensors(tmp_path / "run" / "run.state.pth")["progress"]["steps"] > 0
+
+
+def test_three_passes(dataset: Path, tmp_path: Path) -> None:
+    """1.pth, 2.pth and best.pth in one folder, each from the one before, with the lineage of all."""
+    folder = tmp_path / "run"
+    passes: list[dict[str, object]] = [
+        {"epoch": 1},
+        {"epoch": 1, "refine": True, "resume": True, "checkpoint_path": folder / "1.pth"},
+        {"epoch": 1, "refine": True, "cross": True, "resume": True, "checkpoint_path": folder / "2.pth"},
+    ]
+    for options in passes:
+        result = run_program("train.py", *train_arguments(dataset, folder, **options))
+        assert result.returncode == 0, result.stderr
+    assert "new: decoder.deepest.cross." in result.stderr
+    best = load_checkpoint(folder / "best.pth")
+    assert (best.config.refine, best.config.cross) == (True, True)
+    assert [record.name for record in best.lineage] == ["base", "refine", "refine+cross"]
+    assert all(len(record.images) == 10 for record in best.lineage)
+    assert len((folder / "metrics.txt").read_text().splitlines()) == 1 + 3
+    again = run_program("train.py", *train_arguments(dataset, folder, **passes[0]))
+    assert again.returncode == 2
+    assert "holds a run named 1" in last_line(again)
+
+
+def test_loss_that_is_not_finite(dataset: Path, tmp_path: Path) -> None:
+    """It stops by the names of the batch, and the state on disk is from before."""
+    arguments = train_arguments(dataset, tmp_path / "run", lr=1e30, best_name="run", epoch=20)
+    result = run_program("train.py", *arguments)
+    assert result.returncode == 2, result.stderr
+    assert "the loss is not finite" in last_line(result)
+    assert any(f"pairs {name}" in last_line(result) for name in range(5))
+    assert all(bool(torch.isfinite(weight.float()).all()) for weight in weights(tmp_path / "run").values())
+
+
+def test_going_on_elsewhere(dataset: Path, tmp_path: Path) -> None:
+    """A finished run says so; another learning rate is refused; a moved folder is no hindrance."""
+    folder = tmp_path / "run"
+    assert run_program("train.py", *train_arguments(dataset, folder, epoch=1)).returncode == 0
+    before = (folder / "1.state.pth").read_bytes()
+    refused = run_program("train.py", "--continue_run", folder, "--lr", "0.5")
+    assert refused.returncode == 2
+    assert "--lr 0.5, was 0.001" in last_line(refused)
+    moved = folder.rename(tmp_path / "moved")
+    finished = run_program("train.py", "--continue_run", moved)
+    assert finished.returncode == 0
+    assert "nothing left to do" in finished.stderr
+    assert (moved / "1.state.pth").read_bytes() == before
+
+
+def test_val_that_was_trained_on(tmp_path: Path) -> None:
+    """A val split that shares images with train is no test, and is called so."""
+    write_pairs(tmp_path / "data" / "train", 3, seed=1)
+    write_pairs(tmp_path / "data" / "val", 2, seed=1)
+    result = run_program("train.py", *train_arguments(tmp_path / "data", tmp_path / "run", epoch=1))
+    assert "2 of its pairs were trained on: 0, 1" in result.stderr

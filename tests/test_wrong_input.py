@@ -1,0 +1,244 @@
+"""What a user can get wrong, from the shell: one line that names it, exit code 2, nothing written over."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from change.checkpoint import Checkpoint
+from models.network import NetworkConfig, build_network
+from tests.conftest import last_line, run_program, train_arguments, write_pairs
+
+
+def refused(result: subprocess.CompletedProcess[str], *parts: object) -> None:
+    """Exit code 2 and one line with all of `parts`; no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    line = last_line(result)
+    assert line.startswith("error: "), result.stderr
+    for part in parts:
+        assert str(part) in line
+
+
+def save_network(path: Path, config: NetworkConfig) -> Path:
+    """A checkpoint with random weights."""
+    Checkpoint(config, build_network(config).state_dict()).save(path)
+    return path
+
+
+def cut(path: Path, share: float) -> None:
+    """Keep the first part of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+# --- the data ------------------------------------------------------------------------------------------------------
+
+# What is done to a data folder, and what the line must name.
+FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "missing root": (lambda d: d.rename(d.with_name("elsewhere")), ("no folder", "data")),
+    "missing split": (lambda d: shutil.rmtree(d / "val"), ("no folder", "val/A")),
+    "missing label folder": (lambda d: shutil.rmtree(d / "train" / "label"), ("no folder", "train/label")),
+    "missing partner": (lambda d: (d / "train" / "B" / "3.png").rename(d / "3.png"), ("no file for 3 in B",)),
+    "empty split": (lambda d: [f.rename(f"{f}.txt") for f in (d / "val").rglob("*.png")], ("val holds no pairs",)),
+    "0-byte image": (lambda d: cut(d / "train" / "A" / "2.png", 0), ("A/2.png", "no readable image header")),
+    "truncated image": (lambda d: cut(d / "train" / "A" / "2.png", 0.5), ("A/2.png", "cannot be decoded")),
+    "truncated val mask": (lambda d: cut(d / "val" / "label" / "1.png", 0.5), ("label/1.png", "cannot be decoded")),
+    "sizes that differ": (
+        lambda d: PIL.Image.new("RGB", (64, 96)).save(d / "train" / "B" / "4.png"),
+        ("sizes differ", "A/4.png 96x64", "B/4.png 64x96"),
+    ),
+    "16-bit image": (
+        lambda d: cv2.imwrite(str(d / "train" / "A" / "1.png"), np.full((64, 96, 3), 30000, np.uint16)),
+        ("A/1.png", "16 bit", "convert it to 8-bit RGB"),
+    ),
+    "16-bit grey image": (
+        lambda d: PIL.Image.fromarray(np.full((64, 96), 30000, np.uint16)).save(d / "train" / "A" / "1.png"),
+        ("A/1.png", "16 bit", "convert it to 8-bit RGB"),
+    ),
+    "mask in colour": (
+        lambda d: PIL.Image.new("RGB", (96, 64), (0, 0, 255)).save(d / "train" / "label" / "0.png"),
+        ("label/0.png", "mask in colour"),
+    ),
+    "0/1 mask among 0/255": (
+        lambda d: PIL.Image.new("L", (96, 64), 1).save(d / "train" / "label" / "4.png"),
+        ("label/4.png", "would be read as unchanged"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_data(dataset: Path, tmp_path: Path, fault: str) -> None:
+    spoil, parts = FAULTS[fault]
+    spoil(dataset)
+    refused(run_program("train.py", *train_arguments(dataset, tmp_path / "run", workers=1)), *parts)
+    assert not (tmp_path / "run" / "1.pth").exists()
+
+
+def test_other_images_are_read(dataset: Path, tmp_path: Path) -> None:
+    """RGBA, palette and grey images, and a 16-bit mask, are no fault."""
+    folder = dataset / "train"
+    for index, mode in enumerate(("RGBA", "P", "L", "LA")):
+        with PIL.Image.open(folder / "A" / f"{index}.png") as image:
+            converted = image.convert("L").convert(mode) if mode == "LA" else image.convert(mode)
+        converted.save(folder / "A" / f"{index}.png")
+    levels = np.asarray(PIL.Image.open(folder / "label" / "0.png")).astype(np.uint16) * 257
+    PIL.Image.fromarray(levels).save(folder / "label" / "0.png")
+    result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", epoch=1))
+    assert result.returncode == 0, result.stderr
+
+
+def test_test_data(dataset: Path, tmp_path: Path) -> None:
+    checkpoint = save_network(tmp_path / "net.pth", NetworkConfig())
+    arguments = [f"--checkpoint_path={checkpoint}", "--device=cpu", f"--save_path={tmp_path / 'out'}"]
+    refused(run_program("test.py", f"--test_root={dataset}", *arguments), "did you mean", dataset / "train")
+    cut(dataset / "val" / "A" / "1.png", 0.7)
+    refused(run_program("test.py", f"--test_root={dataset / 'val'}", *arguments), "A/1.png", "cannot be decoded")
+    shutil.rmtree(dataset / "train" / "label")
+    unlabelled = run_program("test.py", f"--test_root={dataset / 'train'}", "--save_iou_map", *arguments)
+    refused(unlabelled, "--save_iou_map needs masks")
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+# --- options -------------------------------------------------------------------------------------------------------
+
+OPTIONS: list[tuple[list[str], tuple[str, ...]]] = [
+    (["--cross=maybe"], ("--cross", "'maybe' is neither True nor False")),
+    (["--backbone=20"], ("--backbone", "18, 34, 50, 101")),
+    (["--cropsize=128"], ("crop 128 is larger than", "choose a smaller --cropsize")),
+    (["--cropsize=50"], ("--cropsize 50", "multiple of 32")),
+    (["--color_setting=0.2"], ("--color_setting", "four numbers")),
+    (["--epoch=0"], ("--epoch 0",)),
+    (["--epochs=3"], ("unrecognized arguments: --epochs=3",)),
+    (["--resume"], ("--resume needs --checkpoint_path",)),
+    (["--checkpoint_path=1.pth"], ("without --resume",)),
+    (["--resume", "--checkpoint_path=nowhere.pth"], ("no checkpoint at nowhere.pth",)),
+    (["--pretrained=nowhere.pth"], ("no checkpoint at nowhere.pth",)),
+    (["--list=nowhere"], ("no list nowhere/train.txt",)),
+    (["--continue_run=nowhere"], ("--continue_run nowhere", "no run's state")),
+    (["--device=tpu"], ("--device tpu", "choose auto, cpu, cuda")),
+    (["--amp=apex"], ("--amp apex", "bf16", "fp16")),
+]
+
+
+@pytest.mark.parametrize(("wrong", "parts"), OPTIONS, ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_options(dataset: Path, tmp_path: Path, wrong: list[str], parts: tuple[str, ...]) -> None:
+    refused(run_program("train.py", *train_arguments(dataset, tmp_path / "run"), *wrong), *parts)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "0"])
+def test_no_cuda(dataset: Path, tmp_path: Path, device: str) -> None:
+    result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", device=device))
+    refused(result, f"--device {device}", "no CUDA device", "cpu")
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """A pickle that runs a command when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_pickle_that_runs_code(dataset: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"weights": Payload(mark)}))
+    torch.save({"weights": Payload(mark)}, tmp_path / "zip.pth")
+    for name in ("plain.pth", "zip.pth"):
+        for program, flags in (
+            ("test.py", [f"--test_root={dataset / 'val'}", "--device=cpu"]),
+            ("train.py", [*train_arguments(dataset, tmp_path / "run"), "--resume"]),
+        ):
+            result = run_program(program, *flags, f"--checkpoint_path={tmp_path / name}")
+            refused(result, name, "could run code")
+    assert not mark.exists()
+
+
+def test_other_checkpoints(dataset: Path, tmp_path: Path) -> None:
+    """Of a later pass, of another backbone, of another network, cut off, and no checkpoint at all."""
+    arguments = [*train_arguments(dataset, tmp_path / "run"), "--resume"]
+
+    def start_from(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        return run_program("train.py", *arguments, f"--checkpoint_path={path}", *more)
+
+    crossed = save_network(tmp_path / "cross.pth", NetworkConfig(18, cross=True))
+    refused(start_from(crossed), "cross.pth", "comes from a cross pass, this is a base pass")
+    refused(start_from(crossed, "--refine", "--cross", "--backbone=34"), "holds a ResNet-18", "--backbone 34")
+
+    network = build_network(NetworkConfig())
+    lacking = {name: weight for name, weight in network.state_dict().items() if name != "head.out.bias"}
+    Checkpoint(NetworkConfig(), {**lacking, "surplus": torch.zeros(1)}).save(tmp_path / "lacking.pth")
+    refused(start_from(tmp_path / "lacking.pth"), "it lacks head.out.bias", "it has besides surplus")
+    Checkpoint(NetworkConfig(), {**lacking, "head.out.bias": torch.zeros(2)}).save(tmp_path / "shape.pth")
+    refused(start_from(tmp_path / "shape.pth"), "other shapes: head.out.bias (2,) for (1,)")
+
+    cut(crossed, 0.6)
+    refused(start_from(crossed), "cross.pth", "damaged")
+    refused(start_from(dataset / "val" / "A" / "0.png"), "0.png", "is no checkpoint")
+    torch.save([1, 2], tmp_path / "list.pth")
+    refused(start_from(tmp_path / "list.pth"), "holds a list")
+    torch.save({"some.weight": torch.zeros(1)}, tmp_path / "strange.pth")
+    refused(start_from(tmp_path / "strange.pth"), "no PRX-Change network", "some.weight")
+
+
+# --- the disk ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_full_disk(dataset: Path, tiny_disk: Path) -> None:
+    """With no room for a state, and with no room at all; what lay there stays, no part of a file is left."""
+    (tiny_disk / "precious").write_bytes(b"x" * 1000)
+    arguments = train_arguments(dataset, tiny_disk / "run")
+    refused(run_program("train.py", *arguments), "cannot write", "1.state.pth", "No space left on device")
+    assert not list(tiny_disk.rglob("*.part")) and not list(tiny_disk.rglob("*.pth"))
+    with (tiny_disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+        while True:
+            filler.write(b"x" * 4096)
+    refused(run_program("train.py", *arguments), "No space left on device")
+    checkpoint = save_network(dataset / "net.pth", NetworkConfig())
+    flags = [f"--test_root={dataset / 'val'}", f"--checkpoint_path={checkpoint}", "--device=cpu", "--save_result"]
+    refused(run_program("test.py", *flags, f"--save_path={tiny_disk / 'out'}"), "No space left on device")
+    assert (tiny_disk / "precious").read_bytes() == b"x" * 1000
+
+
+def test_save_path_below_a_file(dataset: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    refused(run_program("train.py", *train_arguments(dataset, file / "run")), "cannot make the folder", file)
+    assert file.read_text() == "precious"
+
+
+def test_existing_run_is_kept(dataset: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "other", 1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "1.pth").write_text("precious")
+    refused(run_program("train.py", *train_arguments(dataset, tmp_path / "run")), "holds a run named 1")
+    assert (tmp_path / "run" / "1.pth").read_text() == "precious"
