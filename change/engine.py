@@ -37,19 +37,26 @@ from models.network import TrainingLoss, any_size, normalise
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 10  # steps between two looks at the losses, each of which waits for the device
+LOSSES = ("loss", "loss_classification", "loss_refinement")  # what `Losses` holds, as it is logged
 PANELS, PANEL_SIDE = 4, 256  # val pairs shown in TensorBoard, and how large
 
 
 def predict(
-    network: nn.Module, batches: Iterable[Batch], precision: Precision, threshold: float = 0.5
+    network: nn.Module, batches: Iterable[Batch], precision: Precision, checkpoint: Checkpoint
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with its predicted change, bool (B, 1, H, W) on the device. Sets eval mode."""
+    """Each batch with its predicted change, bool (B, 1, H, W) on the device. Sets eval mode.
+
+    Normalisation and threshold are those of `checkpoint`.
+    """
     network.eval()
     for batch in batches:
         with torch.inference_mode(), precision.autocast():
-            before, after = (normalise(images.to(precision.device)) for images in (batch.before, batch.after))
+            before, after = (
+                normalise(images.to(precision.device), checkpoint.mean, checkpoint.std)
+                for images in (batch.before, batch.after)
+            )
             logits = any_size(network, before, after)
-            changed = torch.sigmoid(logits.float()) > threshold
+            changed = torch.sigmoid(logits.float()) > checkpoint.threshold
         yield batch, changed
 
 
@@ -157,16 +164,14 @@ class Training:
                 "epoch": at.epoch + 1,
                 "step": at.steps,
                 "lr": lr,
-                "loss": at.sums[0] / at.pairs,
-                "loss_classification": at.sums[1] / at.pairs,
-                "loss_refinement": at.sums[2] / at.pairs,
+                **{name: total / at.pairs for name, total in zip(LOSSES, at.sums, strict=True)},
                 "seconds": round(seconds, 3),
                 "pairs_per_second": round((at.pairs - done) / seconds, 3),
             }
-            self.run.scalars({"train/pairs_per_second": row["pairs_per_second"]}, at.steps)
             last = at.epoch + 1 == self.schedule.epochs
             if last or (at.epoch + 1) % self.val_every == 0:
                 row["val"] = {n: None if math.isnan(v) else v for n, v in self.validate().items()}
+            self.run.scalars({"train/pairs_per_second": row["pairs_per_second"]}, at.steps)
             at.epoch, at.step, at.sums, at.pairs = at.epoch + 1, 0, [0.0, 0.0, 0.0], 0
             self.run.epoch_done(row)
             if self.save_every and at.epoch % self.save_every == 0:
@@ -184,9 +189,10 @@ class Training:
         ) as bar:
             for batch in batches:
                 before, after, mask = (part.to(device, non_blocking=True) for part in batch[:3])
+                before, after = (normalise(images, self.template.mean, self.template.std) for images in (before, after))
                 torch.manual_seed(step_seed(self.seed, at.steps))
                 with self.precision.autocast():
-                    losses, _ = self.loss(normalise(before), normalise(after), mask.float())
+                    losses, _ = self.loss(before, after, mask.float())
                 self.precision.step(losses.total, self.optimizer)
                 self.pending.append((batch.names, torch.stack(losses).detach(), len(batch.names)))
                 self.images.update(image for pair in batch.hashes for image in pair)
@@ -199,7 +205,8 @@ class Training:
                     self.run.scalars({"train/lr": lr}, at.steps)
                 if self.stop.number:
                     self.interrupt()
-                if self.save_is_due():
+                # Not at the end: what validation then writes about this step would be written again on going on.
+                if self.save_is_due() and at.step < len(self.train):
                     self.save_state()
 
     def look_at_losses(self) -> float:
@@ -216,8 +223,7 @@ class Training:
             at.sums = [total + value * pairs for total, value in zip(at.sums, row, strict=True)]
             at.pairs += pairs
         means = [float(np.mean(column)) for column in zip(*values, strict=True)]
-        curves = ("train/loss", "train/loss_classification", "train/loss_refinement")
-        self.run.scalars(dict(zip(curves, means, strict=True)), at.steps)
+        self.run.scalars({f"train/{name}": mean for name, mean in zip(LOSSES, means, strict=True)}, at.steps)
         self.pending.clear()
         return means[0]
 
@@ -229,7 +235,7 @@ class Training:
         panels: dict[str, NDArray[np.uint8]] = {}
         seen: list[str] = []
         with tqdm(total=len(self.val), desc="validation", leave=False) as bar:
-            for batch, changed in predict(self.loss.network, or_raise(self.val), self.precision):
+            for batch, changed in predict(self.loss.network, or_raise(self.val), self.precision, self.template):
                 total += count_pixels(changed, batch.mask.to(device) > 0).sum(0)
                 seen += seen_in_training(batch, trained)
                 for i in range(min(len(batch.names), PANELS - len(panels))):

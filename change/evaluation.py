@@ -65,7 +65,7 @@ class Evaluation:
         rows: list[dict[str, Any]] = []
         total, seen = Counts(), list[str]()
         with tqdm(total=len(self.split.pairs), desc="pairs", leave=False) as bar:
-            for batch, changed in predict(network, or_raise(loader), self.precision, self.checkpoint.threshold):
+            for batch, changed in predict(network, or_raise(loader), self.precision, self.checkpoint):
                 counts = count_pixels(changed, batch.mask.to(changed.device) > 0).tolist()
                 seen += seen_in_training(batch, trained)
                 for i, name in enumerate(batch.names):

@@ -104,9 +104,9 @@ def build_network(config: NetworkConfig) -> PRXChange:
 
 def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """Uint8 RGB (B, 3, H, W), 0..255 -> float32, (x / 255 - mean) / std, on the images' device."""
-    scale = torch.tensor(std, device=images.device).view(3, 1, 1) * 255
-    shift = torch.tensor(mean, device=images.device).view(3, 1, 1) * 255
-    return (images.float() - shift) / scale
+    # With plain numbers: a tensor of them, made at every call, would be a copy that waits for the device.
+    channels = zip(images.unbind(1), mean, std, strict=True)
+    return torch.stack([(channel.float() / 255 - m) / s for channel, m, s in channels], dim=1)
 
 
 def any_size(network: Callable[[Tensor, Tensor], Tensor], before: Tensor, after: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from change.change_dataloader import image_hash, read_image
 from change.checkpoint import Checkpoint, PassRecord, load_checkpoint
-from models.network import NetworkConfig, any_size, build_network, normalise
+from models.network import NetworkConfig, any_size, build_network
 from tests.conftest import REPOSITORY, run_program, write_pairs
 from tests.reference.reference_weights import reference_state_dict
 
@@ -52,12 +52,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Random weights whose logits lie on both sides of 0, and a record of training on one pair of `write_pairs`."""
+    """Random weights, normalisation and threshold of its own, and a record of training on one pair of `write_pairs`."""
     torch.manual_seed(0)
     network = build_network(NetworkConfig(18, cross=True, refine=True))
     folder = write_pairs(tmp_path / "trained", 1, seed=7)
     record = PassRecord("refine+cross", images=[image_hash(read_image(folder / "A" / "0.png"))])
-    Checkpoint(NetworkConfig(18, cross=True, refine=True), network.state_dict(), [record]).save(tmp_path / "net.pth")
+    config = NetworkConfig(18, cross=True, refine=True)
+    Checkpoint(config, network.state_dict(), [record], mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.1), threshold=0.45).save(
+        tmp_path / "net.pth"
+    )
     return tmp_path / "net.pth"
 
 
@@ -94,8 +97,12 @@ def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
         before, after = (np.asarray(PIL.Image.open(root / sub / f"{row['image']}.png")) for sub in ("A", "B"))
         mask = np.asarray(PIL.Image.open(root / "label" / f"{row['image']}.png")) > 0
         with torch.inference_mode():
-            images = [normalise(torch.from_numpy(i.transpose(2, 0, 1).copy())[None]) for i in (before, after)]
-            changed = any_size(network, *images)[0, 0].numpy() > 0
+            images = [
+                torch.from_numpy(((i / 255 - (0.4, 0.5, 0.3)) / (0.2, 0.3, 0.1)).astype(np.float32))
+                for i in (before, after)
+            ]
+            logits = any_size(network, *(i.permute(2, 0, 1)[None] for i in images))
+            changed = torch.sigmoid(logits)[0, 0].numpy() > 0.45
         saved = np.asarray(PIL.Image.open(out / "pred" / f"{row['image']}.png"))
         assert saved.shape == mask.shape and set(np.unique(saved)) <= {0, 255}
         assert (saved != changed * 255).mean() < 0.01  # logits within rounding of 0 may fall on either side

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from change.checkpoint import load_checkpoint, read_tensors
 from tests.conftest import REPOSITORY, last_line, run_program, train_arguments, write_pairs
 
-HARD = {"refine": True, "cross": True, "best_name": "run", "color_setting": "0.2 0.2 0.1 0.1", "save_minutes": 0.02}
+HARD = {"refine": True, "cross": True, "best_name": "run", "color_setting": "0.2 0.2 0.1 0.1", "save_minutes": 60}
 
 
 def weights(folder: Path, name: str = "run") -> dict[str, torch.Tensor]:
@@ -48,35 +49,46 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(file: Path, process: subprocess.Popen[str], changes: int = 1) -> None:
-    """Wait until `file` has been written `changes` times, counting from now."""
-    seen, last = 0, file.stat().st_mtime_ns if file.exists() else 0
+def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until `done`, while the process runs."""
     deadline = time.monotonic() + 120
-    while seen < changes:
+    while not done():
         assert process.poll() is None and time.monotonic() < deadline
-        now = file.stat().st_mtime_ns if file.exists() else 0
-        seen, last = seen + (now != last), now
         time.sleep(0.005)
+
+
+def wait_for_step(state: Path, process: subprocess.Popen[str], step: int) -> None:
+    """Wait until the run's state has come to `step`; it is read once for every time it was written."""
+    seen = 0
+
+    def reached() -> bool:
+        nonlocal seen
+        written = state.stat().st_mtime_ns if state.exists() else 0
+        if written == seen:
+            return False
+        seen = written
+        return bool(read_tensors(state)["progress"]["steps"] >= step)
+
+    wait_for(reached, process)
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str) -> None:
     """Three kills inside epochs, then: weights, scores, losses and curves of an uninterrupted run, bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = {**HARD, "amp": amp, "epoch": 4, "train_batchsize": 1, "workers": 2}
-    result = run_program("train.py", *train_arguments(dataset, whole, **{**options, "workers": 0}))
+    options = {**HARD, "amp": amp, "epoch": 4, "train_batchsize": 1}  # 20 steps
+    result = run_program("train.py", *train_arguments(dataset, whole, **options, workers=0))
     assert result.returncode == 0, result.stderr
 
     draw = random.Random(amp)
-    arguments = train_arguments(dataset, broken, **options)
-    for _ in range(3):
+    arguments = train_arguments(dataset, broken, **{**options, "workers": 2, "save_minutes": 0})
+    for first in (1, 7, 13):
         process = start(arguments)
-        wait_for(broken / "run.state.pth", process, draw.randint(2, 3))
-        time.sleep(draw.random())
+        wait_for_step(broken / "run.state.pth", process, draw.randint(first, first + 3))
+        time.sleep(draw.random() / 10)
         process.kill()
         process.communicate()
-        position = read_tensors(broken / "run.state.pth")["progress"]
-        assert 0 < position["steps"] < 20
+        assert first <= read_tensors(broken / "run.state.pth")["progress"]["steps"] < 20
         arguments = ["--continue_run", str(broken), "--workers", "2"]
     finished = run_program("train.py", *arguments)
     assert finished.returncode == 0, finished.stderr
@@ -108,9 +120,9 @@ def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     """A polite stop saves, says how to go on, and loses nothing."""
-    options = {**HARD, "save_minutes": 60, "epoch": 40, "workers": 2}
+    options = {**HARD, "epoch": 40, "workers": 2}
     process = start(train_arguments(dataset, tmp_path / "run", **options))
-    wait_for(tmp_path / "run" / "run.epochs.jsonl", process)
+    wait_for((tmp_path / "run" / "run.epochs.jsonl").exists, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == code
