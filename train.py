@@ -19,7 +19,7 @@ from change.change_dataloader import (
 from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, pass_name
 from change.config import TrainOptions, continued, parse_given
 from change.engine import Interrupted, Schedule, Training
-from change.errors import UserError, listed, run_command
+from change.errors import listed, run_command
 from change.precision import Precision, choose_device
 from change.runlog import Run, find_state, start_logging, versions
 from change.transforms import ColorJitter
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         Run.refuse_existing(folder, name)
 
     device = choose_device(options.device)
-    precision = Precision(options.precision(), device)
+    precision = Precision(state["precision_name"] if state else options.precision(), device)
     workers = default_workers() if options.workers < 0 else options.workers
     lists = Path(options.list) if options.list else None
     train, val = (
@@ -59,15 +59,11 @@ def main(arguments: list[str]) -> int:
     network = build_network(config)
     template = Checkpoint(config, {})
     if state is None and options.resume:
-        before = load_checkpoint(Path(options.checkpoint_path))
-        new = hand_over(before, network, config)
-        template.lineage = before.lineage
-        log.info(
-            "start: %s; new: %s; left out: %s",
-            before.path,
-            listed(new) or "nothing",
-            listed(before.left_out) or "nothing",
-        )
+        start = load_checkpoint(Path(options.checkpoint_path))
+        new = hand_over(start, network, config)
+        template.lineage = start.lineage
+        log.info("start: %s; left out: %s", start.path, listed(start.left_out) or "nothing")
+        log.info("new, with their own initialisation: %s", listed(new, len(new)) or "nothing")
     elif state is None and options.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, options.backbone, options.pretrained))
     network.to(device).to(memory_format=torch.channels_last)
@@ -77,16 +73,19 @@ def main(arguments: list[str]) -> int:
     at = state["progress"] if state else {"epoch": 0, "steps": 0}
     run = Run(folder, name, kept, from_epoch=at["epoch"])
     run.open_board(options, at["steps"])
+    pin = device.type == "cuda"
+    made_with = {**versions(), "device": str(device), "precision": precision.name}
     training = Training(
         TrainingLoss(network, options.k, options.beta, options.l1, options.l2),
         optimizer,
         precision,
         Schedule(options.lr, options.epoch, options.power, options.decay_epoch),
-        TrainLoader(samples, options.train_batchsize, workers, pin=device.type == "cuda"),
-        whole_loader(WholeSamples(val, options.trainsize), options.val_batchsize, workers),
+        TrainLoader(samples, options.train_batchsize, workers, pin),
+        whole_loader(WholeSamples(val, options.trainsize), options.val_batchsize, workers, pin),
         run,
         template,
-        PassRecord(pass_name(config), options=asdict(options), versions=versions()),
+        PassRecord(pass_name(config), options=asdict(options), versions=made_with),
+        train.digest() + val.digest(),
         options.seed,
         options.val_epoch,
         options.save_freq,
@@ -94,21 +93,13 @@ def main(arguments: list[str]) -> int:
     )
     if state is not None:
         training.load_state(state)
-    log.info(
-        "%s pass on %s, %s: epoch %d of %d",
-        pass_name(config),
-        device,
-        precision.name,
-        training.progress.epoch + 1,
-        options.epoch,
-    )
+    epoch = training.progress.epoch + 1
+    log.info("%s pass on %s, %s: epoch %d of %d", pass_name(config), device, precision.name, epoch, options.epoch)
     try:
         training.fit()
     except Interrupted as stop:
         log.info("%s", stop)
         return stop.code
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"{device} is out of memory: choose a smaller --train_batchsize or --cropsize") from error
     best = training.progress
     log.info("done: best val F1 %.4f in epoch %d, %s", best.best, best.best_epoch, run.best_path)
     return 0

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,10 @@ class Split:
     def labelled(self) -> bool:
         """Whether the pairs have masks: all or none do."""
         return self.pairs[0].mask is not None
+
+    def digest(self) -> str:
+        """SHA-256 of the pairs' names and sizes, in order: what tells one split from another without decoding it."""
+        return hashlib.sha256(repr([(pair.name, pair.size) for pair in self.pairs]).encode()).hexdigest()
 
 
 class Batch(NamedTuple):
@@ -124,17 +129,19 @@ def find_split(root: Path, split: str, list_file: Path | None = None, need_label
     if faults:
         raise UserError(f"{folder}: {listed(faults)}")
     pairs = tuple(pair for pair in results if isinstance(pair, Pair))
-    found = Split(split or folder.name, pairs)
+    found = Split(split or folder.resolve().name, pairs)
     return replace(found, binary=masks_are_binary(found)) if masks is not None else found
 
 
 def files_by_stem(folder: Path) -> dict[str, Path]:
-    """The image files of a folder by stem. Raises UserError where two share a stem."""
+    """The image files of a folder by stem. Raises UserError where two share a stem, or a name is not UTF-8."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             if path.stem in files:
                 raise UserError(f"{folder}: {files[path.stem].name} and {path.name} share a stem; keep one of them")
+            if not path.name.isprintable():
+                raise UserError(f"{folder}: the name {path.name!r} is not printable text; rename the file")
             files[path.stem] = path
     return files
 
@@ -427,10 +434,9 @@ def make_loader(
 
 
 def start_worker(_: int) -> None:
-    """A worker has one core, and leaves Ctrl-C to the main process."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker has one core, and leaves it to the main process what Ctrl-C and SIGTERM, sent to all, mean."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

@@ -71,13 +71,16 @@ UNUSED_PUBLISHED = ("change_head.tf0.upsample.weight", "change_head.tf0.upsample
 
 @dataclass
 class PassRecord:
-    """One training pass: what it was, what it saw. `images`: the distinct `image_hash`es of its training images."""
+    """One training pass: what it was, what it saw. `images`: the distinct `image_hash`es of its training images.
+
+    The record "unknown" stands for whatever a published file was trained on.
+    """
 
     name: str
     images: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    scores: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float | None] = field(default_factory=dict)
     epoch: int = 0
 
 
@@ -94,6 +97,10 @@ class Checkpoint:
     path: Path | None = None
     sha256: str = ""
     left_out: list[str] = field(default_factory=list)
+
+    def knows_its_images(self) -> bool:
+        """Whether the lineage names every image trained on."""
+        return bool(self.lineage) and all(record.images for record in self.lineage)
 
     def trained_on(self) -> frozenset[str]:
         """The hashes of all images that any pass was trained on."""
@@ -160,11 +167,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 config=NetworkConfig(**content["config"]),
                 weights=dict(content["weights"]),
                 lineage=[PassRecord(**record) for record in content["lineage"]],
-                mean=tuple(content["normalisation"]["mean"]),
-                std=tuple(content["normalisation"]["std"]),
+                mean=tuple(float(value) for value in content["normalisation"]["mean"]),
+                std=tuple(float(value) for value in content["normalisation"]["std"]),
                 threshold=float(content["threshold"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+            if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in checkpoint.weights.items()):
+                raise TypeError("weights that are no tensors")
+            if not len(checkpoint.mean) == len(checkpoint.std) == 3:
+                raise ValueError("normalisation of other than 3 channels")
+            checkpoint.trained_on()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not a whole checkpoint ({error}); fetch or make it again") from error
     checkpoint.path = path
     checkpoint.sha256 = file_hash(path)
@@ -173,7 +185,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def from_published(state: Mapping[str, Any], path: Path) -> Checkpoint:
     """Translate a published state dict; its configuration follows from its names and shapes."""
-    strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    strange = [n for n, value in state.items() if not (isinstance(n, str) and isinstance(value, Tensor))]
     if strange or not state:
         raise UserError(f"{path} is neither a checkpoint nor a state dict: {listed(strange) or 'it is empty'}")
     if "conv1.weight" in state:
@@ -200,7 +212,7 @@ def from_published(state: Mapping[str, Any], path: Path) -> Checkpoint:
         cross=any(".cross." in name for name in weights),
         refine=any(name.startswith("refinement.") for name in weights),
     )
-    return Checkpoint(config, weights, left_out=left_out)
+    return Checkpoint(config, weights, [PassRecord("unknown")], left_out=left_out)
 
 
 def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
@@ -279,7 +291,7 @@ def load_encoder(encoder: ResNetEncoder, depth: int, pretrained: str) -> str:
             source = weights_enum.url
             try:
                 state = dict(weights_enum.get_state_dict(progress=True, check_hash=True, weights_only=True))
-            except (URLError, OSError, RuntimeError) as error:
+            except (URLError, OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
                 raise UserError(
                     f"no ImageNet weights for ResNet-{depth}: fetch {weights_enum.url} into {BASE_FOLDER} "
                     f"or use --pretrained none (download failed: {error})"

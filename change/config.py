@@ -7,6 +7,7 @@ A field's type says how its argument is read (bool: --x, --no-x, --x=True, --x=F
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import typing
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class TrainOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         at_least(self, 1, "epoch", "train_batchsize", "val_batchsize", "val_epoch", "decay_epoch", "k")
-        at_least(self, 0, "trainsize", "lr", "weight_decay", "l1", "l2", "save_freq", "seed", "power")
+        at_least(self, 0, "trainsize", "lr", "weight_decay", "l1", "l2", "save_freq", "save_minutes", "seed", "power")
         at_least(self, -1, "workers")
         if self.cropsize < MULTIPLE or self.cropsize % MULTIPLE:
             raise UserError(f"--cropsize {self.cropsize}: choose a multiple of {MULTIPLE}")
@@ -96,7 +97,7 @@ class TrainOptions(CommonOptions):
             brightness, contrast, saturation, hue = (float(part) for part in self.color_setting.split())
         except ValueError:
             raise UserError(f'--color_setting "{self.color_setting}": give four numbers, "0.2 0.2 0.1 0.1"') from None
-        if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
+        if not (all(0 <= value < 100 for value in (brightness, contrast, saturation)) and 0 <= hue <= 0.5):
             raise UserError(f'--color_setting "{self.color_setting}": 0 or more, the last one at most 0.5')
         return brightness, contrast, saturation, hue
 
@@ -144,10 +145,11 @@ class TestOptions(CommonOptions):
 
 
 def at_least(options: object, bound: int, *names: str) -> None:
-    """Raise UserError for the first named field below `bound`."""
+    """Raise UserError for the first named field below `bound`, or past what a number here can be."""
     for name in names:
-        if not getattr(options, name) >= bound:
-            raise UserError(f"--{name} {getattr(options, name)}: choose {bound} or more")
+        value = getattr(options, name)
+        if not bound <= value < (2**63 if isinstance(value, int) else math.inf):
+            raise UserError(f"--{name} {value}: choose {bound} or more, and a finite number")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -198,8 +200,10 @@ def parse_given(kind: type, arguments: Sequence[str], description: str) -> dict[
     return vars(parser.parse_args(arguments))
 
 
-# What may differ when a run goes on: where it runs and what it writes beside, nothing that its weights follow from.
+# What may differ when a run goes on: where it runs, where the same data lies, what it writes beside.
 MAY_CHANGE = ("root", "list", "device", "workers", "val_batchsize", "save_freq", "save_minutes", "continue_run")
+# What has no meaning then: the folder is the one given, and the run has long started.
+NO_MEANING = ("save_path", "best_name", "resume", "checkpoint_path", "pretrained")
 
 
 def continued(saved: dict[str, Any], given: dict[str, Any]) -> TrainOptions:
@@ -207,11 +211,14 @@ def continued(saved: dict[str, Any], given: dict[str, Any]) -> TrainOptions:
 
     Raises UserError for a given option that would make it another run.
     """
-    saved_options = TrainOptions(**saved)
+    try:
+        saved_options = TrainOptions(**saved)
+    except TypeError as error:
+        raise UserError(f"the run was made by another version ({error}): use that one to go on") from error
     differing = [
-        f"--{name} {value!r}, was {saved[name]!r}"
+        f"--{name} {value!r}, was {saved.get(name)!r}"
         for name, value in given.items()
-        if name not in (*MAY_CHANGE, "save_path", "best_name") and value != saved[name]
+        if name not in MAY_CHANGE + NO_MEANING and value != saved.get(name)
     ]
     if differing:
         raise UserError(f"--continue_run goes on with the run as it was; not with {'; '.join(differing)}")

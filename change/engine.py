@@ -52,7 +52,7 @@ def predict(
     for batch in batches:
         with torch.inference_mode(), precision.autocast():
             before, after = (
-                normalise(images.to(precision.device), checkpoint.mean, checkpoint.std)
+                normalise(images.to(precision.device, non_blocking=True), checkpoint.mean, checkpoint.std)
                 for images in (batch.before, batch.after)
             )
             logits = any_size(network, before, after)
@@ -85,7 +85,6 @@ class StopSignal:
         """The handler."""
         self.number = number
         signal.signal(number, signal.SIG_DFL)
-        log.info("stopping after this step; once more stops at once, without saving")
 
 
 @dataclass
@@ -123,7 +122,11 @@ def step_seed(seed: int, step: int) -> int:
 
 @dataclass
 class Training:
-    """One pass over its epochs. `record`: what the checkpoints will say of this pass; `earlier`: of those before."""
+    """One pass over its epochs.
+
+    `template`: a checkpoint of this network but for its weights, with the lineage of the passes before; `record`: what
+    its lineage will say of this pass.
+    """
 
     loss: TrainingLoss
     optimizer: torch.optim.Optimizer
@@ -134,6 +137,7 @@ class Training:
     run: Run
     template: Checkpoint
     record: PassRecord
+    data: str
     seed: int
     val_every: int
     save_every: int
@@ -170,12 +174,13 @@ class Training:
             }
             last = at.epoch + 1 == self.schedule.epochs
             if last or (at.epoch + 1) % self.val_every == 0:
-                row["val"] = {n: None if math.isnan(v) else v for n, v in self.validate().items()}
+                row["val"] = self.validate()
             self.run.scalars({"train/pairs_per_second": row["pairs_per_second"]}, at.steps)
+            if self.save_every and (at.epoch + 1) % self.save_every == 0:
+                snapshot = self.run.folder / f"{self.run.name}_epoch{at.epoch + 1}.pth"
+                self.checkpoint(row.get("val", {})).save(snapshot)
             at.epoch, at.step, at.sums, at.pairs = at.epoch + 1, 0, [0.0, 0.0, 0.0], 0
             self.run.epoch_done(row)
-            if self.save_every and at.epoch % self.save_every == 0:
-                self.checkpoint(row.get("val", {})).save(self.run.folder / f"{self.run.name}_epoch{at.epoch}.pth")
             if last or self.save_is_due():
                 self.save_state()
 
@@ -212,6 +217,11 @@ class Training:
     def look_at_losses(self) -> float:
         """Sum up the losses since the last look and return their mean. Raises UserError if one is not finite."""
         at = self.progress
+        if self.precision.lost():
+            raise UserError(
+                f"fp16 has no range left for the gradients in epoch {at.epoch + 1}: the last steps changed nothing; "
+                "use --amp bf16 or off, or lower --lr"
+            )
         values = torch.stack([losses for _, losses, _ in self.pending]).tolist()
         for (names, _, pairs), row in zip(self.pending, values, strict=True):
             if not all(map(math.isfinite, row)):
@@ -227,7 +237,7 @@ class Training:
         self.pending.clear()
         return means[0]
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, float | None]:
         """Score val; keep the weights if they are the best so far."""
         at, device = self.progress, self.precision.device
         trained = self.template.trained_on() | self.images
@@ -244,9 +254,9 @@ class Training:
                 if self.stop.number:
                     self.interrupt()
         counts = Counts(*total.tolist())
-        scores = counts.scores()
-        self.run.scalars({f"val/{name}": value for name, value in scores.items()}, at.steps)
-        text = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        scores = counts.scores_or_none()
+        self.run.scalars({f"val/{name}": value for name, value in counts.scores().items()}, at.steps)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in counts.scores().items())
         log.info("epoch %d/%d: %s", at.epoch + 1, self.schedule.epochs, text)
         if seen and at.best_epoch == 0:
             log.warning("val is no independent test: %d of its pairs were trained on: %s", len(seen), listed(seen))
@@ -259,8 +269,9 @@ class Training:
 
     # --- saving ----------------------------------------------------------------------------------------------------
 
-    def checkpoint(self, scores: dict[str, float]) -> Checkpoint:
-        """The weights as they are now, with their history."""
+    def checkpoint(self, scores: dict[str, float | None]) -> Checkpoint:
+        """The weights at the end of this epoch, with their history. Raises UserError where one is not finite."""
+        self.check_weights()
         record = replace(self.record, images=sorted(self.images), scores=scores, epoch=self.progress.epoch + 1)
         weights = self.loss.network.state_dict()
         return replace(self.template, weights=weights, lineage=[*self.template.lineage, record])
@@ -273,18 +284,14 @@ class Training:
         """Write all that the run needs to go on. Raises UserError where a weight or a loss is not finite."""
         if self.pending:
             self.look_at_losses()
-        network = self.loss.network
-        broken = [name for name, weight in network.named_parameters() if not bool(torch.isfinite(weight).all())]
-        if broken:
-            raise UserError(
-                f"weights are not finite after step {self.progress.steps}: {listed(broken)}; the last good state is "
-                f"{self.run.state_path}; lower --lr, or use --amp off"
-            )
+        self.check_weights()
         state = {
             "format": STATE_FORMAT,
             "options": self.record.options,
-            "weights": network.state_dict(),
+            "data": self.data,
+            "weights": self.loss.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "precision_name": self.precision.name,
             "precision": self.precision.state_dict(),
             "progress": asdict(self.progress),
             "lineage": [asdict(record) for record in self.template.lineage],
@@ -293,14 +300,35 @@ class Training:
         save_tensors(state, self.run.state_path)
         self.saved_at = time.monotonic()
 
+    def check_weights(self) -> None:
+        """Raise UserError where a weight is not finite: a loss is looked at before its step, not after."""
+        weights = {n: w for n, w in self.loss.network.state_dict().items() if w.is_floating_point()}
+        finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+        broken = [name for name, good in zip(weights, finite, strict=True) if not good]
+        if broken:
+            raise UserError(
+                f"weights are not finite after step {self.progress.steps}: {listed(broken)}; the last good state is "
+                f"{self.run.state_path}; lower --lr, or use --amp off"
+            )
+
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `save_state` wrote."""
-        self.loss.network.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.precision.load_state_dict(state["precision"])
-        self.progress = Progress(**state["progress"])
-        self.template.lineage = [PassRecord(**record) for record in state["lineage"]]
-        self.images = set(state["images"])
+        """Take up what `save_state` wrote. Raises UserError where the pairs are not those it was trained on."""
+        if state["data"] != self.data:
+            raise UserError(
+                f"{self.run.state_path} was trained on other pairs than lie in --root now (names or sizes differ); "
+                "going on needs the same ones"
+            )
+        try:
+            self.loss.network.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.precision.load_state_dict(state["precision"])
+            self.progress = Progress(**state["progress"])
+            self.template.lineage = [PassRecord(**record) for record in state["lineage"]]
+            self.images = set(state["images"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{self.run.state_path} does not fit this version ({error}): use the one that wrote it"
+            ) from error
 
     def interrupt(self) -> None:
         """Save, and raise Interrupted, which says how to go on."""

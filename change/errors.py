@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterable
 
 EXIT_USER_ERROR = 2
+EXIT_CTRL_C = 130
+
+# Words in torch's errors, and what to do about them.
+OUT_OF_MEMORY = {
+    "DataLoader worker": "a loader process died, probably for want of memory: use fewer --workers",
+    "CUDA out of memory": "the GPU is out of memory: choose a smaller batch size or --cropsize",
+    "MPS backend out of memory": "the GPU is out of memory: choose a smaller batch size or --cropsize",
+    "DefaultCPUAllocator": "out of memory: choose a smaller batch size, --cropsize or --testsize",
+}
 
 
 class UserError(Exception):
@@ -28,10 +39,22 @@ def run_command(command: Callable[[list[str]], int]) -> None:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         code = fail(f"{place}{error.strerror or error}")
+    except RuntimeError as error:
+        remedy = next((remedy for sign, remedy in OUT_OF_MEMORY.items() if sign in str(error)), None)
+        if remedy is None:
+            raise
+        code = fail(remedy)
+    except KeyboardInterrupt:
+        code = EXIT_CTRL_C
     sys.exit(code)
 
 
 def fail(message: str) -> int:
-    """Print one line to stderr, whatever `message` holds; return the exit code."""
-    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    """Say one line, whatever `message` holds, on stderr and in the log file if there is one; return the exit code."""
+    line = "error: " + " ".join(message.split())
+    if logging.getLogger().handlers:
+        with contextlib.suppress(OSError):  # of a full disk: the console comes first, and has it
+            logging.getLogger().error(line)
+    else:
+        sys.stderr.write(line + "\n")
     return EXIT_USER_ERROR

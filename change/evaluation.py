@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import logging
-import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,7 +76,7 @@ class Evaluation:
         for row in rows:
             row["trained_on"] = row["image"] in seen
         result = self.summary(total, seen)
-        write_whole(outputs.folder / "metrics.json", (json.dumps(result, indent=1) + "\n").encode())
+        write_whole(outputs.folder / "metrics.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         table = io.StringIO()
         writer = csv.DictWriter(table, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -92,7 +91,8 @@ class Evaluation:
         row: dict[str, Any] = {"image": name, "predicted_share": f"{predicted:.6f}"}
         if self.split.labelled:
             row.update(asdict(counts))
-            row.update({key: "" if math.isnan(value) else f"{value:.6f}" for key, value in counts.scores().items()})
+            scores = counts.scores_or_none()
+            row.update({key: "" if value is None else f"{value:.6f}" for key, value in scores.items()})
         return row
 
     def draw(self, batch: Batch, changed: Any, index: int, outputs: Outputs) -> None:
@@ -109,8 +109,7 @@ class Evaluation:
 
     def summary(self, counts: Counts, seen: list[str]) -> dict[str, Any]:
         """What metrics.json holds; scores that are undefined are null."""
-        scores = {name: None if math.isnan(value) else value for name, value in counts.scores().items()}
-        labelled = {"scores": scores, "counts": asdict(counts)} if self.split.labelled else {}
+        labelled = {"scores": counts.scores_or_none(), "counts": asdict(counts)} if self.split.labelled else {}
         return {
             **labelled,
             "images": len(self.split.pairs),
@@ -153,7 +152,7 @@ class Evaluation:
             lines.append("".join(f"{100 * value:>11.2f}" for value in counts.scores().values()))
         if seen:
             lines.append(f"NOT A TEST SCORE: {len(seen)} of these pairs were trained on: {listed(seen, 10)}")
-        elif self.split.labelled and not self.checkpoint.lineage:
-            lines.append("what these weights were trained on is not known: they carry no record of it")
+        elif self.split.labelled and not self.checkpoint.knows_its_images():
+            lines.append("whether these weights were trained on these pairs is not known: they carry no record of it")
         lines.append(f"written to {outputs.folder}")
         sys.stdout.write("\n".join(lines) + "\n")

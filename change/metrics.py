@@ -53,6 +53,10 @@ class Counts:
         """The five scores by name, each 0..1 or NaN."""
         return {name: getattr(self, name) for name in SCORES}
 
+    def scores_or_none(self) -> dict[str, float | None]:
+        """The same with None for NaN, which JSON does not know."""
+        return {name: None if math.isnan(value) else value for name, value in self.scores().items()}
+
 
 SCORES = ("precision", "recall", "f1", "iou", "oa")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from change.errors import UserError
 
+SMALLEST_SCALE = 2.0**-10  # of the loss in fp16; a healthy run stays above 1
 CHOICES = ("auto", "off", "bf16", "fp16", "apex")
 
 
@@ -31,6 +32,8 @@ class Precision:
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
         self.apex = nvidia_apex(device) if self.name == "apex" else None
+        if self.name == "off":
+            torch.backends.cudnn.allow_tf32 = False  # float32 is float32
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass."""
@@ -52,6 +55,10 @@ class Precision:
             self.scaler.step(optimizer)
             self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+
+    def lost(self) -> bool:
+        """Whether fp16 has come to nothing: steps are left out whatever the scale of the loss."""
+        return self.name == "fp16" and self.scaler.get_scale() < SMALLEST_SCALE
 
     def state_dict(self) -> dict[str, Any]:
         """What a run needs to go on: the scaler's state, empty where there is none."""

@@ -40,6 +40,7 @@ from change.metrics import SCORES
 log = logging.getLogger(__name__)
 
 STATE_FORMAT = "prx-change-run/1"
+STATE = ("options", "data", "weights", "optimizer", "precision_name", "precision", "progress", "lineage", "images")
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless")
 
 
@@ -96,8 +97,12 @@ def find_state(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"--continue_run {folder}: runs {listed(names)} lie there; add --best_name to choose one")
     name = name or names[0]
     state = read_tensors(folder / f"{name}.state.pth")
-    if state.get("format") != STATE_FORMAT:
-        raise UserError(f"{folder / name}.state.pth has format {state.get('format')!r}, expected {STATE_FORMAT!r}")
+    missing = [key for key in STATE if key not in state]
+    if state.get("format") != STATE_FORMAT or missing:
+        raise UserError(
+            f"{folder / name}.state.pth is no state that this version can go on from "
+            f"(format {state.get('format')!r}, without {listed(missing) or 'nothing'}): use the version that wrote it"
+        )
     return name, state
 
 
@@ -116,6 +121,8 @@ class Run:
         kept.flush()
         logging.getLogger().removeHandler(kept)
         logging.getLogger().addHandler(file)
+        for left in folder.glob(f".{name}.*.part"):  # by a kill in the middle of a write
+            left.unlink()
         self.epochs = [row for row in read_rows(self.epochs_path) if row["epoch"] <= from_epoch]
         self.board: SummaryWriter | None = None
 

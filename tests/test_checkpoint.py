@@ -11,7 +11,15 @@ import torch
 import torchvision
 
 import change.checkpoint
-from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, network_for_prediction
+from change.checkpoint import (
+    Checkpoint,
+    PassRecord,
+    hand_over,
+    load_checkpoint,
+    load_encoder,
+    network_for_prediction,
+    read_tensors,
+)
 from change.errors import UserError
 from change.files import file_hash, write_whole
 from models.encoder import ResNetEncoder
@@ -47,6 +55,7 @@ def test_published(tmp_path: Path, depth: int, part: str, refined: bool, prefix:
     torch.save({prefix + k: v for k, v in state.items() if refined or "PFRM" not in k}, tmp_path / "net.pth")
     loaded = load_checkpoint(tmp_path / "net.pth")
     assert loaded.config == NetworkConfig(depth, part == "cross", refined)
+    assert not loaded.knows_its_images()
     network, left_out = network_for_prediction(loaded)
     assert {name.removeprefix("module.") for name in left_out if "tf0" in name} == set(
         change.checkpoint.UNUSED_PUBLISHED
@@ -66,6 +75,26 @@ def test_handover_names_what_is_new() -> None:
         assert set(new) == initial.keys() - checkpoint.weights.keys()
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, initial[name] if name in new else checkpoint.weights[name])
+
+
+WRONG: dict[str, tuple[str, object]] = {
+    "weights": ("weights", {"a": [1]}),
+    "names": ("weights", {1: torch.zeros(1)}),
+    "normalisation": ("normalisation", {"mean": "abc", "std": [1, 1, 1]}),
+    "images": ("lineage", [{"name": "base", "images": None}]),
+    "config": ("config", {"backbone": 20}),
+    "format": ("format", "prx-change/99"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_content_of_another_kind(tmp_path: Path, what: str) -> None:
+    Checkpoint(NetworkConfig(), {"a": torch.zeros(1)}).save(tmp_path / "net.pth")
+    content = read_tensors(tmp_path / "net.pth")
+    key, value = WRONG[what]
+    torch.save({**content, key: value}, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"net\.pth"):
+        load_checkpoint(tmp_path / "net.pth")
 
 
 def test_write_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

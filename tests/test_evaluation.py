@@ -40,6 +40,7 @@ def test_counts_of_the_published_system(real_data: Path, tmp_path: Path, part: s
     for name, counts in expected.items():
         for key in ("tp", "fp", "fn", "tn"):
             assert abs(int(rows[name][key]) - counts[key]) <= counts["near_threshold"], (name, key)
+    assert "trained on these pairs is not known" in result.stdout
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for key in ("tp", "fp", "fn", "tn"):
         assert metrics["counts"][key] == sum(int(row[key]) for row in rows.values())

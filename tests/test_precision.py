@@ -58,6 +58,10 @@ def test_a_gradient_that_overflows_in_fp16() -> None:
     before = other.state_dict()["scale"]
     other.load_state_dict(precision.state_dict())
     assert other.state_dict()["scale"] == before / 2
+    assert not precision.lost()
+    for _ in range(40):
+        precision.step((layer(torch.ones(1)) * torch.inf).sum(), optimizer)
+    assert precision.lost()
 
 
 APEX: dict[str, tuple[list[str], str]] = {

@@ -51,7 +51,7 @@ def test_published_values(tmp_path: Path, dataset: str) -> None:
     shared = {"trainsize": size, "cropsize": crop, "train_batchsize": batch, "color_setting": jitter}
     base = options_of(f"train_script/train_{dataset}.sh", tmp_path)
     assert shared.items() <= base.items()
-    assert {"epoch": first, "lr": lr, "val_epoch": every, "best_name": "1"}.items() <= base.items()
+    assert {"epoch": first, "lr": lr, "val_epoch": every}.items() <= base.items()
     assert "refine" not in base and "cross" not in base
     refine = options_of(f"train_script/train_refine_{dataset}.sh", tmp_path, checkpoint_path="1.pth")
     expected = {
@@ -60,15 +60,12 @@ def test_published_values(tmp_path: Path, dataset: str) -> None:
         "val_epoch": "1",
         "refine": "True",
         "resume": "True",
-        "best_name": "2",
         "checkpoint_path": "1.pth",
     }
     assert (shared | expected).items() <= refine.items()
     assert refine.get("cross", "False") == "False"
     cross = options_of(f"train_script/train_refine_{dataset}.sh", tmp_path, checkpoint_path="2.pth", cross="True")
-    assert (
-        shared | expected | {"best_name": "best", "cross": "True", "checkpoint_path": "2.pth"}
-    ).items() <= cross.items()
+    assert (shared | expected | {"cross": "True", "checkpoint_path": "2.pth"}).items() <= cross.items()
     test = options_of(f"test_script/test_{dataset}.sh", tmp_path, checkpoint_path="best.pth")
     assert Path(test["save_path"]).resolve() == REPOSITORY / "results" / dataset
     assert "testsize" not in test

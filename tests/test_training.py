@@ -45,6 +45,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
 
@@ -117,50 +118,69 @@ def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
     assert epochs(tmp_path / "one") != epochs(tmp_path / "other")
 
 
+@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """A polite stop saves, says how to go on, and loses nothing."""
-    options = {**HARD, "epoch": 40, "workers": 2}
-    process = start(train_arguments(dataset, tmp_path / "run", **options))
+def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, code: int, group: bool) -> None:
+    """A polite stop, sent to the process or with its workers, saves, says how to go on, and loses nothing."""
+    process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 2}))
     wait_for((tmp_path / "run" / "run.epochs.jsonl").exists, process)
-    process.send_signal(number)
+    (os.killpg if group else os.kill)(process.pid, number)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == code
+    assert process.returncode == code, said
     assert f"--continue_run {tmp_path / 'run'}" in said.replace("\r", "\n").splitlines()[-1]
     assert "Traceback" not in said
     assert read_tensors(tmp_path / "run" / "run.state.pth")["progress"]["steps"] > 0
+
+
+def test_a_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
+    """As the kernel does when memory runs out."""
+    process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 1}))
+    wait_for((tmp_path / "run" / "run.epochs.jsonl").exists, process)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert said.replace("\r", "\n").splitlines()[-1].startswith("error: a loader process died")
+    assert "error: a loader process died" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_three_passes(dataset: Path, tmp_path: Path) -> None:
     """1.pth, 2.pth and best.pth in one folder, each from the one before, with the lineage of all."""
     folder = tmp_path / "run"
     passes: list[dict[str, object]] = [
-        {"epoch": 1},
+        {"epoch": 1, "save_freq": 1},
         {"epoch": 1, "refine": True, "resume": True, "checkpoint_path": folder / "1.pth"},
         {"epoch": 1, "refine": True, "cross": True, "resume": True, "checkpoint_path": folder / "2.pth"},
     ]
     for options in passes:
         result = run_program("train.py", *train_arguments(dataset, folder, **options))
         assert result.returncode == 0, result.stderr
-    assert "new: decoder.deepest.cross." in result.stderr
+    new = next(line for line in result.stderr.splitlines() if line.startswith("new, with their own"))
+    assert new.count(".cross.") == new.count(",") == len([n for n in weights(folder, "best") if ".cross." in n])
     best = load_checkpoint(folder / "best.pth")
     assert (best.config.refine, best.config.cross) == (True, True)
     assert [record.name for record in best.lineage] == ["base", "refine", "refine+cross"]
-    assert all(len(record.images) == 10 for record in best.lineage)
+    assert all(len(record.images) == 10 and record.epoch == 1 for record in best.lineage)
+    assert load_checkpoint(folder / "1_epoch1.pth").lineage[0].epoch == 1
     assert len((folder / "metrics.txt").read_text().splitlines()) == 1 + 3
     again = run_program("train.py", *train_arguments(dataset, folder, **passes[0]))
     assert again.returncode == 2
     assert "holds a run named 1" in last_line(again)
 
 
-def test_loss_that_is_not_finite(dataset: Path, tmp_path: Path) -> None:
-    """It stops by the names of the batch, and the state on disk is from before."""
-    arguments = train_arguments(dataset, tmp_path / "run", lr=1e30, best_name="run", epoch=20)
+@pytest.mark.parametrize(("batch", "what"), [(2, "the loss is not finite"), (5, "not finite")])
+def test_loss_that_is_not_finite(dataset: Path, tmp_path: Path, batch: int, what: str) -> None:
+    """It stops by the names of the batch; every file on disk is from before, also with a validation after each step."""
+    arguments = train_arguments(dataset, tmp_path / "run", lr=1e30, epoch=20, train_batchsize=batch, save_freq=1)
     result = run_program("train.py", *arguments)
     assert result.returncode == 2, result.stderr
-    assert "the loss is not finite" in last_line(result)
-    assert any(f"pairs {name}" in last_line(result) for name in range(5))
-    assert all(bool(torch.isfinite(weight.float()).all()) for weight in weights(tmp_path / "run").values())
+    assert what in last_line(result) and "last good state" in last_line(result)
+    if batch == 2:
+        assert any(f"pairs {name}" in last_line(result) for name in range(5))
+    assert last_line(result) in (tmp_path / "run" / "log.txt").read_text()
+    for path in (tmp_path / "run").glob("*.pth"):
+        weights = read_tensors(path)["weights"]
+        assert all(bool(torch.isfinite(weight.float()).all()) for weight in weights.values()), path
 
 
 def test_going_on_elsewhere(dataset: Path, tmp_path: Path) -> None:
@@ -171,6 +191,22 @@ def test_going_on_elsewhere(dataset: Path, tmp_path: Path) -> None:
     refused = run_program("train.py", "--continue_run", folder, "--lr", "0.5")
     assert refused.returncode == 2
     assert "--lr 0.5, was 0.001" in last_line(refused)
+    state = read_tensors(folder / "1.state.pth")
+    state["progress"]["epoch"] = 0
+    torch.save(state, tmp_path / "1.state.pth")
+    write_pairs(tmp_path / "other" / "train", 6)
+    write_pairs(tmp_path / "other" / "val", 2)
+    refused = run_program("train.py", "--continue_run", tmp_path, "--root", tmp_path / "other")
+    assert refused.returncode == 2
+    assert "trained on other pairs" in last_line(refused)
+    for part, message in (("progress", "no state that this version"), ("options", "made by another version")):
+        broken = {key: value for key, value in state.items() if key != part}
+        if part == "options":
+            broken["options"] = {**state["options"], "novelty": 1}
+        torch.save(broken, tmp_path / "1.state.pth")
+        refused = run_program("train.py", "--continue_run", tmp_path)
+        assert refused.returncode == 2
+        assert message in last_line(refused)
     moved = folder.rename(tmp_path / "moved")
     finished = run_program("train.py", "--continue_run", moved)
     assert finished.returncode == 0

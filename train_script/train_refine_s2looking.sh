@@ -3,7 +3,7 @@
 # Pass 3: checkpoint_path=2.pth cross=True bash train_refine_s2looking.sh gives best.pth.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-case "${cross:=False}" in [Tt]rue) name=best from=2 ;; *) name=2 from=1 ;; esac
-: "${best_name:=$name}" "${epoch:=500}" "${lr:=4e-4}" "${val_epoch:=1}" "${refine:=True}" "${resume:=True}"
+case "${cross:=False}" in [Tt]rue|1|yes|on) from=2 ;; *) from=1 ;; esac
+: "${epoch:=500}" "${lr:=4e-4}" "${val_epoch:=1}" "${refine:=True}" "${resume:=True}"
 : "${checkpoint_path:=${save_path:-$here/../results/s2looking/train}/$from.pth}"
 . "$here/train_s2looking.sh"
