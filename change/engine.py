@@ -2,8 +2,8 @@
 
 A run is a function of its options alone: the order of an epoch and every augmentation follow from (seed, epoch,
 sample), dropout and refinement points from (seed, step). So its state needs no random states: weights, optimizer,
-loss scaler, position, best score and sums of the epoch are all, and a run that goes on from them ends with the same
-bits as one that was never interrupted.
+loss scaler, position, best score and sums of the epoch are all, and a run that goes on from them ends, on the CPU, with
+the same bits as one that was never interrupted.
 """
 
 from __future__ import annotations

@@ -25,13 +25,11 @@ from change.change_dataloader import (
     TrainSamples,
     WholeSamples,
     find_split,
-    image_hash,
     or_raise,
-    read_image,
-    read_mask,
     whole_loader,
 )
 from change.errors import UserError
+from change.images import image_hash, read_image, read_mask
 from change.transforms import ColorJitter
 from tests.conftest import draw_pair, write_pairs
 

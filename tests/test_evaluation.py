@@ -12,8 +12,8 @@ import PIL.Image
 import pytest
 import torch
 
-from change.change_dataloader import image_hash, read_image
 from change.checkpoint import Checkpoint, PassRecord, load_checkpoint
+from change.images import image_hash, read_image
 from models.network import NetworkConfig, any_size, build_network
 from tests.conftest import REPOSITORY, run_program, write_pairs
 from tests.reference.reference_weights import reference_state_dict
