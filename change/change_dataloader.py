@@ -263,7 +263,8 @@ class WholeSamples(Dataset[Batch | UserError]):
             before, after = (
                 np.asarray(cv2.resize(i, square, interpolation=cv2.INTER_LINEAR), np.uint8) for i in (before, after)
             )
-            mask = np.asarray(cv2.resize(mask, square, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+            # Pillow's nearest: OpenCV's differs from version to version.
+            mask = np.array(PIL.Image.fromarray(mask).resize(square, PIL.Image.Resampling.NEAREST))
         return as_batch(before, after, mask, pair.name, hashes)
 
 
