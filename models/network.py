@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from models.encoder import DEPTHS, STRIDES, ResNetEncoder, both_dates
 from models.fusion import Decoder, Head
-from models.refinement import Refinement
+from models.refinement import Refinement, full_precision
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -84,12 +84,12 @@ class TrainingLoss(nn.Module):
         """
         fused = self.network.fuse(before, after)
         logits = self.network.head(fused[-1])
-        classification = F.binary_cross_entropy_with_logits(logits.float(), mask)
+        classification = F.binary_cross_entropy_with_logits(full_precision(logits), mask)
         if self.network.refinement is None:
             return Losses(classification, classification, torch.zeros_like(classification)), logits
         answers = self.network.refinement(fused, mask, self.k, self.beta, points)
         refinement = torch.stack(
-            [F.binary_cross_entropy_with_logits(answer.refined.float(), answer.labels) for answer in answers]
+            [F.binary_cross_entropy_with_logits(full_precision(answer.refined), answer.labels) for answer in answers]
         ).mean()
         return Losses(self.l1 * classification + self.l2 * refinement, classification, refinement), logits
 

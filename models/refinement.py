@@ -88,8 +88,13 @@ def hardest_points(candidates: Tensor, logits: Tensor, number: int) -> Tensor:
 def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
     """Read a map (B, C, h, w) at points (B, P, 2): (B, P, C). `mode`: "bilinear" or "nearest".
 
-    In float32 whatever the map's type: half precision would move the points by up to a tenth of a cell.
+    In float32 where the map is of half precision, which would move the points by up to a tenth of a cell.
     """
     grid = (2 * points - 1).unsqueeze(1)
-    sampled = F.grid_sample(values.float(), grid, mode=mode, align_corners=False)
+    sampled = F.grid_sample(full_precision(values), grid, mode=mode, align_corners=False)
     return sampled.squeeze(2).transpose(1, 2)
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """As float32 where half precision comes in; float32 and float64 stay."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -115,20 +115,23 @@ def published_name_of_zero_gradient(name: str) -> bool:
     return name.endswith(("to_feature.conv.bias", "mlp.norm2.bias")) and "x_cross" in name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("part", ["base", "cross"])
-def test_training_step(part: str) -> None:
+def test_training_step(part: str, dtype: torch.dtype) -> None:
+    """One step as published. Gradients are held to it in float64: float32's rounding, which differs from processor to
+    processor, moves some of their norms by up to 4e-3."""
     with np.load(REFERENCE / f"expected_train_step_resnet18_{part}.npz") as arrays:
         expected = dict(arrays)
-    network = published_network(18, part).train()
+    network = published_network(18, part).train().to(dtype)
     drop_nothing(network)
-    before, after = reference_pair(7, 2, 96, 96)
+    before, after = (image.to(dtype) for image in reference_pair(7, 2, 96, 96))
     mask = torch.from_numpy(np.random.RandomState(107).standard_normal((2, 1, 96, 96)).astype(np.float32) > 0.5)
     points = [
-        torch.from_numpy(np.random.RandomState(7 + 1000 + i).random_sample((2, 96 // s, 2)).astype(np.float32))
+        torch.from_numpy(np.random.RandomState(7 + 1000 + i).random_sample((2, 96 // s, 2)).astype(np.float32)).to(dtype)
         for i, s in enumerate(reversed(STRIDES))
     ]
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-4, eps=1e-3, weight_decay=2e-3)
-    losses, logits = TrainingLoss(network)(before, after, mask.float(), points)
+    losses, logits = TrainingLoss(network)(before, after, mask.to(dtype), points)
     losses.total.backward()
     for name, loss in zip(("total", "cls", "refine"), losses, strict=True):
         close(loss, expected[f"loss_{name}"].reshape(()), 1e-3)
@@ -141,7 +144,8 @@ def test_training_step(part: str) -> None:
         if "tf0.upsample" not in name and not published_name_of_zero_gradient(name):
             gradient = parameters[our_name(str(name))].grad
             assert gradient is not None
-            assert float(gradient.norm()) == pytest.approx(float(norm), rel=1e-3), name
+            tolerance = 1e-3 if dtype == torch.float64 else 1e-2
+            assert float(gradient.norm()) == pytest.approx(float(norm), rel=tolerance), name
 
     optimizer.step()
     state = network.state_dict()
