@@ -67,7 +67,9 @@ def main(arguments: list[str]) -> int:
     elif state is None and options.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, options.backbone, options.pretrained))
     network.to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, eps=1e-3, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=options.lr, eps=options.eps, weight_decay=options.weight_decay
+    )
     precision.prepare(network, optimizer)
 
     at = state["progress"] if state else {"epoch": 0, "steps": 0}

@@ -7,7 +7,7 @@ A checkpoint is a dict of plain values and tensors, read with `weights_only=True
     pass           "base", "refine", "cross" or "refine+cross"
     normalisation  {"mean": [3 floats], "std": [3 floats]}, of RGB in 0..1
     threshold      a pixel is changed where its probability exceeds it
-    weights        name -> tensor
+    weights        name -> tensor, or {"levels": int8, "scale": float32 that broadcasts to it}: their product
     lineage        one record a pass, the first pass first (`PassRecord`)
 
 Published PRX-Change checkpoints (plain state dicts) are read too, their names translated by `PUBLISHED_NAMES`, and
@@ -106,18 +106,40 @@ class Checkpoint:
         """The hashes of all images that any pass was trained on."""
         return frozenset(digest for record in self.lineage for digest in record.images)
 
-    def save(self, path: Path) -> None:
-        """Write the file, whole or not at all. Raises UserError where it cannot be written."""
+    def save(self, path: Path, packed: bool = False) -> None:
+        """Write the file, whole or not at all; `packed`: weights in 8 bits. Raises UserError where that fails."""
+        weights = {name: tensor.detach().cpu() for name, tensor in self.weights.items()}
         content = {
             "format": FORMAT,
             "config": asdict(self.config),
             "pass": pass_name(self.config),
             "normalisation": {"mean": list(self.mean), "std": list(self.std)},
             "threshold": self.threshold,
-            "weights": {name: tensor.detach().cpu() for name, tensor in self.weights.items()},
+            "weights": pack_weights(weights, self.config) if packed else weights,
             "lineage": [asdict(record) for record in self.lineage],
         }
         save_tensors(content, path)
+
+
+def pack_weights(weights: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor | dict[str, Tensor]]:
+    """Kernels and matrices as 8-bit levels with a scale per output channel; biases, norms and tokens as they are."""
+    modules = dict(build_network(config).named_modules())
+    packed: dict[str, Tensor | dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        layer = modules.get(name.removesuffix(".weight"))
+        if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            packed[name] = tensor
+            continue
+        output = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+        others = [dim for dim in range(tensor.ndim) if dim != output]
+        scale = tensor.float().abs().amax(others, keepdim=True).clamp_min(1e-30) / 127
+        packed[name] = {"levels": (tensor.float() / scale).round().to(torch.int8), "scale": scale}
+    return packed
+
+
+def unpacked(stored: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """A weight as `pack_weights` stores it -> the weight, float32 where it was packed."""
+    return stored if isinstance(stored, Tensor) else stored["levels"].float() * stored["scale"]
 
 
 def pass_name(config: NetworkConfig) -> str:
@@ -165,7 +187,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         try:
             checkpoint = Checkpoint(
                 config=NetworkConfig(**content["config"]),
-                weights=dict(content["weights"]),
+                weights={name: unpacked(stored) for name, stored in content["weights"].items()},
                 lineage=[PassRecord(**record) for record in content["lineage"]],
                 mean=tuple(float(value) for value in content["normalisation"]["mean"]),
                 std=tuple(float(value) for value in content["normalisation"]["std"]),

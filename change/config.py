@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from change.errors import EXIT_USER_ERROR, UserError, fail
+from change.errors import OneLineParser, UserError
 from change.precision import CHOICES as AMP_CHOICES
 from models.encoder import DEPTHS
 from models.network import MULTIPLE, NetworkConfig
@@ -48,6 +47,7 @@ class TrainOptions(CommonOptions):
     epoch: int = option(800, "epochs")
     lr: float = option(6e-4, "learning rate at the start")
     weight_decay: float = option(2e-3, "of AdamW")
+    eps: float = option(1e-3, "of AdamW: small gradients count for less below it; torch's own default is 1e-8")
     train_batchsize: int = option(8, "pairs a training step")
     val_batchsize: int = option(4, "pairs a validation step")
     val_epoch: int = option(10, "validate every n epochs, and after the last")
@@ -73,7 +73,9 @@ class TrainOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         at_least(self, 1, "epoch", "train_batchsize", "val_batchsize", "val_epoch", "decay_epoch", "k")
-        at_least(self, 0, "trainsize", "lr", "weight_decay", "l1", "l2", "save_freq", "save_minutes", "seed", "power")
+        at_least(
+            self, 0, "trainsize", "lr", "weight_decay", "eps", "l1", "l2", "save_freq", "save_minutes", "seed", "power"
+        )
         at_least(self, -1, "workers")
         if self.cropsize < MULTIPLE or self.cropsize % MULTIPLE:
             raise UserError(f"--cropsize {self.cropsize}: choose a multiple of {MULTIPLE}")
@@ -150,15 +152,6 @@ def at_least(options: object, bound: int, *names: str) -> None:
         value = getattr(options, name)
         if not bound <= value < (2**63 if isinstance(value, int) else math.inf):
             raise UserError(f"--{name} {value}: choose {bound} or more, and a finite number")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Ends on a wrong argument with one line."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        """Print the line and exit."""
-        fail(f"{message}; --help lists the options")
-        sys.exit(EXIT_USER_ERROR)
 
 
 def read_bool(text: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_CTRL_C = 130
@@ -58,3 +60,12 @@ def fail(message: str) -> int:
     else:
         sys.stderr.write(line + "\n")
     return EXIT_USER_ERROR
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Ends on a wrong argument with one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit."""
+        fail(f"{message}; --help lists the options")
+        sys.exit(EXIT_USER_ERROR)

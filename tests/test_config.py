@@ -27,6 +27,7 @@ def test_published_defaults() -> None:
         "epoch": 800,
         "lr": 6e-4,
         "weight_decay": 2e-3,
+        "eps": 1e-3,
         "train_batchsize": 8,
         "val_batchsize": 4,
         "val_epoch": 10,

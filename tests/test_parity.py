@@ -127,7 +127,9 @@ def test_training_step(part: str, dtype: torch.dtype) -> None:
     before, after = (image.to(dtype) for image in reference_pair(7, 2, 96, 96))
     mask = torch.from_numpy(np.random.RandomState(107).standard_normal((2, 1, 96, 96)).astype(np.float32) > 0.5)
     points = [
-        torch.from_numpy(np.random.RandomState(7 + 1000 + i).random_sample((2, 96 // s, 2)).astype(np.float32)).to(dtype)
+        torch.from_numpy(np.random.RandomState(7 + 1000 + i).random_sample((2, 96 // s, 2)).astype(np.float32)).to(
+            dtype
+        )
         for i, s in enumerate(reversed(STRIDES))
     ]
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-4, eps=1e-3, weight_decay=2e-3)

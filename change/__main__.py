@@ -1,0 +1,21 @@
+"""`python -m change VERB ...`: the commands beside train.py and test.py."""
+
+from __future__ import annotations
+
+import importlib
+
+from change.errors import UserError, run_command
+
+VERBS = {"samples": "change.synthetic", "pack": "change.pack"}
+
+
+def main(arguments: list[str]) -> int:
+    """Hand the arguments to the verb's own main; return its exit code."""
+    if not arguments or arguments[0] not in VERBS:
+        raise UserError(f"python -m change VERB: choose one of {', '.join(VERBS)}; VERB --help lists its options")
+    code: int = importlib.import_module(VERBS[arguments[0]]).main(arguments[1:])
+    return code
+
+
+if __name__ == "__main__":
+    run_command(main)
