@@ -63,7 +63,7 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 def draw_second_look(first: Look, rng: np.random.Generator) -> Look:
     """The other date: from nearly the same light and season to quite another, and misregistered by about a pixel."""
-    other, distance = draw_look(rng), rng.uniform(0.1, 1.0)
+    other, distance = draw_look(rng), rng.uniform(0.1, 1.0) ** 1.5
     mixed = {
         spec.name: getattr(first, spec.name) + distance * (getattr(other, spec.name) - getattr(first, spec.name))
         for spec in fields(Look)

@@ -52,7 +52,7 @@ SLAB: Colour = (0.76, 0.74, 0.70)
 EARTH: Colour = (0.64, 0.53, 0.41)
 
 # Kinds of district and how often each stays what it is; what is built on, and what for.
-STABLE = {"suburb": 7, "industry": 1.5, "forest": 2.5, "scrub": 2.5, "field": 1.5, "grass": 1, "soil": 1, "water": 0.2}
+STABLE = {"suburb": 3, "industry": 1, "forest": 2.5, "scrub": 2.5, "field": 1.5, "grass": 1, "soil": 1, "water": 0.2}
 BUILT_ON = {"scrub": 3, "soil": 3, "forest": 2, "grass": 2, "field": 2}
 TREES = {
     "forest": 0.024,
@@ -169,7 +169,7 @@ class Builder:
         self.bends = rng.uniform(-1, 1, (3, 2)) * (14, 14)  # amplitude of three waves, metres
         self.waves = rng.normal(0, 1 / 420, (3, 2)) * 2 * np.pi
         self.turnover = float(rng.choice([0.02, 0.08, 0.2]))  # share of single houses that appear or vanish
-        self.growth = rng.uniform(0.15, 0.75)  # share of districts that are built on
+        self.growth = rng.uniform(0.35, 0.85)  # share of districts that are built on
         self.roofs = [ROOFS[i] for i in rng.choice(len(ROOFS), 4, replace=False)]
         self.street = str(rng.choice(["asphalt", "concrete", "worn"]))
 
@@ -344,7 +344,7 @@ class Builder:
                 angle = self.direction(point) + (0 if along == 0 else np.pi / 2) + (np.pi if side > 0 else 0)
                 there = dates
                 if dates == BOTH and rng.random() < self.turnover:
-                    there = NEW if rng.random() < 0.7 else GONE
+                    there = NEW if rng.random() < 0.85 else GONE
                 if dates == NEW and rng.random() < 0.06:
                     self.patch_at(centre, angle, rng.uniform(9, 14, 2), SLAB, NEW)  # a foundation, not yet a house
                     continue
@@ -411,7 +411,7 @@ class Builder:
                     continue
                 angle = self.direction(point)
                 there = (
-                    (NEW if rng.random() < 0.7 else GONE) if dates == BOTH and rng.random() < self.turnover else dates
+                    (NEW if rng.random() < 0.85 else GONE) if dates == BOTH and rng.random() < self.turnover else dates
                 )
                 half = cell * rng.uniform(0.18, 0.36, 2)
                 paved = PAVED[int(rng.integers(len(PAVED)))]

@@ -9,7 +9,7 @@ export python PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
 export root="${root:-$repo/data/synthetic}" save_path="${save_path:-$repo/results/demo/train}"
 [ -d "$root/train" ] || "$python" -m change samples "$root/train" --count "${count:-400}" --size 512 --seed 1
 [ -d "$root/val" ] || "$python" -m change samples "$root/val" --count 40 --size 512 --seed 2
-export pretrained="${pretrained:-none}" trainsize="${trainsize:-0}" cropsize="${cropsize:-128}" lr="${lr:-4e-3}"
-export val_epoch="${val_epoch:-10}" epoch1="${epoch1:-60}" epoch2="${epoch2:-20}" epoch3="${epoch3:-20}"
+export pretrained="${pretrained:-none}" trainsize="${trainsize:-0}" cropsize="${cropsize:-128}" eps="${eps:-1e-8}"
+export val_epoch="${val_epoch:-20}" epoch1="${epoch1:-55}" epoch2="${epoch2:-12}" epoch3="${epoch3:-15}"
 bash "$here/train_all.sh" levir "$@"
 "$python" -m change pack "$save_path/best.pth" "$save_path/packed.pth"
