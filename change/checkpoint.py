@@ -198,7 +198,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             if not len(checkpoint.mean) == len(checkpoint.std) == 3:
                 raise ValueError("normalisation of other than 3 channels")
             checkpoint.trained_on()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} is not a whole checkpoint ({error}); fetch or make it again") from error
     checkpoint.path = path
     checkpoint.sha256 = file_hash(path)

@@ -1,7 +1,7 @@
 """Checkpoints to hand out: `python -m change pack CHECKPOINT OUT`.
 
-Refinement heads, which prediction does not use, are left out; weights are stored in 8 bits with a scale per output
-channel, a quarter of the size, and restored on load.
+Refinement heads, which prediction does not use, are left out, and so are the paths of the machine it was trained on;
+weights are stored in 8 bits with a scale per output channel, a quarter of the size, and restored on load.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from change.checkpoint import load_checkpoint
 from change.errors import OneLineParser, UserError, listed
 from change.runlog import start_logging
+
+PATHS = ("root", "list", "save_path", "checkpoint_path", "continue_run")  # among the options of a pass
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,11 @@ def main(arguments: Sequence[str]) -> int:
     whole = load_checkpoint(given.checkpoint)
     left_out = [name for name in whole.weights if name.startswith("refinement.")]
     kept = {name: tensor for name, tensor in whole.weights.items() if name not in left_out}
-    replace(whole, config=replace(whole.config, refine=False), weights=kept).save(given.out, packed=True)
+    lineage = [
+        replace(record, options={name: value for name, value in record.options.items() if name not in PATHS})
+        for record in whole.lineage
+    ]
+    config = replace(whole.config, refine=False)
+    replace(whole, config=config, weights=kept, lineage=lineage).save(given.out, packed=True)
     log.info("%s: %.1f MB; left out: %s", given.out, given.out.stat().st_size / 1e6, listed(left_out) or "nothing")
     return 0

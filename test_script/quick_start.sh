@@ -5,6 +5,7 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 : "${test_root:=$here/../test_samples}" "${save_path:=$here/../results/qs}"
 : "${checkpoint_path:=$here/../checkpoints/prx_change_r18.pth}"
-: "${save_result:=True}" "${save_iou_map:=True}" "${save_panels:=True}"
+: "${save_result:=True}" "${save_panels:=True}"
+[ ! -d "$test_root/label" ] || : "${save_iou_map:=True}"
 program=test
 . "$here/../train_script/run.sh"

@@ -13,21 +13,17 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
+from change.synthetic import draw_scene
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def draw_pair(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np.uint8], ...]:
-    """Noise with a bright square that is new in after: before, after (H, W, 3), mask (H, W) of 0 and 255."""
-    before = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
-    after = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
-    mask = np.zeros((height, width), np.uint8)
-    side = min(width, height) // 2
-    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-    after[top : top + side, left : left + side] += 120
-    mask[top : top + side, left : left + side] = 255
-    return before, after, mask
+    """A synthetic scene: before, after (H, W, 3), mask (H, W) of 0 and 255, of at least one building."""
+    before, after, mask = draw_scene(height, width, (int(rng.integers(2**31)),))
+    return before, after, mask * np.uint8(255)
 
 
 def write_pairs(folder: Path, count: int, width: int = 64, height: int = 64, seed: int = 0) -> Path:

@@ -14,7 +14,7 @@ import pytest
 from change.checkpoint import Checkpoint, load_checkpoint
 from change.config import TestOptions, TrainOptions
 from models.network import NetworkConfig, build_network
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, write_pairs
 
 DATASETS = ("levir", "dsifn", "s2looking")
 
@@ -146,3 +146,32 @@ def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert (place / "the results" / "metrics.json").is_file()
+
+
+def test_demo_training(tmp_path: Path) -> None:
+    """Scenes, three passes and the packed checkpoint from one script; once more, nothing is drawn or trained again."""
+    values: dict[str, object] = {
+        "root": tmp_path / "scenes",
+        "save_path": tmp_path / "run",
+        "count": 2,
+        "cropsize": 32,
+        "train_batchsize": 2,
+        "epoch1": 1,
+        "epoch2": 1,
+        "epoch3": 1,
+        "workers": 0,
+        "device": "cpu",
+        "amp": "off",
+        "trainsize": 64,
+    }
+    (tmp_path / "scenes").mkdir()
+    write_pairs(tmp_path / "scenes" / "val", 1)
+    first = run_script("train_script/train_demo.sh", tmp_path, **values)
+    assert first.returncode == 0, first.stderr
+    assert len([*(tmp_path / "scenes" / "train" / "A").iterdir()]) == 2
+    packed = load_checkpoint(tmp_path / "run" / "packed.pth")
+    assert [record.name for record in packed.lineage] == ["base", "refine", "refine+cross"]
+    assert not any(str(tmp_path) in str(record.options) for record in packed.lineage)
+    again = run_script("train_script/train_demo.sh", tmp_path, **values)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("nothing left to do") == 3

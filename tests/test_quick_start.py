@@ -1,0 +1,62 @@
+"""The quick start as a process: the checkpoint that comes along, on the test samples, as a stranger runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from change.change_dataloader import find_split
+from change.checkpoint import load_checkpoint
+from change.images import image_hash, read_image, read_mask
+from tests.conftest import REPOSITORY
+from tests.test_scripts import run_script
+from tests.test_synthetic import otsu_f1
+
+SAMPLES = REPOSITORY / "test_samples"
+CHECKPOINT = REPOSITORY / "checkpoints" / "prx_change_r18.pth"
+
+
+def test_quick_start(tmp_path: Path) -> None:
+    """From inside test_script; what it finds, and that a difference with Otsu's threshold does not find it."""
+    result = run_script("test_script/quick_start.sh", REPOSITORY / "test_script", save_path=tmp_path / "qs", device="cpu")
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "qs" / "metrics.json").read_text())
+    assert metrics["scores"]["f1"] >= 0.85
+    assert metrics["trained_on"] == []
+    stems = {path.stem for path in (SAMPLES / "A").iterdir()}
+    assert len(stems) == 3
+    for folder in ("pred", "iou_map", "panels"):
+        assert {path.stem for path in (tmp_path / "qs" / folder).iterdir()} == stems
+    triples = [
+        (read_image(pair.before), read_image(pair.after), read_mask(pair.mask, binary=False))
+        for pair in find_split(SAMPLES, "").pairs
+        if pair.mask
+    ]
+    before, after, mask = (np.concatenate(parts) for parts in zip(*triples, strict=True))
+    assert before.shape[1:] == (1024, 3)
+    assert otsu_f1(before, after, mask) <= 0.3
+
+
+def test_quick_start_on_pairs_without_labels(tmp_path: Path) -> None:
+    for sub in ("A", "B"):
+        (tmp_path / "mine" / sub).mkdir(parents=True)
+        picture = next((SAMPLES / sub).iterdir())
+        shutil.copy(picture, tmp_path / "mine" / sub)
+    values = {"test_root": tmp_path / "mine", "save_path": tmp_path / "out", "testsize": 64, "device": "cpu"}
+    result = run_script("test_script/quick_start.sh", tmp_path, **values)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "panels").is_dir() and not (tmp_path / "out" / "iou_map").exists()
+
+
+def test_checkpoint_has_seen_synthetic_scenes_alone() -> None:
+    """Three passes, none of them on the test samples; small enough to come along."""
+    checkpoint = load_checkpoint(CHECKPOINT)
+    assert CHECKPOINT.stat().st_size < 18e6
+    assert [record.name for record in checkpoint.lineage] == ["base", "refine", "refine+cross"]
+    assert checkpoint.knows_its_images()
+    pairs = find_split(SAMPLES, "").pairs
+    shown = {image_hash(read_image(path)) for pair in pairs for path in (pair.before, pair.after)}
+    assert not shown & checkpoint.trained_on()
