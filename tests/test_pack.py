@@ -1,4 +1,4 @@
-"""Checkpoints to hand out: a quarter of the size, weights within half a level, nothing but the refinement heads lost."""
+"""Checkpoints to hand out: a quarter of the size, weights within half a level, nothing lost but refinement heads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from change.checkpoint import Checkpoint, PassRecord, load_checkpoint, network_for_prediction, read_tensors, save_tensors
+from change.checkpoint import (
+    Checkpoint,
+    PassRecord,
+    load_checkpoint,
+    network_for_prediction,
+    read_tensors,
+    save_tensors,
+)
 from change.errors import UserError
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY
@@ -67,7 +74,8 @@ def test_pack_overwrites_nothing(whole: Checkpoint, tmp_path: Path) -> None:
 def test_damaged_levels(whole: Checkpoint, tmp_path: Path) -> None:
     whole.save(tmp_path / "small.pth", packed=True)
     content = read_tensors(tmp_path / "small.pth")
-    for stored in ({"levels": torch.zeros(3, dtype=torch.int8)}, {"levels": torch.zeros(3), "scale": torch.zeros(2)}, "x"):
+    levels = torch.zeros(3, dtype=torch.int8)
+    for stored in ({"levels": levels}, {"levels": levels, "scale": torch.zeros(2)}, "x"):
         content["weights"]["head.out.weight"] = stored
         save_tensors(content, tmp_path / "damaged.pth")
         with pytest.raises(UserError, match=r"damaged\.pth is not a whole checkpoint"):

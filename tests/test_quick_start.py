@@ -21,7 +21,8 @@ CHECKPOINT = REPOSITORY / "checkpoints" / "prx_change_r18.pth"
 
 def test_quick_start(tmp_path: Path) -> None:
     """From inside test_script; what it finds, and that a difference with Otsu's threshold does not find it."""
-    result = run_script("test_script/quick_start.sh", REPOSITORY / "test_script", save_path=tmp_path / "qs", device="cpu")
+    values = {"save_path": tmp_path / "qs", "device": "cpu"}
+    result = run_script("test_script/quick_start.sh", REPOSITORY / "test_script", **values)
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "qs" / "metrics.json").read_text())
     assert metrics["scores"]["f1"] >= 0.85
