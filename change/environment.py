@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -51,6 +52,16 @@ def lacking(files: list[str]) -> list[str]:
     return missing
 
 
+def lacking_in(python: str, files: list[str]) -> list[str]:
+    """The same of another interpreter, which may not be there or not work: then it lacks everything."""
+    code = f"from change.environment import lacking; print(*lacking({files!r}), sep='\\n')"
+    try:
+        answer = subprocess.run([python, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return [name for name, _ in requirements(files)]
+    return [line for line in answer.stdout.splitlines() if line]
+
+
 def install_commands(python: str, files: list[str]) -> list[list[str]]:
     """The pip calls that meet the requirements: torch and torchvision first where TORCH_INDEX names an index."""
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check"]
@@ -66,7 +77,7 @@ def install(python: str, files: list[str]) -> None:
     """Run pip; what it says goes to stderr. Raises SystemExit where it fails."""
     for command in install_commands(python, files):
         if subprocess.run([*command, "--quiet"], stdout=sys.stderr, check=False).returncode:
-            stop(f"pip failed; its message stands above. To try again: {' '.join(command)}")
+            stop(f"pip failed; its message stands above. To try again: {shlex.join(command)}")
 
 
 def stop(message: str) -> None:
@@ -86,16 +97,17 @@ def main(files: list[str]) -> None:
     python = sys.executable
     if missing and active:
         if os.environ.get("PRX_SETUP") != "1":
-            line = " && ".join(" ".join(command) for command in install_commands(python, files))
+            line = " && ".join(shlex.join(command) for command in install_commands(python, files))
             stop(f"the active environment {active} lacks {', '.join(missing)}. Run: {line} ({SIZE}{HINT})")
         install(python, files)
     elif missing:
         python = str(VENV / "bin" / "python")
-        check = [python, "-c", f"from change.environment import lacking; raise SystemExit(bool(lacking({files!r})))"]
-        if not Path(python).exists() or subprocess.run(check, cwd=REPOSITORY, check=False).returncode:
-            where = os.environ.get("TORCH_INDEX")
-            size = f"torch from {where}" if where else f"{SIZE}{HINT}"
-            sys.stderr.write(f"installing what {' and '.join(files)} name into {VENV}, once ({size})\n")
+        missing = lacking_in(python, files)
+        if missing:
+            torch_from = os.environ.get("TORCH_INDEX")
+            size = f" (torch from {torch_from})" if torch_from else f" ({SIZE}{HINT})"
+            large = any(name.startswith("torch") for name in missing)
+            sys.stderr.write(f"installing {', '.join(missing)} into {VENV}, once{size if large else ''}\n")
             if subprocess.run([sys.executable, "-m", "venv", str(VENV)], stdout=sys.stderr, check=False).returncode:
                 stop(f"{VENV} could not be made; the message stands above")
             install(python, files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,9 @@ def version_in(python: str, package: str) -> str:
 def test_no_environment_makes_one_once(clone: Path) -> None:
     first = find(clone)
     assert first.returncode == 0, first.stderr
-    assert "installing" in first.stderr and "5 GB" in first.stderr and "TORCH_INDEX" in first.stderr
+    assert (
+        "installing torchlike, small into" in first.stderr and "5 GB" in first.stderr and "TORCH_INDEX" in first.stderr
+    )
     python = first.stdout.strip()
     assert Path(python) == clone / ".venv" / "bin" / "python"
     assert version_in(python, "torchlike") == "2.9.0" and version_in(python, "small") == "1.1"
@@ -80,6 +83,7 @@ def test_no_environment_makes_one_once(clone: Path) -> None:
     make_wheel(clone.parent / "index", "later", "1.0")
     third = find(clone)
     assert third.returncode == 0 and version_in(python, "later") == "1.0"
+    assert "installing later into" in third.stderr and "5 GB" not in third.stderr
     inside = find(clone, python=python)
     assert inside.stdout.strip() == python and inside.stderr == ""
 
@@ -91,6 +95,7 @@ def test_active_environment_is_left_alone_unless_asked(clone: Path, tmp_path: Pa
         told = find(clone, python=python, **{variable: str(tmp_path / "mine")})
         assert told.returncode == 2 and told.stdout == "" and told.stderr.count("\n") == 1
         assert "lacks torchlike, small" in told.stderr and f"{python} -m pip install" in told.stderr
+        assert shlex.quote(str(clone / "requirements.txt")) in told.stderr  # its folder has a space
         assert version_in(python, "small") == "" and not (clone / ".venv").exists()
     asked = find(clone, python=python, VIRTUAL_ENV=str(tmp_path / "mine"), PRX_SETUP="1")
     assert asked.returncode == 0 and asked.stdout.strip() == python
