@@ -6,7 +6,13 @@ import importlib
 
 from change.errors import UserError, run_command
 
-VERBS = {"samples": "change.synthetic", "pack": "change.pack"}
+VERBS = {
+    "prepare": "change.prepare",
+    "check": "change.check",
+    "compare": "change.compare",
+    "samples": "change.synthetic",
+    "pack": "change.pack",
+}
 
 
 def main(arguments: list[str]) -> int:
