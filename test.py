@@ -9,6 +9,7 @@ from change.checkpoint import load_checkpoint, network_for_prediction
 from change.config import TestOptions, parse_given
 from change.errors import run_command
 from change.evaluation import Evaluation, Outputs
+from change.groups import find_check, read_places
 from change.precision import Precision, choose_device
 from change.runlog import start_logging
 
@@ -19,19 +20,25 @@ def main(arguments: list[str]) -> int:
     options = TestOptions(**parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label."))
     precision = Precision(options.amp, choose_device(options.device))
     checkpoint = load_checkpoint(Path(options.checkpoint_path))
+    threshold = checkpoint.chosen_threshold(options.threshold)
     network, left_out = network_for_prediction(checkpoint)
     list_file = Path(options.list) if options.list else None
     split = find_split(Path(options.test_root), "", list_file, need_labels=False)
+    checked = Path(options.check) if options.check else find_check(Path(options.test_root))
+    places = read_places(checked) if checked else {}
     folder = Path(options.save_path or Path(__file__).parent / "results" / split.name)
     outputs = Outputs(
         folder,
         masks=Path(options.save_result_path or folder / "pred") if options.save_result else None,
         error_maps=Path(options.save_iou_map_path or folder / "iou_map") if options.save_iou_map else None,
         panels=Path(options.save_panels_path or folder / "panels") if options.save_panels else None,
+        report=folder / "report.html" if options.report else None,
     )
     workers = default_workers() if options.workers < 0 else options.workers
     batches = whole_loader(WholeSamples(split, options.testsize), options.test_batchsize, workers)
-    evaluation = Evaluation(checkpoint, split, precision, options.testsize, left_out)
+    evaluation = Evaluation(
+        checkpoint, split, precision, options.testsize, left_out, options.prediction(), threshold, places
+    )
     evaluation.run(network.to(precision.device), batches, outputs)
     return 0
 

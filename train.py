@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from change.cache import DecodedCache
 from change.change_dataloader import (
     TrainLoader,
     TrainSamples,
     WholeSamples,
     default_workers,
     find_split,
+    shared_images,
     whole_loader,
 )
 from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, pass_name
@@ -53,6 +55,13 @@ def main(arguments: list[str]) -> int:
         find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
     )
     samples = TrainSamples(train, options.cropsize, ColorJitter(*options.jitter_ranges()), options.seed)
+    val_samples = WholeSamples(val, options.trainsize)
+    if shared := shared_images(train, val):
+        log.warning(
+            "val is no independent test: %d of its pairs share an image file with train: %s; "
+            "run python -m change check %s",
+            *(len(shared), listed(shared), options.root),
+        )
 
     torch.manual_seed(options.seed)
     config = options.network()
@@ -71,6 +80,9 @@ def main(arguments: list[str]) -> int:
         network.parameters(), lr=options.lr, eps=options.eps, weight_decay=options.weight_decay
     )
     precision.prepare(network, optimizer)
+    if options.cache == "disk":  # only here, where little is left to go wrong: it can take minutes
+        place = Path(options.cache_path or f"{options.root}/.cache")
+        samples.read, val_samples.read = (DecodedCache(split, place).read for split in (train, val))
 
     at = state["progress"] if state else {"epoch": 0, "steps": 0}
     run = Run(folder, name, kept, from_epoch=at["epoch"])
@@ -83,7 +95,7 @@ def main(arguments: list[str]) -> int:
         precision,
         Schedule(options.lr, options.epoch, options.power, options.decay_epoch),
         TrainLoader(samples, options.train_batchsize, workers, pin),
-        whole_loader(WholeSamples(val, options.trainsize), options.val_batchsize, workers, pin),
+        whole_loader(val_samples, options.val_batchsize, workers, pin),
         run,
         template,
         PassRecord(pass_name(config), options=asdict(options), versions=made_with),

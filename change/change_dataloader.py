@@ -14,12 +14,13 @@ Shapes: images uint8 RGB (H, W, 3), masks uint8 (H, W) of 0 and 1; in a batch (B
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from change.errors import UserError, listed
+from change.files import file_hash
 from change.images import IMAGE_MODES, UNREADABLE, bits, image_hash, read_image, read_levels, read_mask
 from change.transforms import ColorJitter, Image, augment
 
@@ -69,6 +71,26 @@ class Split:
     def digest(self) -> str:
         """SHA-256 of the pairs' names and sizes, in order: what tells one split from another without decoding it."""
         return hashlib.sha256(repr([(pair.name, pair.size) for pair in self.pairs]).encode()).hexdigest()
+
+    def read(self, index: int, hashed: bool = True) -> Pixels:
+        """Decode a pair, and hash its images if `hashed`. Raises UserError for a file that does not decode."""
+        pair = self.pairs[index]
+        before, after = read_image(pair.before), read_image(pair.after)
+        mask = read_mask(pair.mask, self.binary) if pair.mask else np.zeros(before.shape[:2], np.uint8)
+        return Pixels(before, after, mask, [(image_hash(before), image_hash(after))] if hashed else [])
+
+
+class Pixels(NamedTuple):
+    """A pair's images (H, W, 3), its mask (H, W) of 0 and 1 (of 0 alone without labels), and the `image_hash` of both
+    images where it was asked for."""
+
+    before: Image
+    after: Image
+    mask: Image
+    hashes: list[tuple[str, str]]
+
+
+Reader = Callable[[int, bool], Pixels]  # as `Split.read`
 
 
 class Batch(NamedTuple):
@@ -207,6 +229,32 @@ def masks_are_binary(split: Split) -> bool:
     return not exceeding
 
 
+def shared_images(train: Split, val: Split) -> list[str]:
+    """The names of val's pairs of which an image is, byte for byte, one of train's, of either date.
+
+    None is decoded, and few are read: where sizes are equal 4 KiB, where those are equal too the whole file.
+    """
+    ours, theirs = ([path for pair in split.pairs for path in (pair.before, pair.after)] for split in (train, val))
+    for look in map(functools.cache, (file_size, file_middle, file_hash)):
+        in_ours, in_theirs = {*map(look, ours)}, {*map(look, theirs)}
+        ours = [path for path in ours if look(path) in in_theirs]
+        theirs = [path for path in theirs if look(path) in in_ours]
+    shared = set(theirs)
+    return [pair.name for pair in val.pairs if shared & {pair.before, pair.after}]
+
+
+def file_size(path: Path) -> int:
+    """Bytes."""
+    return path.stat().st_size
+
+
+def file_middle(path: Path) -> bytes:
+    """4 KiB, or as much as there is, from where files of the same kind and size differ."""
+    with path.open("rb") as file:
+        file.seek(file_size(path) // 2)
+        return file.read(4096)
+
+
 # --- samples and batches -------------------------------------------------------------------------------------------
 
 
@@ -222,6 +270,7 @@ class TrainSamples(Dataset[Batch | UserError]):
         if small:
             raise UserError(f"crop {crop} is larger than {listed(small)}: choose a smaller --cropsize")
         self.split, self.crop, self.jitter, self.seed, self.hash_epoch = split, crop, jitter, seed, hash_epoch
+        self.read: Reader = split.read  # a cache's takes its place
 
     def __len__(self) -> int:
         return len(self.split.pairs)
@@ -229,15 +278,12 @@ class TrainSamples(Dataset[Batch | UserError]):
     def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
         epoch, index = key
         try:
-            pair = self.split.pairs[index]
-            assert pair.mask is not None
-            before, after = read_image(pair.before), read_image(pair.after)
-            mask = read_mask(pair.mask, self.split.binary)
+            before, after, mask, hashes = self.read(index, epoch == self.hash_epoch)
         except UserError as error:
             return error
-        hashes = [(image_hash(before), image_hash(after))] if epoch == self.hash_epoch else []
         rng = np.random.default_rng((self.seed, epoch, index, 1))
-        return as_batch(*augment(before, after, mask, self.crop, self.jitter, rng), pair.name, hashes)
+        crops = augment(before, after, mask, self.crop, self.jitter, rng)
+        return as_batch(*crops, self.split.pairs[index].name, hashes)
 
 
 class WholeSamples(Dataset[Batch | UserError]):
@@ -246,6 +292,7 @@ class WholeSamples(Dataset[Batch | UserError]):
     def __init__(self, split: Split, size: int = 0) -> None:
         """`size`: side of the square; 0 leaves images as they are."""
         self.split, self.size = split, size
+        self.read: Reader = split.read  # a cache's takes its place
 
     def __len__(self) -> int:
         return len(self.split.pairs)
@@ -253,11 +300,9 @@ class WholeSamples(Dataset[Batch | UserError]):
     def __getitem__(self, index: int) -> Batch | UserError:
         pair = self.split.pairs[index]
         try:
-            before, after = read_image(pair.before), read_image(pair.after)
-            mask = read_mask(pair.mask, self.split.binary) if pair.mask else np.zeros(before.shape[:2], np.uint8)
+            before, after, mask, hashes = self.read(index, True)
         except UserError as error:
             return error
-        hashes = [(image_hash(before), image_hash(after))]
         if self.size and pair.size != (self.size, self.size):
             square = (self.size, self.size)
             before, after = (

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from change.change_dataloader import AFTER, BEFORE, LABEL, Pair, check_headers, files_by_stem, read_list
 from change.errors import OneLineParser, UserError, listed
 from change.files import make_folder, write_whole
+from change.groups import results_folder
 from change.images import image_hash, read_image, read_levels
 from change.likeness import Link, Shift, alike, edges, groups, links, shift, thumbnail
 from change.runlog import start_logging
@@ -99,11 +100,6 @@ def main(arguments: Sequence[str]) -> int:
     write_whole(folder / "check.json", (json.dumps(result, indent=1) + "\n").encode())
     report(result, found, [folder / "check.json", *sheets])
     return 1 if any(finding.rank in ("error", "leak") for finding in found) else 0
-
-
-def results_folder(root: Path) -> Path:
-    """Where the results for a data set go, and where test.py looks for them."""
-    return Path(__file__).resolve().parent.parent / "results" / "check" / root.resolve().name
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

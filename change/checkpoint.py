@@ -7,6 +7,7 @@ A checkpoint is a dict of plain values and tensors, read with `weights_only=True
     pass           "base", "refine", "cross" or "refine+cross"
     normalisation  {"mean": [3 floats], "std": [3 floats]}, of RGB in 0..1
     threshold      a pixel is changed where its probability exceeds it
+    val_threshold  the one of the highest F1 on val, used only when asked for; None where it is not known
     weights        name -> tensor, or {"levels": int8, "scale": float32 that broadcasts to it}: their product
     lineage        one record a pass, the first pass first (`PassRecord`)
 
@@ -94,6 +95,7 @@ class Checkpoint:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     threshold: float = 0.5
+    val_threshold: float | None = None
     path: Path | None = None
     sha256: str = ""
     left_out: list[str] = field(default_factory=list)
@@ -106,6 +108,14 @@ class Checkpoint:
         """The hashes of all images that any pass was trained on."""
         return frozenset(digest for record in self.lineage for digest in record.images)
 
+    def chosen_threshold(self, text: str) -> float:
+        """`threshold` for "", `val_threshold` for "val", else the number. Raises UserError where there is none."""
+        if text == "val" and self.val_threshold is None:
+            raise UserError(
+                f"{self.path} carries no threshold chosen on val: give --threshold a number, or leave it out"
+            )
+        return self.threshold if not text else float(self.val_threshold or 0.0) if text == "val" else float(text)
+
     def save(self, path: Path, packed: bool = False) -> None:
         """Write the file, whole or not at all; `packed`: weights in 8 bits. Raises UserError where that fails."""
         weights = {name: tensor.detach().cpu() for name, tensor in self.weights.items()}
@@ -115,6 +125,7 @@ class Checkpoint:
             "pass": pass_name(self.config),
             "normalisation": {"mean": list(self.mean), "std": list(self.std)},
             "threshold": self.threshold,
+            "val_threshold": self.val_threshold,
             "weights": pack_weights(weights, self.config) if packed else weights,
             "lineage": [asdict(record) for record in self.lineage],
         }
@@ -192,6 +203,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 mean=tuple(float(value) for value in content["normalisation"]["mean"]),
                 std=tuple(float(value) for value in content["normalisation"]["std"]),
                 threshold=float(content["threshold"]),
+                val_threshold=None if content.get("val_threshold") is None else float(content["val_threshold"]),
             )
             if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in checkpoint.weights.items()):
                 raise TypeError("weights that are no tensors")

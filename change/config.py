@@ -15,10 +15,14 @@ from typing import Any, TypeVar
 
 from change.errors import OneLineParser, UserError
 from change.precision import CHOICES as AMP_CHOICES
+from change.tiles import Protocol
 from models.encoder import DEPTHS
 from models.network import MULTIPLE, NetworkConfig
 
 Options = TypeVar("Options")
+
+# Window and overlap by protocol; (0, 0): whole images, None: as the options say.
+PROTOCOLS: dict[str, tuple[int, int] | None] = {"full": (0, 0), "slide": None, "tile256": (256, 0)}
 
 
 def option(default: Any, help: str, choices: Sequence[Any] | None = None, alias: str = "") -> Any:
@@ -69,6 +73,8 @@ class TrainOptions(CommonOptions):
     pretrained: str = option("imagenet", "encoder at the start: imagenet, none, or the path of a torchvision file")
     mixed_precision_training: bool = option(True, "False is --amp off")
     amp: str = option("auto", "precision of training and validation", choices=AMP_CHOICES)
+    cache: str = option("off", "disk: decode every pair once, into a file a split", choices=("off", "disk"))
+    cache_path: str = option("", "folder of these files; default ROOT/.cache")
     continue_run: str = option("", "folder of an interrupted run to go on with, exactly")
 
     def __post_init__(self) -> None:
@@ -127,6 +133,14 @@ class TestOptions(CommonOptions):
     checkpoint_path: str = option("", "weights: ours or published", alias="test_checkpoint_path")
     testsize: int = option(0, "resize images to this square (bilinear; masks nearest); 0: as they are")
     test_batchsize: int = option(1, "pairs a step; images of different sizes never share one")
+    protocol: str = option(
+        "full", "whole images, overlapping windows, or tiles of 256 without overlap", choices=tuple(PROTOCOLS)
+    )
+    window: int = option(512, "of slide: side of the windows")
+    overlap: int = option(128, "of slide: pixels by which they overlap; there they are blended")
+    tta: bool = option(False, "mean over the eight flips and quarter turns")
+    threshold: str = option("", "of the probability: a number, or val, the one chosen on val; default the checkpoint's")
+    check: str = option("", "check.json of python -m change check; default results/check/NAME of the data set")
     amp: str = option("off", "precision: off is float32", choices=("auto", "off", "bf16", "fp16"))
     save_path: str = option("", "folder of metrics.json and images.csv; default results/NAME of test_root")
     save_result: bool = option(False, "write mask PNGs, 0 and 255")
@@ -135,15 +149,30 @@ class TestOptions(CommonOptions):
     save_iou_map_path: str = option("", "their folder; default SAVE_PATH/iou_map")
     save_panels: bool = option(False, "write panels: before, after, mask, error")
     save_panels_path: str = option("", "their folder; default SAVE_PATH/panels")
+    report: bool = option(False, "write SAVE_PATH/report.html: scores, curves, best and worst images")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "testsize")
-        at_least(self, 1, "test_batchsize")
+        at_least(self, 0, "testsize", "overlap")
+        at_least(self, 1, "test_batchsize", "window")
         at_least(self, -1, "workers")
         if not self.test_root:
             raise UserError("--test_root is missing: a folder of A, B and, for scores, label")
         if not self.checkpoint_path:
             raise UserError("--checkpoint_path is missing: the weights to test")
+        if self.overlap >= self.window:
+            raise UserError(f"--overlap {self.overlap}: choose less than --window {self.window}")
+        if self.threshold not in ("", "val"):
+            try:
+                value = float(self.threshold)
+            except ValueError:
+                value = math.nan
+            if not 0 <= value < 1:
+                raise UserError(f"--threshold {self.threshold}: choose a number from 0 to below 1, or val")
+
+    def prediction(self) -> Protocol:
+        """How images are predicted."""
+        window, overlap = PROTOCOLS[self.protocol] or (self.window, self.overlap)
+        return Protocol(self.protocol, window, overlap, self.tta)
 
 
 def at_least(options: object, bound: int, *names: str) -> None:
@@ -194,7 +223,8 @@ def parse_given(kind: type, arguments: Sequence[str], description: str) -> dict[
 
 
 # What may differ when a run goes on: where it runs, where the same data lies, what it writes beside.
-MAY_CHANGE = ("root", "list", "device", "workers", "val_batchsize", "save_freq", "save_minutes", "continue_run")
+WHERE = ("root", "list", "device", "workers", "cache", "cache_path", "continue_run")
+MAY_CHANGE = (*WHERE, "val_batchsize", "save_freq", "save_minutes")
 # What has no meaning then: the folder is the one given, and the run has long started.
 NO_MEANING = ("save_path", "best_name", "resume", "checkpoint_path", "pretrained")
 

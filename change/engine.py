@@ -12,7 +12,6 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -28,10 +27,11 @@ from tqdm import tqdm
 from change.change_dataloader import Batch, TrainLoader, or_raise
 from change.checkpoint import Checkpoint, PassRecord, save_tensors
 from change.errors import UserError, listed
-from change.metrics import Counts, count_pixels
+from change.metrics import BINS, Curve, histogram
 from change.pictures import panel
 from change.precision import Precision
 from change.runlog import STATE_FORMAT, Run
+from change.tiles import Predict
 from models.network import TrainingLoss, any_size, normalise
 
 log = logging.getLogger(__name__)
@@ -41,23 +41,22 @@ LOSSES = ("loss", "loss_classification", "loss_refinement")  # what `Losses` hol
 PANELS, PANEL_SIDE = 4, 256  # val pairs shown in TensorBoard, and how large
 
 
-def predict(
-    network: nn.Module, batches: Iterable[Batch], precision: Precision, checkpoint: Checkpoint
-) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with its predicted change, bool (B, 1, H, W) on the device. Sets eval mode.
+def predictor(network: nn.Module, precision: Precision, checkpoint: Checkpoint) -> Predict:
+    """A function from uint8 images (B, 3, H, W) of any size to probabilities, float32 (B, 1, H, W) on the device.
 
-    Normalisation and threshold are those of `checkpoint`.
+    Sets eval mode. Normalisation is that of `checkpoint`.
     """
     network.eval()
-    for batch in batches:
+
+    def predict(before: Tensor, after: Tensor) -> Tensor:
         with torch.inference_mode(), precision.autocast():
             before, after = (
                 normalise(images.to(precision.device, non_blocking=True), checkpoint.mean, checkpoint.std)
-                for images in (batch.before, batch.after)
+                for images in (before, after)
             )
-            logits = any_size(network, before, after)
-            changed = torch.sigmoid(logits.float()) > checkpoint.threshold
-        yield batch, changed
+            return torch.sigmoid(any_size(network, before, after).float())
+
+    return predict
 
 
 def seen_in_training(batch: Batch, trained: frozenset[str]) -> list[str]:
@@ -241,19 +240,23 @@ class Training:
         """Score val; keep the weights if they are the best so far."""
         at, device = self.progress, self.precision.device
         trained = self.template.trained_on() | self.images
-        total = torch.zeros(4, dtype=torch.int64, device=device)
+        total = torch.zeros(2, BINS, dtype=torch.int64, device=device)
+        predict = predictor(self.loss.network, self.precision, self.template)
         panels: dict[str, NDArray[np.uint8]] = {}
         seen: list[str] = []
         with tqdm(total=len(self.val), desc="validation", leave=False) as bar:
-            for batch, changed in predict(self.loss.network, or_raise(self.val), self.precision, self.template):
-                total += count_pixels(changed, batch.mask.to(device) > 0).sum(0)
+            for batch in or_raise(self.val):
+                probability = predict(batch.before, batch.after)
+                changed = probability > self.template.threshold
+                total += histogram(probability, batch.mask.to(device) > 0).sum(0)
                 seen += seen_in_training(batch, trained)
                 for i in range(min(len(batch.names), PANELS - len(panels))):
                     panels[batch.names[i]] = small_panel(batch, changed, i)
                 bar.update()
                 if self.stop.number:
                     self.interrupt()
-        counts = Counts(*total.tolist())
+        curve = Curve(total.cpu().numpy())
+        counts = curve.at(self.template.threshold)
         scores = counts.scores_or_none()
         self.run.scalars({f"val/{name}": value for name, value in counts.scores().items()}, at.steps)
         text = ", ".join(f"{name} {value:.4f}" for name, value in counts.scores().items())
@@ -263,7 +266,7 @@ class Training:
         f1 = 0.0 if math.isnan(counts.f1) else counts.f1
         if f1 > at.best:
             at.best, at.best_epoch = f1, at.epoch + 1
-            self.checkpoint(scores).save(self.run.best_path)
+            replace(self.checkpoint(scores), val_threshold=curve.best_threshold()).save(self.run.best_path)
             self.run.pictures(panels, at.steps)
         return scores
 

@@ -1,52 +1,97 @@
-"""Evaluation of one checkpoint on one split: pooled scores, a row an image, pictures, and the protocol beside them."""
+"""Evaluation of one checkpoint on one split: scores with intervals, a row an image, pictures, the protocol beside."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import logging
+import math
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from change.change_dataloader import Batch, Split, or_raise
 from change.checkpoint import Checkpoint, pass_name
-from change.engine import predict, seen_in_training
+from change.engine import predictor, seen_in_training
 from change.errors import UserError, listed
 from change.files import make_folder, write_whole
-from change.metrics import SCORES, Counts, count_pixels
+from change.groups import Place
+from change.images import image_hash
+from change.metrics import (
+    BINS,
+    SCORES,
+    TOLERANCE,
+    Counts,
+    Curve,
+    Matches,
+    Objects,
+    count_boundary,
+    count_objects,
+    count_pixels,
+    histogram,
+    image_means,
+)
 from change.pictures import error_map, mask_picture, panel, save_png
 from change.precision import Precision
+from change.report import ImageCase, choose_cases, write_report
 from change.runlog import versions
+from change.statistics import bootstrap, pool
+from change.tiles import Protocol
 
 log = logging.getLogger(__name__)
+
+GROUPS = "groups of connected tiles"
+CURVE_STEP = BINS // 64  # every how many thresholds of the curve are written
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Folders: of metrics.json and images.csv, and of the pictures that are wanted (None: not)."""
+    """Folders: of metrics.json and images.csv, and of the pictures that are wanted (None: not); the report's file."""
 
     folder: Path
     masks: Path | None = None
     error_maps: Path | None = None
     panels: Path | None = None
+    report: Path | None = None
+
+
+@dataclass
+class Tally:
+    """What adds up over images. `rows`: the lines of images.csv; `masks`: predictions, packed, for the report alone."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    counts: list[Counts] = field(default_factory=list)
+    at_half: list[Counts] = field(default_factory=list)
+    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, BINS), np.int64))
+    objects: Objects = field(default_factory=Objects)
+    boundary: Matches = field(default_factory=Matches)
+    contents: list[str] = field(default_factory=list)
+    masks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, and how. `size`: images are resized to this square; 0: whole, as they are."""
+    """What is evaluated, and how. `size`: images are resized to this square; 0: as they are. `places`: what check
+    knows of images, empty if it was not run."""
 
     checkpoint: Checkpoint
     split: Split
     precision: Precision
     size: int
     left_out: list[str]
+    protocol: Protocol
+    threshold: float
+    places: dict[tuple[str, str], Place]
 
     def run(self, network: nn.Module, loader: DataLoader[Batch | UserError], outputs: Outputs) -> dict[str, Any]:
         """Predict every pair, write everything, print the table; return what metrics.json holds.
@@ -60,42 +105,49 @@ class Evaluation:
                 make_folder(folder)
         if self.left_out:
             log.info("left out of %s, not used in prediction: %s", self.checkpoint.path, listed(self.left_out))
-        trained = self.checkpoint.trained_on()
-        rows: list[dict[str, Any]] = []
-        total, seen = Counts(), list[str]()
+        predict = self.protocol.applied(predictor(network, self.precision, self.checkpoint))
+        tally, trained = Tally(), self.checkpoint.trained_on()
         with tqdm(total=len(self.split.pairs), desc="pairs", leave=False) as bar:
-            for batch, changed in predict(network, or_raise(loader), self.precision, self.checkpoint):
-                counts = count_pixels(changed, batch.mask.to(changed.device) > 0).tolist()
-                seen += seen_in_training(batch, trained)
-                for i, name in enumerate(batch.names):
-                    image = Counts(*counts[i])
-                    total += image
-                    rows.append(self.row(name, image))
-                    self.draw(batch, changed[i, 0].cpu().numpy(), i, outputs)
+            for batch in or_raise(loader):
+                probability = predict(batch.before, batch.after)
+                self.add(tally, batch, probability, seen_in_training(batch, trained), outputs)
                 bar.update(len(batch.names))
-        for row in rows:
-            row["trained_on"] = row["image"] in seen
-        result = self.summary(total, seen)
+        self.drop_unknown_places(tally)
+        result = self.summary(tally)
         write_whole(outputs.folder / "metrics.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-        table = io.StringIO()
-        writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: str(row["image"])))
-        write_whole(outputs.folder / "images.csv", table.getvalue().encode())
-        self.report(total, seen, outputs)
+        write_rows(tally.rows, outputs.folder / "images.csv")
+        if outputs.report:
+            write_report(outputs.report, result, tally.rows, self.cases(tally, loader))
+        sys.stdout.write("\n".join([*self.table(result), f"written to {outputs.folder}"]) + "\n")
         return result
 
-    def row(self, name: str, counts: Counts) -> dict[str, Any]:
-        """A line of images.csv: counts and scores, empty where undefined; without labels the changed share alone."""
-        predicted = (counts.tp + counts.fp) / max(1, sum(asdict(counts).values()))
-        row: dict[str, Any] = {"image": name, "predicted_share": f"{predicted:.6f}"}
-        if self.split.labelled:
-            row.update(asdict(counts))
-            scores = counts.scores_or_none()
-            row.update({key: "" if value is None else f"{value:.6f}" for key, value in scores.items()})
-        return row
+    # --- images ----------------------------------------------------------------------------------------------------
 
-    def draw(self, batch: Batch, changed: Any, index: int, outputs: Outputs) -> None:
+    def add(self, tally: Tally, batch: Batch, probability: Tensor, seen: list[str], outputs: Outputs) -> None:
+        """Count a batch, of probabilities (B, 1, H, W), and draw the pictures that are wanted."""
+        mask = batch.mask.to(probability.device) > 0
+        changed = probability > self.threshold
+        counts, at_half = (count_pixels(c, mask).tolist() for c in (changed, probability > 0.5))
+        tally.histogram += histogram(probability, mask).sum(0).cpu().numpy()
+        for i, name in enumerate(batch.names):
+            image, truth = changed[i, 0].cpu().numpy(), batch.mask[i, 0].numpy()
+            tally.counts.append(Counts(*counts[i]))
+            tally.at_half.append(Counts(*at_half[i]))
+            row: dict[str, Any] = {"image": name, "predicted_share": float(image.mean())}
+            place = self.places.get(batch.hashes[i])
+            if self.places:
+                row |= {"group": place.group, "meets_train": place.meets_train} if place else {"group": ""}
+            if self.split.labelled:
+                tally.objects += count_objects(image, truth > 0)
+                tally.boundary += count_boundary(image, truth > 0)
+                row |= asdict(tally.counts[-1]) | tally.counts[-1].scores_or_none()
+            tally.rows.append(row | {"trained_on": name in seen})
+            tally.contents.append(" ".join((name, *batch.hashes[i], image_hash(truth))))
+            if outputs.report:
+                tally.masks[name] = np.packbits(image)
+            self.draw(batch, image, i, outputs)
+
+    def draw(self, batch: Batch, changed: NDArray[np.bool_], index: int, outputs: Outputs) -> None:
         """Write the pictures of one pair that are wanted; `changed`: bool (H, W)."""
         name = f"{batch.names[index]}.png"
         mask = batch.mask[index, 0].numpy() > 0 if self.split.labelled else None
@@ -104,24 +156,69 @@ class Evaluation:
         if outputs.error_maps and mask is not None:
             save_png(error_map(changed, mask), outputs.error_maps / name)
         if outputs.panels:
-            before, after = (images[index].permute(1, 2, 0).numpy() for images in (batch.before, batch.after))
+            before, after = shown(batch, index)
             save_png(panel(before, after, changed, mask), outputs.panels / name)
 
-    def summary(self, counts: Counts, seen: list[str]) -> dict[str, Any]:
+    def cases(self, tally: Tally, loader: DataLoader[Batch | UserError]) -> Iterator[ImageCase]:
+        """The report's best and worst images, read again."""
+        indices = {pair.name: index for index, pair in enumerate(self.split.pairs)}
+        for name in choose_cases(tally.rows):
+            batch = loader.dataset[indices[name]]
+            if isinstance(batch, UserError):
+                raise batch
+            before, after = shown(batch, 0)
+            size = before.shape[:2]
+            changed = np.unpackbits(tally.masks[name], count=math.prod(size)).reshape(size) > 0
+            yield ImageCase(name, before, after, changed, batch.mask[0, 0].numpy() > 0 if self.split.labelled else None)
+
+    def drop_unknown_places(self, tally: Tally) -> None:
+        """Say so, and go on without groups, where check knows not every image."""
+        unknown = [row["image"] for row in tally.rows if row.get("group") == ""]
+        if unknown:
+            log.warning("check.json knows nothing of %s: intervals are over images; run check again", listed(unknown))
+            for row in tally.rows:
+                row.pop("group", None)
+                row.pop("meets_train", None)
+
+    # --- results ---------------------------------------------------------------------------------------------------
+
+    def summary(self, tally: Tally) -> dict[str, Any]:
         """What metrics.json holds; scores that are undefined are null."""
-        labelled = {"scores": counts.scores_or_none(), "counts": asdict(counts)} if self.split.labelled else {}
+        rows = tally.rows
+        labelled: dict[str, Any] = {}
+        if self.split.labelled:
+            curve = Curve(tally.histogram)
+            labelled = scored(tally.counts, rows) | {"image_means": image_means(tally.counts)}
+            if self.threshold != 0.5:
+                labelled["at_half"] = {"threshold": 0.5, **scored(tally.at_half, rows)}
+            apart = [i for i, row in enumerate(rows) if row.get("meets_train") is False]
+            if 0 < len(apart) < len(rows):
+                chosen = scored([tally.counts[i] for i in apart], [rows[i] for i in apart])
+                labelled["apart_from_train"] = {"images": len(apart), **chosen}
+            labelled |= sweep(curve) | {
+                "objects": {
+                    "rule": "8-connected; found, or right, where at least half of its pixels are in the other mask",
+                    **tally.objects.as_dict(),
+                },
+                "boundary": {"tolerance": TOLERANCE, **tally.boundary.as_dict()},
+            }
         return {
             **labelled,
-            "images": len(self.split.pairs),
-            "trained_on": sorted(seen),
+            "images": len(rows),
+            "trained_on": sorted(row["image"] for row in rows if row["trained_on"]),
             "protocol": {
-                "size": f"resized to {self.size} x {self.size}" if self.size else "whole images, not resized",
+                **asdict(self.protocol),
+                "size": f"resized to {self.size} x {self.size}" if self.size else "as they are",
                 "scores": "changed class, from pixel counts pooled over all images",
-                "threshold": self.checkpoint.threshold,
+                "threshold": self.threshold,
                 "precision": "float32" if self.precision.name == "off" else self.precision.name,
                 "device": str(self.precision.device),
             },
-            "data": {"split": self.split.name, "folder": str(self.split.pairs[0].before.parent.parent)},
+            "data": {
+                "split": self.split.name,
+                "folder": str(self.split.pairs[0].before.parent.parent),
+                "fingerprint": hashlib.sha256("\n".join(sorted(tally.contents)).encode()).hexdigest(),
+            },
             "checkpoint": {
                 "path": str(self.checkpoint.path),
                 "sha256": self.checkpoint.sha256,
@@ -141,18 +238,100 @@ class Evaluation:
             "versions": versions(),
         }
 
-    def report(self, counts: Counts, seen: list[str], outputs: Outputs) -> None:
-        """Print the table of scores, and the names of pairs that were trained on."""
+    def table(self, result: dict[str, Any]) -> list[str]:
+        """What is printed: protocol, scores with their intervals, and the names of pairs that were trained on."""
+        how = self.protocol
+        windows = f", windows of {how.window} that overlap by {how.overlap}" if how.window else ", whole images"
         lines = [
-            f"{pass_name(self.checkpoint.config)} ResNet-{self.checkpoint.config.backbone}, {len(self.split.pairs)} "
-            f"pairs of {self.split.name}, " + (f"resized to {self.size}" if self.size else "whole images")
+            f"{pass_name(self.checkpoint.config)} ResNet-{self.checkpoint.config.backbone}, {result['images']} pairs "
+            f"of {self.split.name}"
+            + (f", resized to {self.size}" if self.size else "")
+            + windows
+            + (", mean over 8 symmetries" if how.tta else "")
+            + f", threshold {self.threshold:g}"
         ]
         if self.split.labelled:
-            lines.append("".join(f"{name:>11}" for name in SCORES))
-            lines.append("".join(f"{100 * value:>11.2f}" for value in counts.scores().values()))
-        if seen:
+            lines.append(f"{'':<26}" + "".join(f"{name:>11}" for name in SCORES))
+            lines += score_lines("changed class, pooled", result)
+            if "at_half" in result:
+                lines += score_lines("at threshold 0.5", result["at_half"])
+            if "apart_from_train" in result:
+                apart = result["apart_from_train"]
+                lines += score_lines(f"{apart['images']} images apart from train", apart)
+            lines.append(
+                "average precision "
+                + percent(result["average_precision"])
+                + ", "
+                + ", ".join(
+                    f"{name}: precision {percent(result[key]['precision'])}, recall {percent(result[key]['recall'])}"
+                    for key, name in (("objects", "objects"), ("boundary", f"boundaries within {TOLERANCE} pixels"))
+                )
+            )
+        if result["trained_on"]:
+            seen = result["trained_on"]
             lines.append(f"NOT A TEST SCORE: {len(seen)} of these pairs were trained on: {listed(seen, 10)}")
         elif self.split.labelled and not self.checkpoint.knows_its_images():
             lines.append("whether these weights were trained on these pairs is not known: they carry no record of it")
-        lines.append(f"written to {outputs.folder}")
-        sys.stdout.write("\n".join(lines) + "\n")
+        return lines
+
+
+def shown(batch: Batch, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Before and after of one pair, RGB (H, W, 3)."""
+    return batch.before[index].permute(1, 2, 0).numpy(), batch.after[index].permute(1, 2, 0).numpy()
+
+
+def scored(counts: Sequence[Counts], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Pooled scores and counts of images, with 95% intervals over groups, where two of the images are in one."""
+    total = sum(counts, Counts())
+    units = [f"group {row['group']}" if "group" in row else f"image {row['image']}" for row in rows]
+    table = np.array([[c.tp, c.fp, c.fn, c.tn] for c in counts], np.int64)
+    found = bootstrap(pool(table, units)).as_dict()
+    intervals = {
+        "over": GROUPS if len(set(units)) < len(units) else "images",
+        **{key: value for key, value in found.items() if key not in SCORES},
+        "scores": {name: found[name] for name in SCORES},
+    }
+    return {"scores": total.scores_or_none(), "counts": asdict(total), "intervals": intervals}
+
+
+def sweep(curve: Curve) -> dict[str, Any]:
+    """Average precision, and scores by threshold; those of the threshold that is best on these very images apart."""
+    scores = {name: values[::CURVE_STEP] for name, values in curve.scores().items() if name != "oa"}
+    best, area = curve.best_threshold(), curve.average_precision()
+    return {
+        "average_precision": None if math.isnan(area) else area,
+        "curve": {
+            "threshold": [k / BINS for k in range(0, BINS, CURVE_STEP)],
+            **{n: [None if math.isnan(v) else v for v in values.tolist()] for n, values in scores.items()},
+        },
+        "best_threshold": None if best is None else {"threshold": best, "f1": curve.at(best).f1},
+    }
+
+
+def percent(value: float | None) -> str:
+    """A score as it is printed."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def score_lines(name: str, part: dict[str, Any]) -> list[str]:
+    """A line of scores, and one with their intervals."""
+    intervals = part["intervals"]
+    few = ", too few" if intervals["too_few"] else ""
+    lows, highs = zip(*(intervals["scores"][score] for score in SCORES), strict=True)
+    return [
+        f"{name:<26}" + "".join(f"{percent(part['scores'][score]):>11}" for score in SCORES),
+        f"{'  95% interval from':<26}" + "".join(f"{percent(value):>11}" for value in lows),
+        f"{'  to':<26}"
+        + "".join(f"{percent(value):>11}" for value in highs)
+        + f"  over {intervals['units']} {intervals['over']}{few}",
+    ]
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write images.csv, by name; empty where undefined."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+    writer.writeheader()
+    for row in sorted(rows, key=lambda row: str(row["image"])):
+        writer.writerow({key: f"{value:.6f}" if isinstance(value, float) else value for key, value in row.items()})
+    write_whole(path, table.getvalue().encode())

@@ -26,9 +26,11 @@ from change.change_dataloader import (
     WholeSamples,
     find_split,
     or_raise,
+    shared_images,
     whole_loader,
 )
 from change.errors import UserError
+from change.files import file_hash
 from change.images import image_hash, read_image, read_mask
 from change.transforms import ColorJitter
 from tests.conftest import draw_pair, write_pairs
@@ -326,6 +328,36 @@ def test_images_of_more_than_8_bits_are_refused(
     message = user_error(lambda: find_split(root, ""))
     assert str(path) in message
     assert "8-bit RGB" in message
+
+
+# --- train and val -------------------------------------------------------------------------------------------------
+
+
+def test_images_that_train_and_val_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By content, not by name or date; masks that are alike, and files of one size that differ, are no matter."""
+    black = np.zeros((64, 64), np.uint8)
+    for seed in range(8):
+        before, after, _ = draw_pair(np.random.default_rng(seed), 64, 64)
+        for sub, picture in (("A", before), ("B", after), ("label", black)):
+            save(tmp_path / ("train", "val")[seed // 4] / sub / f"{seed % 4}.bmp", picture)
+    train, val = find_split(tmp_path, "train"), find_split(tmp_path, "val")
+    hashed: list[Path] = []
+
+    def hashing(path: Path) -> str:
+        hashed.append(path)
+        return file_hash(path)
+
+    monkeypatch.setattr("change.change_dataloader.file_hash", hashing)
+    assert shared_images(train, val) == []
+    assert not hashed
+    shutil.copy(tmp_path / "val" / "A" / "2.bmp", tmp_path / "train" / "B" / "0.bmp")
+    shutil.copy(tmp_path / "val" / "B" / "1.bmp", tmp_path / "train" / "B" / "3.bmp")
+    truncate(tmp_path / "train" / "A" / "1.bmp")  # nothing is decoded
+    assert shared_images(train, val) == ["1", "2"]
+    assert {path.relative_to(tmp_path).as_posix() for path in hashed} == {
+        *("val/A/2.bmp", "train/B/0.bmp", "val/B/1.bmp", "train/B/3.bmp")
+    }
+    assert shared_images(val, val) == ["0", "1", "2", "3"]
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

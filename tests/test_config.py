@@ -97,6 +97,7 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 def test_going_on() -> None:
     saved = asdict(parse("--lr=0.1"))
     assert continued(saved, {"lr": 0.1, "workers": 3, "continue_run": "run"}).workers == 3
+    assert continued(saved, {"cache": "disk"}).cache == "disk"
     with pytest.raises(UserError, match=r"--lr 0.2, was 0.1; --seed 5, was 0"):
         continued(saved, {"lr": 0.2, "seed": 5})
 

@@ -219,4 +219,5 @@ def test_val_that_was_trained_on(tmp_path: Path) -> None:
     write_pairs(tmp_path / "data" / "train", 3, seed=1)
     write_pairs(tmp_path / "data" / "val", 2, seed=1)
     result = run_program("train.py", *train_arguments(tmp_path / "data", tmp_path / "run", epoch=1))
+    assert "2 of its pairs share an image file with train: 0, 1" in result.stderr.partition("epoch 1")[0]
     assert "2 of its pairs were trained on: 0, 1" in result.stderr

@@ -4,9 +4,10 @@ repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 case "$program" in
   train) names="root list trainsize cropsize color_setting epoch lr weight_decay eps train_batchsize val_batchsize
     val_epoch decay_epoch power backbone refine cross k beta l1 l2 save_path best_name save_freq save_minutes
-    checkpoint_path resume pretrained mixed_precision_training amp continue_run device workers seed" ;;
-  test) names="test_root list checkpoint_path testsize test_batchsize amp save_path save_result save_result_path
-    save_iou_map save_iou_map_path save_panels save_panels_path device workers" ;;
+    checkpoint_path resume pretrained mixed_precision_training amp cache cache_path continue_run device workers seed" ;;
+  test) names="test_root list checkpoint_path testsize test_batchsize protocol window overlap tta threshold check amp
+    save_path save_result save_result_path save_iou_map save_iou_map_path save_panels save_panels_path report device
+    workers" ;;
 esac
 [ -n "${python:-}" ] || python="$(cd "$repo" && python3 -m change.environment requirements.txt)"
 options=()

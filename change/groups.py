@@ -1,0 +1,46 @@
+"""What `python -m change check` found out about a data set, for evaluation: groups of connected tiles, and leaks."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from change.errors import UserError
+
+
+class Place(NamedTuple):
+    """A pair's group of connected tiles, and whether a train image is the same as, or continues, one of its images."""
+
+    group: str
+    meets_train: bool
+
+
+def results_folder(root: Path) -> Path:
+    """Where check's results for a data set go, and where test.py looks for them."""
+    return Path(__file__).resolve().parent.parent / "results" / "check" / root.resolve().name
+
+
+def find_check(test_root: Path) -> Path | None:
+    """The check.json of the data set that `test_root` is, or is a split of, if there is one."""
+    places = [results_folder(root) / "check.json" for root in (test_root.resolve().parent, test_root)]
+    return next((path for path in places if path.is_file()), None)
+
+
+def read_places(path: Path) -> dict[tuple[str, str], Place]:
+    """By the hashes of a pair's images: its place. Raises UserError for a file that check did not write."""
+    try:
+        pairs: list[dict[str, Any]] = json.loads(path.read_text())["pairs"]
+        entries = defaultdict(list)
+        for pair in pairs:
+            before, after = map(str, pair["hashes"])
+            entries[before, after].append((str(pair["group"]), [pair["pair"], *pair["meets"]]))
+    except OSError as error:
+        raise UserError(f"no {path}: python -m change check ROOT writes it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} was not written by python -m change check: run it again") from error
+    return {
+        hashes: Place(found[0][0], any(str(name).startswith("train/") for _, names in found for name in names))
+        for hashes, found in entries.items()
+    }
