@@ -25,6 +25,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from change.change_dataloader import AFTER, BEFORE, LABEL, Pair, check_headers, files_by_stem, read_list
@@ -174,11 +175,19 @@ def look(triple: Triple) -> Looked | str:
         )
         if pair.mask:
             levels, looked.maximum = read_levels(pair.mask)
-            counts = np.bincount(levels.ravel())
+            counts = histogram(levels)
             looked.levels = {int(level): int(counts[level]) for level in np.flatnonzero(counts)}
     except UserError as error:
         return str(error)
     return looked
+
+
+def histogram(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """How often each grey level occurs: (H, W) of 0 or more -> (levels,)."""
+    if levels.dtype == np.uint8 and levels.size < 1 << 24:  # OpenCV's is faster, and counts in float32
+        found = cv2.calcHist([np.ascontiguousarray(levels)], [0], None, [256], [0, 256])
+        return np.asarray(found.ravel(), np.int64)
+    return np.bincount(levels.ravel())
 
 
 # --- findings ------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def shift(before: Image, after: Image) -> Shift:
     scale = min(1.0, SHIFT_SIDE / max(before.shape[:2]))
     size = (max(1, round(before.shape[1] * scale)), max(1, round(before.shape[0] * scale)))
     grey = [
-        cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY).astype(np.float32)
+        np.asarray(cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY), np.float32)
         for image in (before, after)
     ]
     if min(size) < 32 or min(float(part.std()) for part in grey) < FLAT:
@@ -122,34 +122,41 @@ def unit(rows: Floats) -> Floats:
 # --- one image twice -----------------------------------------------------------------------------------------------
 
 
-def describe(thumbs: Image, side: int) -> Floats:
-    """(N, 64, 64, 3) -> (N, side * side * 3): vectors whose product is the images' correlation at that size."""
-    step = THUMB // side
-    cells = thumbs.reshape(len(thumbs), side, step, side, step, 3).mean((2, 4), dtype=np.float32)
-    colours = opponent(cells).reshape(len(thumbs), -1, 3)
-    return unit(np.asarray(colours - colours.mean(1, keepdims=True), np.float32).reshape(len(thumbs), -1))
+def cells(thumbs: Image, side: int) -> Floats:
+    """(N, 64, 64, 3) -> (N, side, side, 3): means of areas, in opponent colours."""
+    size = (side, side)
+    return opponent(np.stack([cv2.resize(t.astype(np.float32), size, interpolation=cv2.INTER_AREA) for t in thumbs]))
 
 
-def symmetries(thumbs: Image) -> Iterator[tuple[str, Image]]:
+def describe(areas: Floats) -> Floats:
+    """`cells` -> vectors (N, D) whose products are the images' correlations."""
+    colours = areas.reshape(len(areas), -1, 3)
+    return unit(np.asarray(colours - colours.mean(1, keepdims=True), np.float32).reshape(len(areas), -1))
+
+
+def symmetries(areas: Floats) -> Iterator[tuple[str, Floats]]:
     """The eight ways to lay a square: name, (N, S, S, 3). Turns are counter-clockwise, after the flip."""
-    for flip, laid in (("", thumbs), ("flipped ", thumbs[:, :, ::-1])):
+    for flip, laid in (("", areas), ("flipped ", areas[:, :, ::-1])):
         for turns in range(4):
             name = f"{flip}{f'turned {90 * turns} degrees' if turns else ''}".strip()
-            yield name or "as it is", np.ascontiguousarray(np.rot90(laid, turns, (1, 2)))
+            yield name or "as it is", np.rot90(laid, turns, (1, 2))
 
 
 def alike(thumbs: Image) -> list[tuple[int, int, str]]:
     """Thumbnails (N, 64, 64, 3) -> first, second, how the first is laid, of every two that show the same image."""
-    coarse, fine = describe(thumbs, COARSE), describe(thumbs, THUMB)
+    areas = cells(thumbs, COARSE)
+    coarse = describe(areas)
     found: dict[tuple[int, int], str] = {}
-    for name, laid in symmetries(thumbs):
-        for start in range(0, len(laid), 256):
-            rows = describe(laid[start : start + 256], COARSE) @ coarse.T
-            for row, second in np.argwhere(rows > SAME_COARSE).tolist():
+    for name, laid in symmetries(areas):
+        rows = describe(laid)
+        for start in range(0, len(rows), 1024):
+            scores = rows[start : start + 1024] @ coarse.T
+            for row, second in np.argwhere(scores > SAME_COARSE).tolist():
                 first = start + row
                 if first < second and (first, second) not in found:
-                    match = float((describe(laid[first : first + 1], THUMB) @ fine[second])[0])
-                    if match > SAME_FINE:
+                    fine = cells(thumbs[[first, second]], THUMB)
+                    one = dict(symmetries(fine[:1]))[name]
+                    if float((describe(one) @ describe(fine[1:]).T)[0, 0]) > SAME_FINE:
                         found[first, second] = name
     return [(*pair, name) for pair, name in sorted(found.items())]
 
@@ -187,12 +194,12 @@ def links(before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]]) -
     Edges of equal length are compared whole, a shorter one with every part of the longer ones.
     """
     found: list[Link] = []
+    sides = {side: by_length(before, after, side) for side in SIDES}
     for side, other in (("right", "left"), ("bottom", "top"), *((side, side) for side in SIDES)):
-        a, b = by_length(before, after, side), by_length(before, after, other)
-        for length, (rows, profile) in a.items():
-            for width, (columns, candidates) in b.items():
+        for length, (rows, profile, whole) in sides[side].items():
+            for width, (columns, candidates, others) in sides[other].items():
                 if length == width:
-                    found += equal_edges(rows, joined(*profile), columns, joined(*candidates), side, other, length)
+                    found += equal_edges(rows, whole, columns, others, side, other, length)
                 elif length < width:
                     found += partial_edges(rows, profile, columns, candidates, side, other)
                 elif side != other:
@@ -210,17 +217,18 @@ Profiles = tuple[Floats, Floats]
 
 def by_length(
     before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]], side: str
-) -> dict[int, tuple[list[int], Profiles]]:
-    """One side's edges by their length: the pairs' numbers, and their profiles at both dates, (N, L, 3) each."""
+) -> dict[int, tuple[list[int], Profiles, Floats]]:
+    """One side's edges by their length: the pairs' numbers, their profiles at both dates, (N, L, 3) each, `joined`."""
     number = SIDES.index(side)
     members: dict[int, list[int]] = defaultdict(list)
     for index, lines in enumerate(before):
         if len(lines[number]) >= SHORTEST_EDGE:
             members[len(lines[number])].append(index)
-    return {
-        length: (rows, (profiles(stack(before, rows, number)), profiles(stack(after, rows, number))))
-        for length, rows in members.items()
-    }
+    found = {}
+    for length, rows in members.items():
+        dates = profiles(stack(before, rows, number)), profiles(stack(after, rows, number))
+        found[length] = rows, dates, joined(*dates)
+    return found
 
 
 def stack(lines: Sequence[Sequence[Image]], rows: Iterable[int], side: int) -> Image:

@@ -15,7 +15,7 @@ from change.checkpoint import load_checkpoint
 from change.errors import OneLineParser, UserError, listed
 from change.runlog import start_logging
 
-PATHS = ("root", "list", "save_path", "checkpoint_path", "continue_run")  # among the options of a pass
+PATHS = ("root", "list", "save_path", "checkpoint_path", "cache_path", "continue_run")  # among the options of a pass
 
 log = logging.getLogger(__name__)
 
