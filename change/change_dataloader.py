@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 BEFORE, AFTER, LABEL = "A", "B", "label"
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from change.change_dataloader import AFTER, BEFORE, LABEL, Pair, check_headers, files_by_stem, read_list
+from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, Pair, check_headers, files_by_stem, read_list
 from change.errors import OneLineParser, UserError, listed
 from change.files import make_folder, write_whole
 from change.groups import results_folder
@@ -38,7 +38,6 @@ from change.runlog import start_logging
 from change.sheets import Row, write_sheets
 from change.transforms import Image
 
-SPLITS = ("train", "val", "test")
 RANKS = ("error", "leak", "warning", "note")
 SHIFTED, CONFIDENT = 5.0, 0.05  # pixels between the dates, and the confidence below which a shift is chance
 SHOWN = 3  # findings of a kind named on the console

@@ -24,14 +24,13 @@ import numpy as np
 import PIL.Image
 from tqdm import tqdm
 
-from change.change_dataloader import AFTER, BEFORE, LABEL, SUFFIXES, files_by_stem
+from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, files_by_stem
 from change.errors import OneLineParser, UserError, listed
 from change.files import make_folder, write_whole
 from change.images import IMAGE_MODES, UNREADABLE, bits
 from change.runlog import start_logging
 from change.sources import File, Folder, folded, hidden, walk
 
-SPLITS = ("train", "val", "test")
 KINDS = (BEFORE, AFTER, LABEL)
 LISTS = Path(__file__).resolve().parent.parent / "list"
 
