@@ -1,0 +1,114 @@
+"""The network as NETWORK.md writes it: what the benchmark measures against, and tests hold the network to.
+
+Explicit attention matrices, date by date; the 1x1 convolution after the upsampling; a head of three layers, whose
+32-channel map has the full resolution. The same modules and parameters, other arithmetic: `textbook` gives the same
+outputs as the network it is made from, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.fusion import Head
+from models.network import PRXChange
+from models.refinement import PointLogits, Refinement, draw_points
+from models.xcross import XCross, split_dates
+
+
+class TextbookCross(nn.Module):
+    """X-Cross, steps 1 to 8."""
+
+    def __init__(self, cross: XCross) -> None:
+        super().__init__()
+        self.parts = cross
+        self.drop = nn.Dropout(cross.attention.drop)
+        self.train(cross.training)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(2B, C, h, w), before first -> the same shape."""
+        parts, (before, after) = self.parts, split_dates(features)
+        tokens_b = parts.norm_in(parts.embed(before).flatten(2).transpose(1, 2) + parts.token_before)
+        tokens_a = parts.norm_in(parts.embed(after).flatten(2).transpose(1, 2) + parts.token_after)
+        query_b, key_b, value_b = (parts.attention.norm(x) for x in parts.attention.qkv(tokens_b).chunk(3, dim=2))
+        query_a, key_a, value_a = (parts.attention.norm(x) for x in parts.attention.qkv(tokens_a).chunk(3, dim=2))
+        cross_b = self.attend(query_a, key_b, value_b)
+        cross_a = self.attend(query_b, key_a, value_a)
+        maps = [self.back_to_map(x, c, before) for x, c in ((tokens_b, cross_b), (tokens_a, cross_a))]
+        out: Tensor = features + parts.norm_map(torch.cat(maps))
+        return out
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Three of (B, T, C) -> (B, T, C)."""
+        weights = torch.softmax(query @ key.transpose(1, 2) / query.shape[2] ** 0.5, dim=2)
+        attended: Tensor = self.drop(weights) @ value
+        return attended
+
+    def back_to_map(self, tokens: Tensor, attended: Tensor, feature: Tensor) -> Tensor:
+        """Tokens and what they read, (B, T, C) -> (B, C, h, w), the shape of `feature`."""
+        parts, (height, width) = self.parts, feature.shape[2:]
+        y = parts.norm_out(tokens + parts.drop_path(attended))
+        z = y + parts.drop_path(parts.mlp(y))
+        z = z.transpose(1, 2).unflatten(2, (height // parts.patch_size, width // parts.patch_size))
+        if parts.patch_size > 1:
+            z = F.interpolate(z, scale_factor=parts.patch_size, mode="bilinear", align_corners=True)
+        out: Tensor = parts.to_map(z)
+        return out
+
+
+class TextbookHead(nn.Module):
+    """Two transposed convolutions and a 1x1, one after the other."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.parts = head
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """(B, C, H/4, W/4) -> logits (B, 1, H, W)."""
+        logits: Tensor = self.parts.out(self.parts.upsample2(self.parts.upsample1(fused)))
+        return logits
+
+
+class TextbookRefinement(nn.Module):
+    """Points are read by `grid_sample`, from whole maps in float32."""
+
+    def __init__(self, refinement: Refinement) -> None:
+        super().__init__()
+        self.parts = refinement
+
+    def forward(
+        self, fused: Sequence[Tensor], mask: Tensor, k: int, beta: float, points: Sequence[Tensor] | None = None
+    ) -> list[PointLogits]:
+        """As `Refinement.forward`."""
+        answers = []
+        for i, (part, feature) in enumerate(zip(self.parts.stages, fused, strict=True)):
+            coarse = part.coarse(feature)
+            at = draw_points(coarse, feature.shape[3], k, beta) if points is None else points[i]
+            coarse_logits = self.sample(coarse, at)
+            x = torch.cat((self.sample(feature, at), coarse_logits), dim=2)
+            refined = part.fc2(part.drop(F.gelu(part.norm(part.fc1(x)))))
+            labels = self.sample(mask, at, "nearest")
+            answers.append(PointLogits(refined.squeeze(2), coarse_logits.squeeze(2), labels.squeeze(2)))
+        return answers
+
+    @staticmethod
+    def sample(values: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
+        """Read a map (B, C, h, w) at points (B, P, 2): (B, P, C)."""
+        sampled = F.grid_sample(values.float(), (2 * points - 1)[:, None], mode=mode, align_corners=False)
+        return sampled.squeeze(2).transpose(1, 2)
+
+
+def textbook(network: PRXChange) -> PRXChange:
+    """A copy of the network in textbook form, NCHW in memory, in the same mode."""
+    network = deepcopy(network).to(memory_format=torch.contiguous_format)
+    for module in list(network.modules()):
+        if isinstance(getattr(module, "cross", None), XCross):
+            module.cross = TextbookCross(module.cross)
+    if network.refinement is not None:
+        network.refinement = TextbookRefinement(network.refinement)
+    network.head = TextbookHead(network.head)
+    return network
