@@ -106,9 +106,10 @@ def textbook(network: PRXChange) -> PRXChange:
     """A copy of the network in textbook form, NCHW in memory, in the same mode."""
     network = deepcopy(network).to(memory_format=torch.contiguous_format)
     for module in list(network.modules()):
-        if isinstance(getattr(module, "cross", None), XCross):
-            module.cross = TextbookCross(module.cross)
+        cross = getattr(module, "cross", None)
+        if isinstance(cross, XCross):
+            module.add_module("cross", TextbookCross(cross))
     if network.refinement is not None:
-        network.refinement = TextbookRefinement(network.refinement)
-    network.head = TextbookHead(network.head)
+        network.add_module("refinement", TextbookRefinement(network.refinement))
+    network.add_module("head", TextbookHead(network.head))
     return network
