@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from models.fusion import Head
 from models.network import PRXChange
-from models.refinement import PointLogits, Refinement, draw_points
+from models.refinement import PointLogits, Refinement, StageRefinement, draw_points
 from models.xcross import XCross, split_dates
 
 
@@ -86,6 +86,7 @@ class TextbookRefinement(nn.Module):
         """As `Refinement.forward`."""
         answers = []
         for i, (part, feature) in enumerate(zip(self.parts.stages, fused, strict=True)):
+            assert isinstance(part, StageRefinement)
             coarse = part.coarse(feature)
             at = draw_points(coarse, feature.shape[3], k, beta) if points is None else points[i]
             coarse_logits = self.sample(coarse, at)
