@@ -8,11 +8,13 @@ CVPR 2018, added to its input.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.refinement import full_precision
 from models.xcross import XCross, split_dates
 
 PATCH_SIZES = (1, 1, 2, 4)  # of X-Cross, for strides 32, 16, 8, 4
@@ -25,17 +27,53 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class Gate(nn.Module):
-    """x + x * g, g from the mean over all positions: one factor a channel and pair."""
+    """1 + g, g from the means over all positions: one factor a channel and pair."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.squeeze = nn.Linear(channels, channels // GROUP, bias=False)
         self.excite = nn.Linear(channels // GROUP, channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> the same shape."""
-        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
-        return x + x * gate[:, :, None, None]
+    def forward(self, means: Tensor) -> Tensor:
+        """Means (B, C) -> factors (B, C), 1 to 2."""
+        return 1 + torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
+
+
+class Affine(NamedTuple):
+    """A normalisation as what it does to each channel, x * scale + shift, and the means of its outcome: (B, C) each."""
+
+    scale: Tensor
+    shift: Tensor
+    means: Tensor
+
+
+def norm_as_affine(norm: nn.GroupNorm, maps: Tensor) -> Affine:
+    """GroupNorm on maps (B, C, h, w), without writing its outcome."""
+    variances, means = torch.var_mean(full_precision(maps), (2, 3), correction=0)
+    grouped = means.view(len(means), norm.num_groups, -1)
+    centre = grouped.mean(2, keepdim=True)
+    spread = variances.view_as(grouped).mean(2, keepdim=True) + (grouped - centre).square().mean(2, keepdim=True)
+    centre, factor = (x.expand_as(grouped).flatten(1) for x in (centre, torch.rsqrt(spread + norm.eps)))
+    scale = factor * norm.weight
+    shift = norm.bias - centre * scale
+    return Affine(scale, shift, means * scale + shift)
+
+
+def convolve_affine(conv: nn.Conv2d, maps: Sequence[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
+    """A 1x1 convolution without bias of concatenated maps, each x * scale + shift: n of (B, C, h, w) -> (B, C', h, w).
+
+    `scale` and `shift`, (B, n C), go into the kernel, one for each pair: neither the product nor the concatenation is
+    ever in memory.
+    """
+    height, width = maps[0].shape[2:]
+    with torch.autocast(scale.device.type, enabled=False):
+        kernel = conv.weight.flatten(1)
+        bias = F.linear(shift, kernel)
+        kernels = (scale[:, None] * kernel).transpose(1, 2).chunk(len(maps), dim=1)
+    out = bias[:, None].to(maps[0].dtype)
+    for part, own in zip(maps, kernels, strict=True):
+        out = torch.baddbmm(out, part.flatten(2).transpose(1, 2), own.to(part.dtype))
+    return out.transpose(1, 2).view(len(out), -1, height, width)
 
 
 class DeepestStage(nn.Module):
@@ -57,7 +95,11 @@ class DeepestStage(nn.Module):
 
 
 class FusionStage(nn.Module):
-    """Stages 1..3: both dates and the upsampled coarser stage, normalised alike, gated, reduced, convolved."""
+    """Stages 1..3: both dates and the upsampled coarser stage, normalised alike, gated, reduced, convolved.
+
+    Normalisation, gate and reduction are linear once their few factors are known, which follow from the channels' means
+    and variances: they are applied as one product, whose kernel is composed for each pair.
+    """
 
     def __init__(self, coarse_channels: int, channels: int, patch_size: int, cross: bool) -> None:
         super().__init__()
@@ -74,9 +116,14 @@ class FusionStage(nn.Module):
         """(2B, C, h, w) and the stage before, (B, coarse C, h/2, w/2) -> (B, C, h, w)."""
         if self.cross is not None:
             features = self.cross(features)
-        before, after = split_dates(self.norm(features))
-        coarse = self.norm(self.upsample(coarse))
-        reduced = self.reduce(self.gate(torch.cat((before, after, coarse), dim=1)))
+        maps = (*split_dates(features), self.upsample(coarse))
+        with torch.autocast(features.device.type, enabled=False):  # few numbers, on which all others hang
+            each = [norm_as_affine(self.norm, part) for part in maps]
+            scale, shift, means = (torch.cat(parts, dim=1) for parts in zip(*each, strict=True))
+            gate = self.gate(means)
+        convolution, norm_and_relu = self.reduce[0], self.reduce[1:]
+        assert isinstance(convolution, nn.Conv2d)
+        reduced = norm_and_relu(convolve_affine(convolution, maps, scale * gate, shift * gate))
         fused: Tensor = reduced + self.conv(reduced)
         return fused
 

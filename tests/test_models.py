@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 from models.encoder import DEPTHS, STRIDES
 from models.fusion import Head
 from models.network import NetworkConfig, PRXChange, TrainingLoss, any_size, build_network
 from models.refinement import Refinement, draw_points, hardest_points
-from models.xcross import XCross
+from models.xcross import CrossAttention, XCross
 from tests.reference.reference_weights import reference_pair
 from tests.test_parity import close, published_network
+from tests.textbook import textbook
 
 # Batch normalisation removes what these biases add: their true gradient is zero, what is there is rounding.
 BEFORE_BATCH_NORM = re.compile(r"\.cross\.(to_map|mlp\.norm2)\.bias$")
@@ -237,3 +239,27 @@ def test_bfloat16(networks: dict[str, PRXChange], part: str) -> None:
             logits = networks[part](*pair)
     assert logits.isfinite().all()
     close(logits.float(), expected.numpy(), 0.05)
+
+
+@pytest.mark.parametrize("part", ["base", "cross"])
+def test_textbook_gives_the_same(networks: dict[str, PRXChange], part: str) -> None:
+    """The benchmark's other side: outputs, and in training, with no drop rates, losses and gradients."""
+    with torch.inference_mode():
+        pair = reference_pair(1, 2, 96, 128)
+        close(networks[part](*pair), textbook(networks[part])(*pair).numpy(), 1e-5)
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(18, cross=part == "cross", refine=True)).double()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            module.p = 0.0
+        if isinstance(module, CrossAttention):
+            module.drop = 0.0
+    points = [torch.rand(2, 96 // stride, 2, dtype=torch.float64) for stride in STRIDES[::-1]]
+    found = []
+    for form in (network, textbook(network)):
+        losses, _ = TrainingLoss(form)(*(i.double() for i in pair), random_mask(2, 96, 128).double(), points)
+        losses.total.backward()
+        found.append(
+            (torch.stack(losses), torch.stack([p.grad.norm() for p in form.parameters() if p.grad is not None]))
+        )
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-9)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.fusion import Head
+from models.fusion import FusionStage, Head
 from models.network import PRXChange
-from models.refinement import PointLogits, Refinement, StageRefinement, draw_points
+from models.refinement import PointLogits, Refinement, StageRefinement, draw_points, full_precision
 from models.xcross import XCross, split_dates
 
 
@@ -60,6 +60,24 @@ class TextbookCross(nn.Module):
         return out
 
 
+class TextbookStage(nn.Module):
+    """A fusion stage 1 to 3: norm, concatenation, gate, reduction, one after the other."""
+
+    def __init__(self, stage: FusionStage) -> None:
+        super().__init__()
+        self.parts = stage
+        self.cross = TextbookCross(stage.cross) if stage.cross is not None else nn.Identity()
+
+    def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
+        """(2B, C, h, w) and the stage before, (B, coarse C, h/2, w/2) -> (B, C, h, w)."""
+        parts, (before, after) = self.parts, split_dates(self.cross(features))
+        x = torch.cat([parts.norm(part) for part in (before, after, parts.upsample(coarse))], dim=1)
+        gate = torch.sigmoid(parts.gate.excite(F.relu(parts.gate.squeeze(x.mean((2, 3))))))
+        reduced = parts.reduce(x + x * gate[:, :, None, None])
+        fused: Tensor = reduced + parts.conv(reduced)
+        return fused
+
+
 class TextbookHead(nn.Module):
     """Two transposed convolutions and a 1x1, one after the other."""
 
@@ -99,17 +117,19 @@ class TextbookRefinement(nn.Module):
     @staticmethod
     def sample(values: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
         """Read a map (B, C, h, w) at points (B, P, 2): (B, P, C)."""
-        sampled = F.grid_sample(values.float(), (2 * points - 1)[:, None], mode=mode, align_corners=False)
+        sampled = F.grid_sample(full_precision(values), (2 * points - 1)[:, None], mode=mode, align_corners=False)
         return sampled.squeeze(2).transpose(1, 2)
 
 
 def textbook(network: PRXChange) -> PRXChange:
     """A copy of the network in textbook form, NCHW in memory, in the same mode."""
     network = deepcopy(network).to(memory_format=torch.contiguous_format)
-    for module in list(network.modules()):
-        cross = getattr(module, "cross", None)
-        if isinstance(cross, XCross):
-            module.add_module("cross", TextbookCross(cross))
+    deepest = network.decoder.deepest
+    if deepest.cross is not None:
+        deepest.add_module("cross", TextbookCross(deepest.cross))
+    network.decoder.stages = nn.ModuleList(
+        TextbookStage(stage) for stage in network.decoder.stages if isinstance(stage, FusionStage)
+    )
     if network.refinement is not None:
         network.add_module("refinement", TextbookRefinement(network.refinement))
     network.add_module("head", TextbookHead(network.head))
