@@ -42,7 +42,8 @@ class ResNetEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) normalised float, H and W multiples of 32 -> four maps (N, C, H/s, W/s)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        # Pooled first: the same, for ReLU is monotone, on a quarter of the positions.
+        x = self.relu(self.maxpool(self.bn1(self.conv1(images))))
         features: list[Tensor] = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)

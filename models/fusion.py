@@ -49,11 +49,12 @@ class Affine(NamedTuple):
 
 def norm_as_affine(norm: nn.GroupNorm, maps: Tensor) -> Affine:
     """GroupNorm on maps (B, C, h, w), without writing its outcome."""
-    variances, means = torch.var_mean(full_precision(maps), (2, 3), correction=0)
+    values = full_precision(maps)
+    means, squares = values.mean((2, 3)), values.square().mean((2, 3))
     grouped = means.view(len(means), norm.num_groups, -1)
     centre = grouped.mean(2, keepdim=True)
-    spread = variances.view_as(grouped).mean(2, keepdim=True) + (grouped - centre).square().mean(2, keepdim=True)
-    centre, factor = (x.expand_as(grouped).flatten(1) for x in (centre, torch.rsqrt(spread + norm.eps)))
+    variance = (squares.view_as(grouped).mean(2, keepdim=True) - centre.square()).clamp_min(0)
+    centre, factor = (x.expand_as(grouped).flatten(1) for x in (centre, torch.rsqrt(variance + norm.eps)))
     scale = factor * norm.weight
     shift = norm.bias - centre * scale
     return Affine(scale, shift, means * scale + shift)
@@ -67,7 +68,7 @@ def convolve_affine(conv: nn.Conv2d, maps: Sequence[Tensor], scale: Tensor, shif
     """
     height, width = maps[0].shape[2:]
     with torch.autocast(scale.device.type, enabled=False):
-        kernel = conv.weight.flatten(1)
+        kernel = conv.weight.flatten(1).to(scale.dtype)
         bias = F.linear(shift, kernel)
         kernels = (scale[:, None] * kernel).transpose(1, 2).chunk(len(maps), dim=1)
     out = bias[:, None].to(maps[0].dtype)
