@@ -39,7 +39,7 @@ class FusedHead(nn.Module):
 
 
 class ChunkedAttention(nn.Module):
-    """`CrossAttention` as matrix products over some queries at a time: on a CPU that has matrix units for half precision,
+    """`CrossAttention` as matrix products over some queries at a time: on a CPU with matrix units for half precision
     `scaled_dot_product_attention` leaves them idle."""
 
     def __init__(self, attention: CrossAttention) -> None:
