@@ -38,7 +38,8 @@ def test_a_step(name: str) -> None:
         precision.prepare(layer, optimizer)
         with precision.autocast():
             loss = layer(torch.linspace(-1, 1, 64)).float().square().sum()
-        precision.step(loss, optimizer)
+        precision.backward(loss, optimizer)
+        precision.step(optimizer)
         assert layer.weight.grad is None
         steps.append(layer.weight.detach())
         Precision(precision.name, CPU).load_state_dict(precision.state_dict())
@@ -52,7 +53,12 @@ def test_a_gradient_that_overflows_in_fp16() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     weight = layer.weight.detach().clone()
-    precision.step((layer(torch.ones(1)) * torch.inf).sum(), optimizer)
+
+    def overflow() -> None:
+        precision.backward((layer(torch.ones(1)) * torch.inf).sum(), optimizer)
+        precision.step(optimizer)
+
+    overflow()
     assert torch.equal(layer.weight, weight)
     other = Precision("fp16", CPU)
     before = other.state_dict()["scale"]
@@ -60,7 +66,7 @@ def test_a_gradient_that_overflows_in_fp16() -> None:
     assert other.state_dict()["scale"] == before / 2
     assert not precision.lost()
     for _ in range(40):
-        precision.step((layer(torch.ones(1)) * torch.inf).sum(), optimizer)
+        overflow()
     assert precision.lost()
 
 
@@ -118,7 +124,8 @@ def test_apex_takes_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     weight = layer.weight.detach().clone()
     with precision.autocast():
         loss = layer(torch.ones(3)).sum()
-    precision.step(loss, optimizer)
+    precision.backward(loss, optimizer)
+    precision.step(optimizer)
     assert torch.allclose(layer.weight, weight - 1)
     precision.load_state_dict(precision.state_dict())
     import apex.amp
