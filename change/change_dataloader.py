@@ -347,8 +347,8 @@ class BatchShare(NamedTuple):
 class EpochOrder(Sampler[list[tuple[int, int]]]):
     """A process's share of every batch, as keys, in the epoch's order, which follows from seed and epoch.
 
-    `start` batches are left out. A share that is smaller than the parts it is worked through in, which only the last
-    batch's can be, is filled up with pairs of other processes, as every process must do the same number of passes.
+    `start` batches are left out. Every process must do the same number of passes: a share with fewer pairs than parts,
+    which only the last batch's can be, is filled up with others of the batch, which are to weigh nothing.
     """
 
     def __init__(
@@ -418,7 +418,7 @@ def whole_loader(
 ) -> DataLoader[Batch | UserError]:
     """Every pair once, in the split's order but for this: a batch holds images of one size. Read it with `or_raise`.
 
-    Of many processes each gets every so manyth batch, perhaps none.
+    Of every `processes` batches in a row, `process` gets one, of the last ones perhaps none.
     """
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, pair in enumerate(samples.split.pairs):

@@ -75,7 +75,7 @@ class TrainOptions(CommonOptions):
     pretrained: str = option("imagenet", "encoder at the start: imagenet, none, or the path of a torchvision file")
     mixed_precision_training: bool = option(True, "False is --amp off")
     amp: str = option("auto", "precision of training and validation", choices=AMP_CHOICES)
-    deterministic: bool = option(False, "algorithms that give the same bits on the same GPU alone")
+    deterministic: bool = option(False, "only algorithms that give the same bits again on the same device")
     cache: str = option("off", "disk: decode every pair once, into a file a split", choices=("off", "disk"))
     cache_path: str = option("", "folder of these files; default ROOT/.cache")
     continue_run: str = option("", "folder of an interrupted run to go on with, exactly")

@@ -312,6 +312,8 @@ class Training:
         try:
             self.loss.network.load_state_dict(state["weights"])
             self.average.load_state_dict(state.get("average", {}))  # which runs of earlier versions have not got
+            for group in state["optimizer"]["param_groups"]:
+                group["fused"] = self.optimizer.defaults["fused"]  # as it is here, not where the run began
             self.optimizer.load_state_dict(state["optimizer"])
             self.precision.load_state_dict(state["precision"])
             self.progress = Progress(**state["progress"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from change.errors import UserError
-from change.precision import Precision, choose_device, nvidia_apex, resolve
+from change.precision import Precision, choose_algorithms, choose_device, nvidia_apex, resolve
 
 CPU = torch.device("cpu")
 
@@ -68,6 +69,23 @@ def test_a_gradient_that_overflows_in_fp16() -> None:
     for _ in range(40):
         overflow()
     assert precision.lost()
+
+
+def test_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for, or else what cuDNN finds to be fastest, on CUDA alone."""
+    monkeypatch.setattr("torch.backends.cudnn.benchmark", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    choose_algorithms(False, torch.device("cuda"))
+    assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+    try:
+        choose_algorithms(True, torch.device("cuda"))
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    choose_algorithms(False, CPU)
+    assert not torch.backends.cudnn.benchmark
 
 
 APEX: dict[str, tuple[list[str], str]] = {
