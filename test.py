@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from change import distributed
 from change.change_dataloader import WholeSamples, default_workers, find_split, whole_loader
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.config import TestOptions, parse_given
@@ -14,11 +15,13 @@ from change.precision import Precision, choose_device
 from change.runlog import start_logging
 
 
+@distributed.joined()
 def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
-    start_logging()
+    process, processes = distributed.rank(), distributed.processes()
+    start_logging(process)
     options = TestOptions(**parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label."))
-    precision = Precision(options.amp, choose_device(options.device))
+    precision = Precision(options.amp, distributed.own_device(choose_device(options.device)))
     checkpoint = load_checkpoint(Path(options.checkpoint_path))
     threshold = checkpoint.chosen_threshold(options.threshold)
     network, left_out = network_for_prediction(checkpoint)
@@ -34,8 +37,9 @@ def main(arguments: list[str]) -> int:
         panels=Path(options.save_panels_path or folder / "panels") if options.save_panels else None,
         report=folder / "report.html" if options.report else None,
     )
-    workers = default_workers() if options.workers < 0 else options.workers
-    batches = whole_loader(WholeSamples(split, options.testsize), options.test_batchsize, workers)
+    workers = default_workers(distributed.neighbours()) if options.workers < 0 else options.workers
+    samples = WholeSamples(split, options.testsize)
+    batches = whole_loader(samples, options.test_batchsize, workers, process=process, processes=processes)
     evaluation = Evaluation(
         checkpoint, split, precision, options.testsize, left_out, options.prediction(), threshold, places
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from change import distributed
+from change.average import WeightAverage
 from change.cache import DecodedCache
 from change.change_dataloader import (
     TrainLoader,
@@ -20,9 +22,10 @@ from change.change_dataloader import (
 )
 from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, pass_name
 from change.config import TrainOptions, continued, parse_given
-from change.engine import Interrupted, Schedule, Training
-from change.errors import listed, run_command
-from change.precision import Precision, choose_device
+from change.engine import Training
+from change.errors import UserError, listed, run_command
+from change.precision import Precision, choose_algorithms, choose_device
+from change.progress import Interrupted, Schedule
 from change.runlog import Run, find_state, start_logging, versions
 from change.transforms import ColorJitter
 from models.network import TrainingLoss, build_network
@@ -30,9 +33,11 @@ from models.network import TrainingLoss, build_network
 log = logging.getLogger("train")
 
 
+@distributed.joined()
 def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
-    kept = start_logging()
+    process, processes = distributed.rank(), distributed.processes()
+    kept = start_logging(process)
     given = parse_given(TrainOptions, arguments, "Train PRX-Change: base, refine or refine + cross.")
     state = None
     if given.get("continue_run"):
@@ -47,15 +52,21 @@ def main(arguments: list[str]) -> int:
         folder, name = Path(options.save_path), options.run_name()
         Run.refuse_existing(folder, name)
 
-    device = choose_device(options.device)
+    device = distributed.own_device(choose_device(options.device))
+    choose_algorithms(options.deterministic, device)
     precision = Precision(state["precision_name"] if state else options.precision(), device)
-    workers = default_workers() if options.workers < 0 else options.workers
+    if precision.apex and processes > 1:
+        raise UserError("--amp apex is for one process: use --amp bf16 or --amp fp16")
+    workers = default_workers(distributed.neighbours()) if options.workers < 0 else options.workers
     lists = Path(options.list) if options.list else None
     train, val = (
         find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
     )
     samples = TrainSamples(train, options.cropsize, ColorJitter(*options.jitter_ranges()), options.seed)
     val_samples = WholeSamples(val, options.trainsize)
+    pin = device.type == "cuda"
+    train_loader = TrainLoader(samples, options.train_batchsize, workers, pin, options.grad_accum, process, processes)
+    val_loader = whole_loader(val_samples, options.val_batchsize, workers, pin, process, processes)
     if shared := shared_images(train, val):
         log.warning(
             "val is no independent test: %d of its pairs share an image file with train: %s; "
@@ -75,9 +86,14 @@ def main(arguments: list[str]) -> int:
         log.info("new, with their own initialisation: %s", listed(new, len(new)) or "nothing")
     elif state is None and options.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, options.backbone, options.pretrained))
+    distributed.synchronise(network, device)
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=options.lr, eps=options.eps, weight_decay=options.weight_decay
+        network.parameters(),
+        lr=options.lr,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=precision.apex is None,
     )
     precision.prepare(network, optimizer)
     if options.cache == "disk":  # only here, where little is left to go wrong: it can take minutes
@@ -85,17 +101,18 @@ def main(arguments: list[str]) -> int:
         samples.read, val_samples.read = (DecodedCache(split, place).read for split in (train, val))
 
     at = state["progress"] if state else {"epoch": 0, "steps": 0}
-    run = Run(folder, name, kept, from_epoch=at["epoch"])
+    distributed.wait()  # all have looked at what lies in the folder: now the first one may write there
+    run = Run(folder, name, kept, from_epoch=at["epoch"], writes=process == 0)
     run.open_board(options, at["steps"])
-    pin = device.type == "cuda"
-    made_with = {**versions(), "device": str(device), "precision": precision.name}
+    made_with = {**versions(), "device": str(device), "precision": precision.name, "processes": str(processes)}
     training = Training(
         TrainingLoss(network, options.k, options.beta, options.l1, options.l2),
+        WeightAverage(network, options.ema),
         optimizer,
         precision,
         Schedule(options.lr, options.epoch, options.power, options.decay_epoch),
-        TrainLoader(samples, options.train_batchsize, workers, pin),
-        whole_loader(val_samples, options.val_batchsize, workers, pin),
+        train_loader,
+        val_loader,
         run,
         template,
         PassRecord(pass_name(config), options=asdict(options), versions=made_with),
@@ -108,7 +125,8 @@ def main(arguments: list[str]) -> int:
     if state is not None:
         training.load_state(state)
     epoch = training.progress.epoch + 1
-    log.info("%s pass on %s, %s: epoch %d of %d", pass_name(config), device, precision.name, epoch, options.epoch)
+    where = f"{device}, {precision.name}" + (f", {processes} processes" if processes > 1 else "")
+    log.info("%s pass on %s: epoch %d of %d", pass_name(config), where, epoch, options.epoch)
     try:
         training.fit()
     except Interrupted as stop:

@@ -336,11 +336,32 @@ def join(samples: Sequence[Batch | UserError]) -> Batch | UserError:
     )
 
 
-class EpochOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of keys in the epoch's order, which follows from seed and epoch; `start` batches are left out."""
+class BatchShare(NamedTuple):
+    """How a batch is worked through: its pairs, how many of them are this process's own, and in how many parts."""
 
-    def __init__(self, samples: int, batch_size: int, seed: int) -> None:
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+    pairs: int
+    own: int
+    parts: int
+
+
+class EpochOrder(Sampler[list[tuple[int, int]]]):
+    """A process's share of every batch, as keys, in the epoch's order, which follows from seed and epoch.
+
+    `start` batches are left out. Every process must do the same number of passes: a share with fewer pairs than parts,
+    which only the last batch's can be, is filled up with others of the batch, which are to weigh nothing.
+    """
+
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, parts: int = 1, process: int = 0, processes: int = 1
+    ) -> None:
+        """`batch_size`: of all processes together. Raises UserError where that is less than one pair a part."""
+        if batch_size < processes * parts:
+            raise UserError(
+                f"--train_batchsize {batch_size}: choose {processes * parts} or more, a pair for each of "
+                f"{processes} processes x {parts} parts (--grad_accum)"
+            )
+        self.samples, self.batch_size, self.seed, self.parts = samples, batch_size, seed, parts
+        self.process, self.processes = process, processes
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -349,15 +370,38 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng((self.seed, self.epoch, 0, 0)).permutation(self.samples)
         for step in range(self.start, len(self)):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in batch]
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+            first, end = self.bounds(len(batch))
+            share = [*batch[first:end], *batch][: max(end - first, self.share(step).parts)]
+            yield [(self.epoch, index) for index in share]
+
+    def bounds(self, pairs: int) -> tuple[int, int]:
+        """Where this process's own pairs of a batch begin and end."""
+        return pairs * self.process // self.processes, pairs * (self.process + 1) // self.processes
+
+    def share(self, step: int) -> BatchShare:
+        """How batch `step` of an epoch is worked through: in fewer parts where the largest share has fewer pairs."""
+        pairs = min(self.batch_size, self.samples - step * self.batch_size)
+        first, end = self.bounds(pairs)
+        return BatchShare(pairs, end - first, min(self.parts, -(-pairs // self.processes)))
 
 
 class TrainLoader:
-    """Batches of augmented crops, the same for any number of workers and from any point of an epoch."""
+    """A process's shares of batches of augmented crops, the same for any number of workers and from any point of an
+    epoch."""
 
-    def __init__(self, samples: TrainSamples, batch_size: int, workers: int, pin: bool = False) -> None:
-        self.order = EpochOrder(len(samples), batch_size, samples.seed)
+    def __init__(
+        self,
+        samples: TrainSamples,
+        batch_size: int,
+        workers: int,
+        pin: bool = False,
+        parts: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Arguments as `EpochOrder`'s."""
+        self.order = EpochOrder(len(samples), batch_size, samples.seed, parts, process, processes)
         self.loader = make_loader(samples, self.order, workers, pin)
 
     def __len__(self) -> int:
@@ -370,14 +414,17 @@ class TrainLoader:
 
 
 def whole_loader(
-    samples: WholeSamples, batch_size: int, workers: int, pin: bool = False
+    samples: WholeSamples, batch_size: int, workers: int, pin: bool = False, process: int = 0, processes: int = 1
 ) -> DataLoader[Batch | UserError]:
-    """Every pair once, in the split's order but for this: a batch holds images of one size. Read it with `or_raise`."""
+    """Every pair once, in the split's order but for this: a batch holds images of one size. Read it with `or_raise`.
+
+    Of every `processes` batches in a row, `process` gets one, of the last ones perhaps none.
+    """
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, pair in enumerate(samples.split.pairs):
         by_size[(samples.size, samples.size) if samples.size else pair.size].append(index)
     batches = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
-    return make_loader(samples, sorted(batches), workers, pin)
+    return make_loader(samples, sorted(batches)[process::processes], workers, pin)
 
 
 def make_loader(
@@ -414,7 +461,7 @@ def or_raise(batches: DataLoader[Batch | UserError]) -> Iterator[Batch]:
         yield batch
 
 
-def default_workers() -> int:
-    """As many loader processes as this process has cores, at most 8."""
+def default_workers(processes: int = 1) -> int:
+    """As many loader processes as there are cores for each of `processes` on this machine, 1 to 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return max(1, min(8, cores // processes))

@@ -52,7 +52,8 @@ class TrainOptions(CommonOptions):
     lr: float = option(6e-4, "learning rate at the start")
     weight_decay: float = option(2e-3, "of AdamW")
     eps: float = option(1e-3, "of AdamW: small gradients count for less below it; torch's own default is 1e-8")
-    train_batchsize: int = option(8, "pairs a training step")
+    train_batchsize: int = option(8, "pairs a training step, of all processes together")
+    grad_accum: int = option(1, "work the pairs of a step through in n parts, one after the other: less memory")
     val_batchsize: int = option(4, "pairs a validation step")
     val_epoch: int = option(10, "validate every n epochs, and after the last")
     decay_epoch: int = option(1, "set the learning rate every n epochs")
@@ -64,6 +65,7 @@ class TrainOptions(CommonOptions):
     beta: float = option(0.75, "refinement: share of the points that are the hardest candidates")
     l1: float = option(5.0, "refinement: weight of the mask's loss")
     l2: float = option(1.0, "refinement: weight of the points' loss")
+    ema: float = option(0.0, "validate and keep a moving average of the weights, of this decay (0.999); 0: none")
     save_path: str = option("", "folder of the run")
     best_name: str = option("", "name of the best weights, NAME.pth; default 1, 2 or best by the pass")
     save_freq: int = option(100, "keep a snapshot every n epochs; 0: none", alias="save_feq")
@@ -73,12 +75,13 @@ class TrainOptions(CommonOptions):
     pretrained: str = option("imagenet", "encoder at the start: imagenet, none, or the path of a torchvision file")
     mixed_precision_training: bool = option(True, "False is --amp off")
     amp: str = option("auto", "precision of training and validation", choices=AMP_CHOICES)
+    deterministic: bool = option(False, "only algorithms that give the same bits again on the same device")
     cache: str = option("off", "disk: decode every pair once, into a file a split", choices=("off", "disk"))
     cache_path: str = option("", "folder of these files; default ROOT/.cache")
     continue_run: str = option("", "folder of an interrupted run to go on with, exactly")
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "epoch", "train_batchsize", "val_batchsize", "val_epoch", "decay_epoch", "k")
+        at_least(self, 1, "epoch", "train_batchsize", "grad_accum", "val_batchsize", "val_epoch", "decay_epoch", "k")
         at_least(
             self, 0, "trainsize", "lr", "weight_decay", "eps", "l1", "l2", "save_freq", "save_minutes", "seed", "power"
         )
@@ -87,6 +90,8 @@ class TrainOptions(CommonOptions):
             raise UserError(f"--cropsize {self.cropsize}: choose a multiple of {MULTIPLE}")
         if not 0 <= self.beta <= 1:
             raise UserError(f"--beta {self.beta}: choose 0 to 1")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"--ema {self.ema}: choose 0 (none) to below 1, such as 0.999")
         self.jitter_ranges()
         if self.checkpoint_path and not self.resume:
             raise UserError("--checkpoint_path is given without --resume: add it to start from those weights")

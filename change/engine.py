@@ -1,19 +1,24 @@
 """Training and prediction loops.
 
 A run is a function of its options alone: the order of an epoch and every augmentation follow from (seed, epoch,
-sample), dropout and refinement points from (seed, step). So its state needs no random states: weights, optimizer,
-loss scaler, position, best score and sums of the epoch are all, and a run that goes on from them ends, on the CPU, with
-the same bits as one that was never interrupted.
+sample), dropout and refinement points from (seed, step, process). So its state needs no random states: weights, their
+average, optimizer, loss scaler, position, best score and sums of the epoch are all, and a run that goes on from them
+ends, on the CPU, with the same bits as one that was never interrupted.
+
+Many processes (torchrun's) work through each batch together and take the step that one would take; batch norms, on the
+CPU, and the draws of dropout and points alone know of them. All do the same exchanges in the same order, so whatever
+decides on one (a stop, a save, a score, a loss that is not finite) is agreed upon first. Process 0 writes.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from types import FrameType
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,12 +29,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from change.change_dataloader import Batch, TrainLoader, or_raise
+from change import distributed
+from change.average import WeightAverage
+from change.change_dataloader import Batch, BatchShare, TrainLoader, or_raise
 from change.checkpoint import Checkpoint, PassRecord, save_tensors
 from change.errors import UserError, listed
 from change.metrics import BINS, Curve, histogram
 from change.pictures import panel
 from change.precision import Precision
+from change.progress import Interrupted, Progress, Schedule, StopSignal, step_seed
 from change.runlog import STATE_FORMAT, Run
 from change.tiles import Predict
 from models.network import TrainingLoss, any_size, normalise
@@ -64,61 +72,6 @@ def seen_in_training(batch: Batch, trained: frozenset[str]) -> list[str]:
     return [name for name, hashes in zip(batch.names, batch.hashes, strict=True) if trained.intersection(hashes)]
 
 
-class Interrupted(Exception):
-    """The run was told to stop; its state is saved. `code`: what the process should exit with."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class StopSignal:
-    """Notes the first Ctrl-C or SIGTERM, for the loop to stop where it can save; a second one kills."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-
-
-@dataclass
-class Progress:
-    """Where a run stands. `sums`: of total, classification and refinement loss over this epoch's pairs so far."""
-
-    epoch: int = 0  # epochs done
-    step: int = 0  # steps done of the next one
-    steps: int = 0  # steps done in all
-    best: float = -1.0
-    best_epoch: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    pairs: int = 0
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate lr * (1 - epoch / epochs) ** power, set anew every `every` epochs."""
-
-    lr: float
-    epochs: int
-    power: float
-    every: int = 1
-
-    def at(self, epoch: int) -> float:
-        """The rate of the epoch that follows `epoch` finished ones."""
-        held = epoch - epoch % self.every
-        return self.lr * float((1 - held / self.epochs) ** self.power)
-
-
-def step_seed(seed: int, step: int) -> int:
-    """The seed of one step's dropout and points."""
-    return int(np.random.SeedSequence((seed, step, 0, 2)).generate_state(1, np.uint64)[0])
-
-
 @dataclass
 class Training:
     """One pass over its epochs.
@@ -128,6 +81,7 @@ class Training:
     """
 
     loss: TrainingLoss
+    average: WeightAverage
     optimizer: torch.optim.Optimizer
     precision: Precision
     schedule: Schedule
@@ -145,7 +99,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.images = set(self.record.images)
-        self.pending: list[tuple[list[str], Tensor, int]] = []  # losses not yet looked at: names, losses, pairs
+        self.pending: list[tuple[list[str], Tensor, int]] = []  # not yet looked at: own names, own losses, all pairs
         self.saved_at = time.monotonic()
         self.stop = StopSignal()
 
@@ -154,6 +108,8 @@ class Training:
     def fit(self) -> None:
         """Train to the last epoch. Raises Interrupted when told to stop, UserError for a loss that is not finite."""
         at = self.progress
+        for network in self.average.networks:
+            distributed.share_weights(network)
         if at.steps == 0:
             self.save_state()
         while at.epoch < self.schedule.epochs:
@@ -176,30 +132,19 @@ class Training:
                 row["val"] = self.validate()
             self.run.scalars({"train/pairs_per_second": row["pairs_per_second"]}, at.steps)
             if self.save_every and (at.epoch + 1) % self.save_every == 0:
-                snapshot = self.run.folder / f"{self.run.name}_epoch{at.epoch + 1}.pth"
-                self.checkpoint(row.get("val", {})).save(snapshot)
+                self.keep(self.run.folder / f"{self.run.name}_epoch{at.epoch + 1}.pth", row.get("val", {}))
             at.epoch, at.step, at.sums, at.pairs = at.epoch + 1, 0, [0.0, 0.0, 0.0], 0
             self.run.epoch_done(row)
-            if last or self.save_is_due():
+            if last or self.agreed()[1]:
                 self.save_state()
 
     def train_epoch(self, lr: float) -> None:
         """The steps of one epoch that are still to do."""
-        at, device = self.progress, self.precision.device
+        at = self.progress
         self.loss.train()
-        batches = self.train.epoch(at.epoch, at.step)
-        with tqdm(
-            total=len(self.train), initial=at.step, desc=f"epoch {at.epoch + 1}/{self.schedule.epochs}", leave=False
-        ) as bar:
-            for batch in batches:
-                before, after, mask = (part.to(device, non_blocking=True) for part in batch[:3])
-                before, after = (normalise(images, self.template.mean, self.template.std) for images in (before, after))
-                torch.manual_seed(step_seed(self.seed, at.steps))
-                with self.precision.autocast():
-                    losses, _ = self.loss(before, after, mask.float())
-                self.precision.step(losses.total, self.optimizer)
-                self.pending.append((batch.names, torch.stack(losses).detach(), len(batch.names)))
-                self.images.update(image for pair in batch.hashes for image in pair)
+        with self.bar(f"epoch {at.epoch + 1}/{self.schedule.epochs}", len(self.train), at.step) as bar:
+            for batch in self.train.epoch(at.epoch, at.step):
+                self.take_step(batch, self.train.order.share(at.step))
                 at.step, at.steps = at.step + 1, at.steps + 1
                 bar.update()
                 if at.steps % LOG_EVERY == 0 or at.step == len(self.train):
@@ -207,11 +152,39 @@ class Training:
                     pairs = (bar.format_dict["rate"] or 0) * self.train.order.batch_size
                     bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {pairs:.1f} pairs/s")
                     self.run.scalars({"train/lr": lr}, at.steps)
-                if self.stop.number:
-                    self.interrupt()
+                stop, save = self.agreed()
+                if stop:
+                    self.interrupt(stop)
                 # Not at the end: what validation then writes about this step would be written again on going on.
-                if self.save_is_due() and at.step < len(self.train):
+                if save and at.step < len(self.train):
                     self.save_state()
+
+    def take_step(self, batch: Batch, share: BatchShare) -> None:
+        """One step of the optimizer, by the gradient of a whole batch's mean loss: `batch` is this process's share."""
+        device, losses = self.precision.device, []
+        torch.manual_seed(step_seed(self.seed, self.progress.steps, distributed.rank()))
+        for part, weight in weighted_parts(batch, share):
+            before, after, mask = (tensor.to(device, non_blocking=True) for tensor in part)
+            before, after = (normalise(images, self.template.mean, self.template.std) for images in (before, after))
+            with self.precision.autocast():
+                found, _ = self.loss(before, after, mask.float())
+            self.precision.backward(weight * found.total, self.optimizer)
+            losses.append(weight * torch.stack(found).detach())
+        distributed.sum_gradients(self.loss.parameters())
+        self.precision.step(self.optimizer)
+        self.average.update(self.progress.steps + 1)
+        self.pending.append((batch.names, torch.stack(losses).sum(0), share.pairs))
+        self.images.update(image for pair in batch.hashes for image in pair)
+
+    def agreed(self) -> tuple[int, bool]:
+        """A signal to stop by, else 0, and whether the last saved state has grown old, in any of the processes."""
+        old = time.monotonic() - self.saved_at >= 60 * self.save_minutes
+        stop, save = distributed.largest([self.stop.number, old])
+        return stop, bool(save)
+
+    def bar(self, name: str, total: int, done: int = 0) -> tqdm[Any]:
+        """A progress bar, on one process's console."""
+        return tqdm(total=total, initial=done, desc=name, leave=False, disable=not self.run.writes)
 
     def look_at_losses(self) -> float:
         """Sum up the losses since the last look and return their mean. Raises UserError if one is not finite."""
@@ -221,12 +194,15 @@ class Training:
                 f"fp16 has no range left for the gradients in epoch {at.epoch + 1}: the last steps changed nothing; "
                 "use --amp bf16 or off, or lower --lr"
             )
-        values = torch.stack([losses for _, losses, _ in self.pending]).tolist()
-        for (names, _, pairs), row in zip(self.pending, values, strict=True):
+        own = torch.stack([losses for _, losses, _ in self.pending]).cpu().double()
+        values = distributed.summed(own.clone()).tolist()
+        for (names, _, pairs), mine, row in zip(self.pending, own, values, strict=True):
             if not all(map(math.isfinite, row)):
+                found = distributed.gathered([] if bool(mine.isfinite().all()) else names)
+                broken = sorted({name for some in found for name in some})
                 raise UserError(
                     f"the loss is not finite ({row[0]}) in epoch {at.epoch + 1} on the pairs "
-                    f"{listed(names, len(names))}; the last good state is {self.run.state_path}; "
+                    f"{listed(broken, len(broken))}; the last good state is {self.run.state_path}; "
                     "look at these files, lower --lr, or use --amp off"
                 )
             at.sums = [total + value * pairs for total, value in zip(at.sums, row, strict=True)]
@@ -239,23 +215,27 @@ class Training:
     def validate(self) -> dict[str, float | None]:
         """Score val; keep the weights if they are the best so far."""
         at, device = self.progress, self.precision.device
+        self.bring_together()
         trained = self.template.trained_on() | self.images
         total = torch.zeros(2, BINS, dtype=torch.int64, device=device)
-        predict = predictor(self.loss.network, self.precision, self.template)
+        predict = predictor(self.average.network, self.precision, self.template)
         panels: dict[str, NDArray[np.uint8]] = {}
-        seen: list[str] = []
-        with tqdm(total=len(self.val), desc="validation", leave=False) as bar:
-            for batch in or_raise(self.val):
-                probability = predict(batch.before, batch.after)
-                changed = probability > self.template.threshold
-                total += histogram(probability, batch.mask.to(device) > 0).sum(0)
-                seen += seen_in_training(batch, trained)
-                for i in range(min(len(batch.names), PANELS - len(panels))):
-                    panels[batch.names[i]] = small_panel(batch, changed, i)
+        own: list[str] = []
+        (rounds,) = distributed.largest([len(self.val)])
+        with self.bar("validation", rounds) as bar:
+            for batch, _ in zip_longest(or_raise(self.val), range(rounds)):
+                if batch is not None:  # else other processes have one more than this
+                    probability = predict(batch.before, batch.after)
+                    changed = probability > self.template.threshold
+                    total += histogram(probability, batch.mask.to(device) > 0).sum(0)
+                    own += seen_in_training(batch, trained)
+                    for i in range(min(len(batch.names), PANELS - len(panels)) if self.run.writes else 0):
+                        panels[batch.names[i]] = small_panel(batch, changed, i)
                 bar.update()
-                if self.stop.number:
-                    self.interrupt()
-        curve = Curve(total.cpu().numpy())
+                if stop := self.agreed()[0]:
+                    self.interrupt(stop)
+        seen = sorted(name for names in distributed.gathered(own) for name in names)
+        curve = Curve(distributed.summed(total.cpu()).numpy())
         counts = curve.at(self.template.threshold)
         scores = counts.scores_or_none()
         self.run.scalars({f"val/{name}": value for name, value in counts.scores().items()}, at.steps)
@@ -266,33 +246,39 @@ class Training:
         f1 = 0.0 if math.isnan(counts.f1) else counts.f1
         if f1 > at.best:
             at.best, at.best_epoch = f1, at.epoch + 1
-            replace(self.checkpoint(scores), val_threshold=curve.best_threshold()).save(self.run.best_path)
+            self.keep(self.run.best_path, scores, curve.best_threshold())
             self.run.pictures(panels, at.steps)
         return scores
 
     # --- saving ----------------------------------------------------------------------------------------------------
 
-    def checkpoint(self, scores: dict[str, float | None]) -> Checkpoint:
-        """The weights at the end of this epoch, with their history. Raises UserError where one is not finite."""
-        self.check_weights()
-        record = replace(self.record, images=sorted(self.images), scores=scores, epoch=self.progress.epoch + 1)
-        weights = self.loss.network.state_dict()
-        return replace(self.template, weights=weights, lineage=[*self.template.lineage, record])
+    def bring_together(self) -> None:
+        """What each process has seen of its own: running statistics and images."""
+        for network in self.average.networks:
+            distributed.average_statistics(network)
+        self.images = set().union(*distributed.gathered(self.images))
 
-    def save_is_due(self) -> bool:
-        """Whether the last saved state has grown old."""
-        return time.monotonic() - self.saved_at >= 60 * self.save_minutes
+    def keep(self, path: Path, scores: dict[str, float | None], val_threshold: float | None = None) -> None:
+        """Write the weights at the end of this epoch, with their history. Raises UserError where one is not finite."""
+        self.bring_together()
+        self.check_weights()
+        if self.run.writes:
+            record = replace(self.record, images=sorted(self.images), scores=scores, epoch=self.progress.epoch + 1)
+            weights, lineage = self.average.network.state_dict(), [*self.template.lineage, record]
+            replace(self.template, weights=weights, lineage=lineage, val_threshold=val_threshold).save(path)
 
     def save_state(self) -> None:
         """Write all that the run needs to go on. Raises UserError where a weight or a loss is not finite."""
         if self.pending:
             self.look_at_losses()
+        self.bring_together()
         self.check_weights()
         state = {
             "format": STATE_FORMAT,
             "options": self.record.options,
             "data": self.data,
             "weights": self.loss.network.state_dict(),
+            "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "precision_name": self.precision.name,
             "precision": self.precision.state_dict(),
@@ -300,7 +286,9 @@ class Training:
             "lineage": [asdict(record) for record in self.template.lineage],
             "images": sorted(self.images),
         }
-        save_tensors(state, self.run.state_path)
+        if self.run.writes:
+            save_tensors(state, self.run.state_path)
+        distributed.wait()  # the end of another process would end the one that writes
         self.saved_at = time.monotonic()
 
     def check_weights(self) -> None:
@@ -323,6 +311,9 @@ class Training:
             )
         try:
             self.loss.network.load_state_dict(state["weights"])
+            self.average.load_state_dict(state.get("average", {}))  # which runs of earlier versions have not got
+            for group in state["optimizer"]["param_groups"]:
+                group["fused"] = self.optimizer.defaults["fused"]  # as it is here, not where the run began
             self.optimizer.load_state_dict(state["optimizer"])
             self.precision.load_state_dict(state["precision"])
             self.progress = Progress(**state["progress"])
@@ -333,14 +324,27 @@ class Training:
                 f"{self.run.state_path} does not fit this version ({error}): use the one that wrote it"
             ) from error
 
-    def interrupt(self) -> None:
-        """Save, and raise Interrupted, which says how to go on."""
+    def interrupt(self, number: int) -> None:
+        """Save, and raise Interrupted, which says how to go on; `number`: the signal's."""
         self.save_state()
         raise Interrupted(
-            128 + self.stop.number,
+            128 + number,
             f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; go on with: "
             f"python train.py --continue_run {self.run.folder} --best_name {self.run.name}",
         )
+
+
+def weighted_parts(batch: Batch, share: BatchShare) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], float]]:
+    """Images and masks of a process's share, part by part, each with the weight of its mean loss in the batch's.
+
+    The weights are the parts' shares of the batch's pairs, so that over parts and processes they add up to 1; pairs
+    behind this process's own, with which a share is filled up, weigh nothing.
+    """
+    left = share.own
+    for part in zip(*(tensor.tensor_split(share.parts) for tensor in batch[:3]), strict=True):
+        own = min(left, len(part[0]))
+        left -= own
+        yield part, own / share.pairs
 
 
 def small_panel(batch: Batch, changed: Tensor, index: int) -> NDArray[np.uint8]:

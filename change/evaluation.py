@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from change import distributed
 from change.change_dataloader import Batch, Split, or_raise
 from change.checkpoint import Checkpoint, pass_name
 from change.engine import predictor, seen_in_training
@@ -93,10 +94,11 @@ class Evaluation:
     threshold: float
     places: dict[tuple[str, str], Place]
 
-    def run(self, network: nn.Module, loader: DataLoader[Batch | UserError], outputs: Outputs) -> dict[str, Any]:
-        """Predict every pair, write everything, print the table; return what metrics.json holds.
+    def run(self, network: nn.Module, loader: DataLoader[Batch | UserError], outputs: Outputs) -> None:
+        """Predict every pair, write everything, print the table.
 
-        Raises UserError for a file that does not decode or a folder that cannot be written.
+        Of many processes each draws the pictures of its own share of the pairs, which `loader` gives; the first one
+        does the rest. Raises UserError for a file that does not decode or a folder that cannot be written.
         """
         if outputs.error_maps and not self.split.labelled:
             raise UserError(f"--save_iou_map needs masks: {self.split.name} has no folder label")
@@ -107,11 +109,16 @@ class Evaluation:
             log.info("left out of %s, not used in prediction: %s", self.checkpoint.path, listed(self.left_out))
         predict = self.protocol.applied(predictor(network, self.precision, self.checkpoint))
         tally, trained = Tally(), self.checkpoint.trained_on()
-        with tqdm(total=len(self.split.pairs), desc="pairs", leave=False) as bar:
+        share = -(-len(self.split.pairs) // distributed.processes())
+        with tqdm(total=share, desc="pairs", leave=False, disable=distributed.rank() > 0) as bar:
             for batch in or_raise(loader):
                 probability = predict(batch.before, batch.after)
                 self.add(tally, batch, probability, seen_in_training(batch, trained), outputs)
                 bar.update(len(batch.names))
+        tallies = distributed.collected(tally)
+        if not tallies:
+            return
+        tally = self.in_order(tallies)
         self.drop_unknown_places(tally)
         result = self.summary(tally)
         write_whole(outputs.folder / "metrics.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
@@ -119,7 +126,6 @@ class Evaluation:
         if outputs.report:
             write_report(outputs.report, result, tally.rows, self.cases(tally, loader))
         sys.stdout.write("\n".join([*self.table(result), f"written to {outputs.folder}"]) + "\n")
-        return result
 
     # --- images ----------------------------------------------------------------------------------------------------
 
@@ -170,6 +176,22 @@ class Evaluation:
             size = before.shape[:2]
             changed = np.unpackbits(tally.masks[name], count=math.prod(size)).reshape(size) > 0
             yield ImageCase(name, before, after, changed, batch.mask[0, 0].numpy() > 0 if self.split.labelled else None)
+
+    def in_order(self, tallies: Sequence[Tally]) -> Tally:
+        """Several processes' tallies as one, with the images in the order of the split."""
+        indices = {pair.name: index for index, pair in enumerate(self.split.pairs)}
+        images = [image for t in tallies for image in zip(t.rows, t.counts, t.at_half, strict=True)]
+        images.sort(key=lambda image: indices[image[0]["image"]])
+        return Tally(
+            [row for row, _, _ in images],
+            [counts for _, counts, _ in images],
+            [at_half for _, _, at_half in images],
+            np.sum([t.histogram for t in tallies], axis=0),
+            sum((t.objects for t in tallies), Objects()),
+            sum((t.boundary for t in tallies), Matches()),
+            [content for t in tallies for content in t.contents],
+            {name: mask for t in tallies for name, mask in t.masks.items()},
+        )
 
     def drop_unknown_places(self, tally: Tally) -> None:
         """Say so, and go on without groups, where check knows not every image."""

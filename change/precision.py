@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,14 +45,22 @@ class Precision:
         if self.apex:
             self.apex.initialize(network, optimizer, opt_level="O1", verbosity=0)
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Backward, then one step of the optimizer; clears the gradients after it."""
+    def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Add the gradients of `loss`, in fp16 scaled, to those that are there."""
         if self.apex:
             with self.apex.scale_loss(loss, optimizer) as scaled:
                 scaled.backward()
-            optimizer.step()
         else:
             torch.autograd.backward(self.scaler.scale(loss))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step of the optimizer by the gradients of `backward`, which are cleared after it.
+
+        In fp16 a step whose gradients are not finite is left out: many processes sum theirs before, and agree.
+        """
+        if self.apex:
+            optimizer.step()
+        else:
             self.scaler.step(optimizer)
             self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -70,6 +79,17 @@ class Precision:
             self.apex.load_state_dict(state)
         else:
             self.scaler.load_state_dict(state)
+
+
+def choose_algorithms(deterministic: bool, device: torch.device) -> None:
+    """Deterministic algorithms alone, or else, on CUDA, those that are measured to be fastest.
+
+    Measuring pays because crops are all of one size. Call it before the device is first used.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; torch asks for it
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
 
 
 def resolve(name: str, device: torch.device) -> str:

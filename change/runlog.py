@@ -60,10 +60,15 @@ class LogFile(logging.FileHandler):
         raise
 
 
-def start_logging() -> logging.handlers.MemoryHandler:
-    """Log to the console; keep a copy of what is said until it is known which file it belongs to."""
+def start_logging(process: int = 0) -> logging.handlers.MemoryHandler:
+    """Log to the console; keep a copy of what is said until it is known which file it belongs to.
+
+    Of many processes, those after the first say errors alone, with their number.
+    """
     kept = logging.handlers.MemoryHandler(1000, flushLevel=logging.CRITICAL)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Console(), kept], force=True)
+    console = Console(logging.ERROR if process else logging.INFO)
+    message = f"[process {process}] %(message)s" if process else "%(message)s"
+    logging.basicConfig(level=logging.INFO, format=message, handlers=[console, kept], force=True)
     logging.captureWarnings(True)
     return kept
 
@@ -109,22 +114,35 @@ def find_state(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
 class Run:
     """The files of one run. Made when all else is known to be right, for it is what touches the disk first."""
 
-    def __init__(self, folder: Path, name: str, kept: logging.handlers.MemoryHandler, from_epoch: int = 0) -> None:
-        """`from_epoch` above 0: the run goes on, what it wrote of later epochs is dropped."""
-        self.folder, self.name = make_folder(folder), name
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        kept: logging.handlers.MemoryHandler,
+        from_epoch: int = 0,
+        writes: bool = True,
+    ) -> None:
+        """`from_epoch` above 0: the run goes on, what it wrote of later epochs is dropped.
+
+        `writes`: False in all processes but one, for which nothing here touches the disk.
+        """
+        self.folder, self.name, self.writes = folder, name, writes
         self.best_path = folder / f"{name}.pth"
         self.state_path = folder / f"{name}.state.pth"
         self.epochs_path = folder / f"{name}.epochs.jsonl"
+        self.board: SummaryWriter | None = None
+        logging.getLogger().removeHandler(kept)
+        if not writes:
+            return
+        make_folder(folder)
         file = LogFile(folder / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         kept.setTarget(file)
         kept.flush()
-        logging.getLogger().removeHandler(kept)
         logging.getLogger().addHandler(file)
         for left in folder.glob(f".{name}.*.part"):  # by a kill in the middle of a write
             left.unlink()
         self.epochs = [row for row in read_rows(self.epochs_path) if row["epoch"] <= from_epoch]
-        self.board: SummaryWriter | None = None
 
     @staticmethod
     def refuse_existing(folder: Path, name: str) -> None:
@@ -138,6 +156,8 @@ class Run:
 
     def open_board(self, options: TrainOptions, step: int) -> None:
         """Write the options; open TensorBoard, where steps after `step` of an interrupted run are dropped."""
+        if not self.writes:
+            return
         text = json.dumps({"options": asdict(options), "versions": versions()}, indent=1)
         write_whole(self.folder / f"{self.name}.options.json", text.encode())
         self.board = SummaryWriter(str(self.folder / "tensorboard" / self.name), purge_step=step + 1)
@@ -146,18 +166,20 @@ class Run:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Add points to TensorBoard's curves."""
-        assert self.board is not None
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def pictures(self, panels: Mapping[str, NDArray[np.uint8]], step: int) -> None:
         """Add panels (H, W, 3) to TensorBoard."""
-        assert self.board is not None
-        for name, picture in panels.items():
-            self.board.add_image(f"val/{name}", picture, step, dataformats="HWC")
+        if self.board is not None:
+            for name, picture in panels.items():
+                self.board.add_image(f"val/{name}", picture, step, dataformats="HWC")
 
     def epoch_done(self, row: dict[str, Any]) -> None:
         """Write an epoch's line, and metrics.txt anew if it was validated."""
+        if not self.writes:
+            return
         self.epochs.append(row)
         write_whole(self.epochs_path, "".join(json.dumps(row) + "\n" for row in self.epochs).encode())
         if "val" in row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from change.checkpoint import read_tensors
 from change.synthetic import draw_scene
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -44,24 +47,82 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def command(program: str | Path, processes: int = 1) -> list[str]:
+    """A program of ours (or a script, by its path) with this interpreter, in as many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [sys.executable, *(launcher if processes > 1 else []), str(REPOSITORY / program)]
+
+
+def surroundings(processes: int) -> dict[str, str]:
+    """The environment of a program: two threads at most."""
+    return {**os.environ, "OMP_NUM_THREADS": "2" if processes == 1 else "1"}
+
+
 def run_program(
-    program: str,
+    program: str | Path,
     *arguments: object,
+    processes: int = 1,
     environment: dict[str, str] | None = None,
     timeout: float = 300,
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py or test.py with this interpreter, as a user would; two threads at most."""
-    command = [sys.executable, str(REPOSITORY / program), *map(str, arguments)]
     return subprocess.run(
-        command,
+        [*command(program, processes), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
         cwd=cwd,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "2", **(environment or {})},
+        env={**surroundings(processes), **(environment or {})},
     )
+
+
+def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
+    """Start train.py in a group of its own."""
+    return subprocess.Popen(
+        [*command("train.py", processes), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=surroundings(processes),
+    )
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that a process has started, in the order of starting."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until `done`, while the process runs."""
+    deadline = time.monotonic() + 120
+    while not done():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def wait_for_step(state: Path, process: subprocess.Popen[str], step: int) -> None:
+    """Wait until the run's state has come to `step`; it is read once for every time it was written."""
+    seen = 0
+
+    def reached() -> bool:
+        nonlocal seen
+        written = state.stat().st_mtime_ns if state.exists() else 0
+        if written == seen:
+            return False
+        seen = written
+        return bool(read_tensors(state)["progress"]["steps"] >= step)
+
+    wait_for(reached, process)
+
+
+def curve(folder: Path, tag: str, name: str = "run") -> list[tuple[int, float]]:
+    """A curve as TensorBoard shows it."""
+    board = EventAccumulator(str(folder / "tensorboard" / name))
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
 def train_arguments(root: Path, save_path: Path, **options: object) -> list[str]:

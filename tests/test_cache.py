@@ -21,9 +21,9 @@ import pytest
 from change.cache import PAGE, DecodedCache, locked
 from change.change_dataloader import Split, TrainLoader, TrainSamples, WholeSamples, find_split, or_raise, whole_loader
 from change.transforms import ColorJitter
-from tests.conftest import REPOSITORY, draw_pair, last_line, run_program, train_arguments
+from tests.conftest import REPOSITORY, draw_pair, last_line, run_program, train_arguments, wait_for
 from tests.test_change_dataloader import contents, save, truncate, user_error
-from tests.test_training import epochs, equal, wait_for, weights
+from tests.test_training import epochs, equal, weights
 
 # Opens the cache of ROOT in FOLDER and prints the first pair's hashes; a pair takes SECONDS to decode.
 OPEN_SLOWLY = """

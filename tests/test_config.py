@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from change.config import CommonOptions, TestOptions, TrainOptions, continued, parse_given
-from change.engine import Schedule
 from change.errors import UserError
+from change.progress import Schedule
 from models.network import NetworkConfig
 
 NEEDED = ["--root=data", "--save_path=run"]

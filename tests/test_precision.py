@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from change.errors import UserError
-from change.precision import Precision, choose_device, nvidia_apex, resolve
+from change.precision import Precision, choose_algorithms, choose_device, nvidia_apex, resolve
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,8 @@ def test_a_step(name: str) -> None:
         precision.prepare(layer, optimizer)
         with precision.autocast():
             loss = layer(torch.linspace(-1, 1, 64)).float().square().sum()
-        precision.step(loss, optimizer)
+        precision.backward(loss, optimizer)
+        precision.step(optimizer)
         assert layer.weight.grad is None
         steps.append(layer.weight.detach())
         Precision(precision.name, CPU).load_state_dict(precision.state_dict())
@@ -52,7 +54,12 @@ def test_a_gradient_that_overflows_in_fp16() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     weight = layer.weight.detach().clone()
-    precision.step((layer(torch.ones(1)) * torch.inf).sum(), optimizer)
+
+    def overflow() -> None:
+        precision.backward((layer(torch.ones(1)) * torch.inf).sum(), optimizer)
+        precision.step(optimizer)
+
+    overflow()
     assert torch.equal(layer.weight, weight)
     other = Precision("fp16", CPU)
     before = other.state_dict()["scale"]
@@ -60,8 +67,25 @@ def test_a_gradient_that_overflows_in_fp16() -> None:
     assert other.state_dict()["scale"] == before / 2
     assert not precision.lost()
     for _ in range(40):
-        precision.step((layer(torch.ones(1)) * torch.inf).sum(), optimizer)
+        overflow()
     assert precision.lost()
+
+
+def test_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for, or else what cuDNN finds to be fastest, on CUDA alone."""
+    monkeypatch.setattr("torch.backends.cudnn.benchmark", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    choose_algorithms(False, torch.device("cuda"))
+    assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+    try:
+        choose_algorithms(True, torch.device("cuda"))
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    choose_algorithms(False, CPU)
+    assert not torch.backends.cudnn.benchmark
 
 
 APEX: dict[str, tuple[list[str], str]] = {
@@ -118,7 +142,8 @@ def test_apex_takes_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     weight = layer.weight.detach().clone()
     with precision.autocast():
         loss = layer(torch.ones(3)).sum()
-    precision.step(loss, optimizer)
+    precision.backward(loss, optimizer)
+    precision.step(optimizer)
     assert torch.allclose(layer.weight, weight - 1)
     precision.load_state_dict(precision.state_dict())
     import apex.amp

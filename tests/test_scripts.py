@@ -27,14 +27,20 @@ def run_script(script: str, cwd: Path, *arguments: str, **values: object) -> sub
     )
 
 
-def options_of(script: str, cwd: Path, *arguments: str, **values: object) -> dict[str, str]:
-    """The options a script gives its program, the last of a name: an interpreter that only prints its arguments."""
+def command_of(script: str, cwd: Path, *arguments: str, **values: object) -> list[str]:
+    """What a script gives its interpreter: one that only prints its arguments."""
     recorder = cwd / "recorder"
-    recorder.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')
+    recorder.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     recorder.chmod(0o755)
     result = run_script(script, cwd, *arguments, **{**values, "python": recorder})
     assert result.returncode == 0, result.stderr
-    return dict(line.removeprefix("--").split("=", 1) for line in result.stdout.splitlines())
+    return result.stdout.splitlines()
+
+
+def options_of(script: str, cwd: Path, *arguments: str, **values: object) -> dict[str, str]:
+    """The options a script gives its program, the last of a name."""
+    lines = command_of(script, cwd, *arguments, **values)[1:]
+    return dict(line.removeprefix("--").split("=", 1) for line in lines)
 
 
 # data set: image, crop, batch, jitter, epochs of pass 1 and of passes 2 and 3, learning rate of pass 1, validate every
@@ -74,6 +80,17 @@ def test_published_values(tmp_path: Path, dataset: str) -> None:
 def test_overrides(tmp_path: Path) -> None:
     options = options_of("train_script/train_levir.sh", tmp_path, "--lr=3", epoch=5, lr=2, workers=1, save_path="here")
     assert (options["epoch"], options["lr"], options["workers"], options["save_path"]) == ("5", "3", "1", "here")
+
+
+@pytest.mark.parametrize("script", ["train_script/train_refine_dsifn.sh", "test_script/test_levir.sh"])
+def test_number_of_processes(tmp_path: Path, script: str) -> None:
+    """`nproc` puts torch's launcher before the same program with the same options; 1 is as none."""
+    alone = command_of(script, tmp_path)
+    assert alone[0].endswith(("/train.py", "/test.py"))
+    assert command_of(script, tmp_path, nproc=1) == alone
+    for number in ("2", "gpu"):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+        assert command_of(script, tmp_path, nproc=number) == [*launcher, *alone]
 
 
 def test_every_option_can_be_set() -> None:

@@ -6,18 +6,24 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from change.checkpoint import load_checkpoint, read_tensors
-from tests.conftest import REPOSITORY, last_line, run_program, train_arguments, write_pairs
+from tests.conftest import (
+    children,
+    curve,
+    last_line,
+    run_program,
+    start,
+    train_arguments,
+    wait_for,
+    wait_for_step,
+    write_pairs,
+)
 
 HARD = {"refine": True, "cross": True, "best_name": "run", "color_setting": "0.2 0.2 0.1 0.1", "save_minutes": 60}
 
@@ -39,45 +45,11 @@ def epochs(folder: Path, name: str = "run") -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "pairs_per_second")} for row in rows]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-    )
-
-
-def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait until `done`, while the process runs."""
-    deadline = time.monotonic() + 120
-    while not done():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def wait_for_step(state: Path, process: subprocess.Popen[str], step: int) -> None:
-    """Wait until the run's state has come to `step`; it is read once for every time it was written."""
-    seen = 0
-
-    def reached() -> bool:
-        nonlocal seen
-        written = state.stat().st_mtime_ns if state.exists() else 0
-        if written == seen:
-            return False
-        seen = written
-        return bool(read_tensors(state)["progress"]["steps"] >= step)
-
-    wait_for(reached, process)
-
-
-@pytest.mark.parametrize("amp", ["off", "bf16"])
-def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str) -> None:
+@pytest.mark.parametrize(("amp", "ema"), [("off", 0), ("bf16", 0.9)])
+def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float) -> None:
     """Three kills inside epochs, then: weights, scores, losses and curves of an uninterrupted run, bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = {**HARD, "amp": amp, "epoch": 4, "train_batchsize": 1}  # 20 steps
+    options = {**HARD, "amp": amp, "ema": ema, "epoch": 4, "train_batchsize": 1}  # 20 steps
     result = run_program("train.py", *train_arguments(dataset, whole, **options, workers=0))
     assert result.returncode == 0, result.stderr
 
@@ -95,18 +67,12 @@ def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
     assert equal(weights(whole), weights(broken))
+    assert equal(*(read_tensors(folder / "run.state.pth")["average"] for folder in (whole, broken)))
     assert epochs(whole) == epochs(broken)
     assert equal(load_checkpoint(whole / "run.pth").weights, load_checkpoint(broken / "run.pth").weights)
     assert curve(broken, "val/f1") == curve(whole, "val/f1")
     steps = [step for step, _ in curve(broken, "train/loss")]
     assert len(steps) == len(set(steps)) and max(steps) == 20
-
-
-def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """A curve as TensorBoard shows it."""
-    board = EventAccumulator(str(folder / "tensorboard" / "run"))
-    board.Reload()
-    return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
 def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
@@ -136,8 +102,7 @@ def test_a_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     """As the kernel does when memory runs out."""
     process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 1}))
     wait_for((tmp_path / "run" / "run.epochs.jsonl").exists, process)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(workers[-1]), signal.SIGKILL)
+    os.kill(children(process)[-1], signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2, said
     assert said.replace("\r", "\n").splitlines()[-1].startswith("error: a loader process died")

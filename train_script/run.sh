@@ -1,15 +1,15 @@
-# Sourced by the other scripts: runs train.py or test.py with every option that is set as a variable of its name.
-# The interpreter is $python, else the one that change/environment.py finds, or sets up.
+# Sourced by the others: runs train.py or test.py with every option that is set as a variable of its name, in $nproc
+# processes. The interpreter is $python, else the one that change/environment.py finds, or sets up.
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 case "$program" in
-  train) names="root list trainsize cropsize color_setting epoch lr weight_decay eps train_batchsize val_batchsize
-    val_epoch decay_epoch power backbone refine cross k beta l1 l2 save_path best_name save_freq save_minutes
-    checkpoint_path resume pretrained mixed_precision_training amp cache cache_path continue_run device workers seed" ;;
-  test) names="test_root list checkpoint_path testsize test_batchsize protocol window overlap tta threshold check amp
-    save_path save_result save_result_path save_iou_map save_iou_map_path save_panels save_panels_path report device
-    workers" ;;
+  train) names="root list trainsize cropsize color_setting epoch lr weight_decay eps train_batchsize grad_accum power ema
+    val_batchsize val_epoch decay_epoch backbone refine cross k beta l1 l2 save_path best_name save_freq save_minutes
+    checkpoint_path resume pretrained mixed_precision_training amp deterministic cache cache_path continue_run device
+    workers seed" ;;
+  test) names="test_root list checkpoint_path testsize test_batchsize protocol window overlap tta threshold check amp device
+    save_path save_result save_result_path save_iou_map save_iou_map_path save_panels save_panels_path report workers" ;;
 esac
 [ -n "${python:-}" ] || python="$(cd "$repo" && python3 -m change.environment requirements.txt)"
-options=()
+options=() launch=(); [ "${nproc:-1}" = 1 ] || launch=(-m torch.distributed.run --standalone --nproc_per_node="$nproc")
 for name in $names; do [ -z "${!name:-}" ] || options+=("--$name=${!name}"); done
-exec "$python" "$repo/$program.py" ${options[@]+"${options[@]}"} "$@"
+exec "$python" ${launch[@]+"${launch[@]}"} "$repo/$program.py" ${options[@]+"${options[@]}"} "$@"

@@ -1,0 +1,46 @@
+"""The moving average of a network's weights over its steps."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """`network` is the average: a copy that follows the trained one; with decay 0 the trained one itself. `networks`:
+    the trained one and the copy, if there is one.
+
+    A step moves the average by 1 - decay of the way to the weights and running statistics, at first by more: the decay
+    after n steps is at most (1 + n) / (10 + n), so that the start is soon forgotten. Integers are copied. Source: the
+    ExponentialMovingAverage of TensorFlow 1.
+    """
+
+    def __init__(self, trained: nn.Module, decay: float) -> None:
+        """`trained`: on its device; `decay`: 0 or more, below 1."""
+        self.decay = decay
+        self.network = copy.deepcopy(trained).requires_grad_(False) if decay else trained
+        self.networks = [trained, self.network] if decay else [trained]
+        pairs = list(zip(self.network.state_dict().values(), trained.state_dict().values(), strict=True))
+        self.floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.integers = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """Follow the weights, of which `steps` steps have been done. Does not wait for the device."""
+        if self.decay:
+            decay = min(self.decay, (1 + steps) / (10 + steps))
+            averages, weights = map(list, zip(*self.floats, strict=True))
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+            for average, integer in self.integers:
+                average.copy_(integer)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a run needs to go on: empty where there is no average beside the weights."""
+        return dict(self.network.state_dict()) if self.decay else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up `state_dict`. Raises RuntimeError where it does not fit."""
+        if self.decay:
+            self.network.load_state_dict(state)
