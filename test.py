@@ -40,9 +40,8 @@ def main(arguments: list[str]) -> int:
     workers = default_workers(distributed.neighbours()) if options.workers < 0 else options.workers
     samples = WholeSamples(split, options.testsize)
     batches = whole_loader(samples, options.test_batchsize, workers, process=process, processes=processes)
-    evaluation = Evaluation(
-        checkpoint, split, precision, options.testsize, left_out, options.prediction(), threshold, places
-    )
+    how = options.prediction(), threshold, places, options.compile
+    evaluation = Evaluation(checkpoint, split, precision, options.testsize, left_out, *how)
     evaluation.run(network.to(precision.device), batches, outputs)
     return 0
 

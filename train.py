@@ -21,6 +21,7 @@ from change.change_dataloader import (
     whole_loader,
 )
 from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, pass_name
+from change.compiling import worth_compiling
 from change.config import TrainOptions, continued, parse_given
 from change.engine import Training
 from change.errors import UserError, listed, run_command
@@ -121,6 +122,7 @@ def main(arguments: list[str]) -> int:
         options.val_epoch,
         options.save_freq,
         options.save_minutes,
+        worth_compiling(options.compile, device, options.epoch * len(train_loader)) and not precision.apex,
     )
     if state is not None:
         training.load_state(state)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class WeightAverage:
+
+class WeightAverage(Generic[Network]):
     """`network` is the average: a copy that follows the trained one; with decay 0 the trained one itself. `networks`:
     the trained one and the copy, if there is one.
 
@@ -17,7 +20,7 @@ class WeightAverage:
     ExponentialMovingAverage of TensorFlow 1.
     """
 
-    def __init__(self, trained: nn.Module, decay: float) -> None:
+    def __init__(self, trained: Network, decay: float) -> None:
         """`trained`: on its device; `decay`: 0 or more, below 1."""
         self.decay = decay
         self.network = copy.deepcopy(trained).requires_grad_(False) if decay else trained

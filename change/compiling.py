@@ -17,14 +17,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from change import distributed
+
 log = logging.getLogger(__name__)
 
 CHOICES = ("auto", "on", "off")
-SHAPES = 2  # compiled at most
+SHAPES = 2  # compiled at most, in prediction
+STEPS = 2000  # of training, below which compiling is not tried unasked
 COST = 60.0  # seconds for a shape, on two CPU cores or one beside a GPU
 # The share of an eager call's time that compiling saves in prediction. On a CPU nearly all of it is in convolutions and
 # matrix products, which stay the same; on a GPU this is a cautious guess.
 SAVED = {"cpu": 0.05, "cuda": 0.3}
+
+
+def worth_compiling(choice: str, device: torch.device, steps: int) -> bool:
+    """Whether a training run of so many steps is compiled. What `auto` means must not depend on any clock.
+
+    On a CPU the convolutions stay as they are, and compiling takes minutes: only on request. Where several processes
+    share batch norms a graph would break at each of them.
+    """
+    alone = distributed.processes() == 1
+    return choice == "on" or (choice == "auto" and device.type == "cuda" and alone and steps >= STEPS)
 
 
 class Compiled:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
+from change.compiling import CHOICES as COMPILE_CHOICES
 from change.errors import OneLineParser, UserError
 from change.precision import CHOICES as AMP_CHOICES
 from change.tiles import Protocol
@@ -36,6 +37,7 @@ class CommonOptions:
 
     device: str = option("auto", "auto, cpu, cuda, mps, or the number of a GPU")
     workers: int = option(-1, "loader processes; -1: one a core, at most 8")
+    compile: str = option("auto", "torch.compile: auto where it is expected to pay", choices=COMPILE_CHOICES)
 
 
 @dataclass(frozen=True)

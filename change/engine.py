@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -33,14 +33,16 @@ from change import distributed
 from change.average import WeightAverage
 from change.change_dataloader import Batch, BatchShare, TrainLoader, or_raise
 from change.checkpoint import Checkpoint, PassRecord, save_tensors
+from change.compiling import Compiled, WhenItPays
 from change.errors import UserError, listed
+from change.fuse import Fused
 from change.metrics import BINS, Curve, histogram
 from change.pictures import panel
 from change.precision import Precision
 from change.progress import Interrupted, Progress, Schedule, StopSignal, step_seed
 from change.runlog import STATE_FORMAT, Run
 from change.tiles import Predict
-from models.network import TrainingLoss, any_size, normalise
+from models.network import PRXChange, TrainingLoss, any_size, normalise
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +51,24 @@ LOSSES = ("loss", "loss_classification", "loss_refinement")  # what `Losses` hol
 PANELS, PANEL_SIDE = 4, 256  # val pairs shown in TensorBoard, and how large
 
 
-def predictor(network: nn.Module, precision: Precision, checkpoint: Checkpoint) -> Predict:
+def predictor(
+    network: PRXChange, precision: Precision, checkpoint: Checkpoint, pixels: float = 0, compiling: str = "off"
+) -> Predict:
     """A function from uint8 images (B, 3, H, W) of any size to probabilities, float32 (B, 1, H, W) on the device.
 
-    Sets eval mode. Normalisation is that of `checkpoint`.
+    The network is taken as it is now, later changes do not show. Normalisation is that of `checkpoint`; `pixels` and
+    `compiling` are as in `WhenItPays`.
     """
-    network.eval()
+    fused = Fused(network, precision.dtype or torch.float32)
+    forward = WhenItPays(fused, precision.device, pixels, compiling)
 
     def predict(before: Tensor, after: Tensor) -> Tensor:
-        with torch.inference_mode(), precision.autocast():
+        with torch.inference_mode():
             before, after = (
                 normalise(images.to(precision.device, non_blocking=True), checkpoint.mean, checkpoint.std)
                 for images in (before, after)
             )
-            return torch.sigmoid(any_size(network, before, after).float())
+            return torch.sigmoid(any_size(forward, before, after))
 
     return predict
 
@@ -81,7 +87,7 @@ class Training:
     """
 
     loss: TrainingLoss
-    average: WeightAverage
+    average: WeightAverage[PRXChange]
     optimizer: torch.optim.Optimizer
     precision: Precision
     schedule: Schedule
@@ -95,6 +101,7 @@ class Training:
     val_every: int
     save_every: int
     save_minutes: float
+    compiling: bool = False
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -102,6 +109,7 @@ class Training:
         self.pending: list[tuple[list[str], Tensor, int]] = []  # not yet looked at: own names, own losses, all pairs
         self.saved_at = time.monotonic()
         self.stop = StopSignal()
+        self.forward = Compiled(self.loss) if self.compiling else self.loss
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -167,7 +175,7 @@ class Training:
             before, after, mask = (tensor.to(device, non_blocking=True) for tensor in part)
             before, after = (normalise(images, self.template.mean, self.template.std) for images in (before, after))
             with self.precision.autocast():
-                found, _ = self.loss(before, after, mask.float())
+                found, _ = self.forward(before, after, mask.float())
             self.precision.backward(weight * found.total, self.optimizer)
             losses.append(weight * torch.stack(found).detach())
         distributed.sum_gradients(self.loss.parameters())

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -48,6 +48,7 @@ from change.report import ImageCase, choose_cases, write_report
 from change.runlog import versions
 from change.statistics import bootstrap, pool
 from change.tiles import Protocol
+from models.network import PRXChange
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +94,9 @@ class Evaluation:
     protocol: Protocol
     threshold: float
     places: dict[tuple[str, str], Place]
+    compiling: str = "off"
 
-    def run(self, network: nn.Module, loader: DataLoader[Batch | UserError], outputs: Outputs) -> None:
+    def run(self, network: PRXChange, loader: DataLoader[Batch | UserError], outputs: Outputs) -> None:
         """Predict every pair, write everything, print the table.
 
         Of many processes each draws the pictures of its own share of the pairs, which `loader` gives; the first one
@@ -107,7 +109,9 @@ class Evaluation:
                 make_folder(folder)
         if self.left_out:
             log.info("left out of %s, not used in prediction: %s", self.checkpoint.path, listed(self.left_out))
-        predict = self.protocol.applied(predictor(network, self.precision, self.checkpoint))
+        area = sum(self.size**2 or math.prod(pair.size) for pair in self.split.pairs) * (8 if self.protocol.tta else 1)
+        each = predictor(network, self.precision, self.checkpoint, area / distributed.processes(), self.compiling)
+        predict = self.protocol.applied(each)
         tally, trained = Tally(), self.checkpoint.trained_on()
         share = -(-len(self.split.pairs) // distributed.processes())
         with tqdm(total=share, desc="pairs", leave=False, disable=distributed.rank() > 0) as bar:

@@ -13,6 +13,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm  # what all share, the synchronised one too
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.fusion import Gate, Head
@@ -84,6 +85,6 @@ def fold_batch_norms(module: nn.Module) -> None:
     children = dict(module.named_children())
     for conv_name, norm_name in PAIRS:
         conv, norm = children.get(conv_name), children.get(norm_name)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
             module.add_module(conv_name, fuse_conv_bn_eval(conv, norm))
             module.add_module(norm_name, nn.Identity())

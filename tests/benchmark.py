@@ -152,7 +152,8 @@ def make_step(variant: Variant, device: torch.device) -> Callable[[Tensor, Tenso
         precision.scaler.step(optimizer)
         precision.scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        return losses.total.detach()
+        total: Tensor = losses.total.detach()
+        return total
 
     return step
 

@@ -60,7 +60,9 @@ ALLOWED: dict[str, set[str]] = {
         "change.runlog",
         "change.sources",
     },
-    "change.config": {"change.errors", "change.precision", "change.tiles", "models"},
+    "change.compiling": {"change", "change.distributed"},
+    "change.fuse": {"models"},
+    "change.config": {"change.compiling", "change.errors", "change.precision", "change.tiles", "models"},
     "change.checkpoint": {"change.errors", "change.files", "models"},
 }
 

@@ -4,9 +4,9 @@ repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 case "$program" in
   train) names="root list trainsize cropsize color_setting epoch lr weight_decay eps train_batchsize grad_accum power ema
     val_batchsize val_epoch decay_epoch backbone refine cross k beta l1 l2 save_path best_name save_freq save_minutes
-    checkpoint_path resume pretrained mixed_precision_training amp deterministic cache cache_path continue_run device
+    checkpoint_path resume pretrained mixed_precision_training amp deterministic compile cache cache_path continue_run device
     workers seed" ;;
-  test) names="test_root list checkpoint_path testsize test_batchsize protocol window overlap tta threshold check amp device
+  test) names="test_root list checkpoint_path testsize test_batchsize protocol window overlap tta threshold check amp device compile
     save_path save_result save_result_path save_iou_map save_iou_map_path save_panels save_panels_path report workers" ;;
 esac
 [ -n "${python:-}" ] || python="$(cd "$repo" && python3 -m change.environment requirements.txt)"
