@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from change.change_dataloader import Split, TrainLoader, TrainSamples, default_w
 from change.errors import OneLineParser, UserError, run_command
 from change.fuse import Fused
 from change.metrics import count_pixels, histogram
-from change.precision import Precision, choose_device
+from change.precision import Precision, choose_device, cpu_has_bf16
 from change.transforms import ColorJitter
 from models.network import NetworkConfig, PRXChange, TrainingLoss, build_network, normalise
 from tests.textbook import textbook
@@ -373,7 +373,9 @@ def rates(device: torch.device) -> dict[str, float]:
         return min(found[1:])
 
     sides = (4096, 8192) if device.type == "cuda" else (1024, 2048)
-    types = {"float32": torch.float32, "bf16": torch.bfloat16}
+    types = {"float32": torch.float32}
+    if device.type == "cuda" or cpu_has_bf16():
+        types["bf16"] = torch.bfloat16
     if device.type == "cuda":
         types["fp16"] = torch.float16
     found = {}
@@ -442,63 +444,41 @@ def shown(row: dict[str, Any], variant: Variant, found: dict[str, float]) -> str
 
 
 def plan(options: argparse.Namespace, device: torch.device, data: str) -> list[list[Variant]]:
-    """What is compared with what."""
-    half = "fp16" if device.type == "cuda" else "bf16"
-    ours = Precision("auto", device).name
-    ours = half if ours == "off" else ours
-    common: dict[str, Any] = {"device": options.device, "data": data}
-    every = device.type == "cuda" or options.compiled
-    groups = []
-    for size in options.sizes:
-        groups.append(
-            [
-                Variant("infer", "textbook", size, **common),
-                Variant("infer", "textbook", size, amp=half, **common),
-                Variant("infer", "ours", size, **common),
-                Variant("infer", "ours", size, amp=ours, **common),
-                *(
-                    [Variant("infer", "ours", size, amp=a, compiled=True, **common) for a in ("off", ours)]
-                    if every
-                    else []
-                ),
-            ]
-        )
-    for batch in options.batches:
-        groups.append(
-            [
-                Variant("step", "textbook", options.crop, batch, **common),
-                Variant("step", "textbook", options.crop, batch, amp=half, **common),
-                Variant("step", "ours", options.crop, batch, **common),
-                Variant("step", "ours", options.crop, batch, amp=ours, **common),
-                *(
-                    [
-                        Variant("step", "ours", options.crop, batch, amp=a, compiled=True, **common)
-                        for a in ("off", ours)
-                    ]
-                    if every
-                    else []
-                ),
-            ]
-        )
-    crop, batch = options.file_crop, options.batches[0]
-    groups.append(
-        [
-            Variant("load", "textbook", crop, batch, **common),
-            Variant("load", "ours", crop, batch, **common),
-            Variant("load", "ours", crop, batch, cached=True, **common),
-        ]
-    )
-    fast = ours if device.type == "cuda" or Precision("auto", device).name != "off" else "off"
-    groups.append(
-        [
-            Variant("files", "textbook", options.crop, batch, amp=half if fast != "off" else "off", **common),
-            Variant("files", "ours", options.crop, batch, amp=fast, compiled=every, **common),
-            Variant("files", "ours", options.crop, batch, amp=fast, compiled=every, cached=True, **common),
-            Variant("step", "ours", options.crop, batch, amp=fast, compiled=every, **common),
-        ]
-    )
-    groups.append([Variant("count", form, options.sizes[-1], **common) for form in ("textbook", "ours")])
-    return [group for group in groups if not options.only or group[0].kind in options.only]
+    """What is compared with what: the first of a group is the measure."""
+    on_gpu = device.type == "cuda"
+    half = "fp16" if on_gpu else "bf16"
+    # What is fastest here: half precision where the hardware has it, compiled where that is worth its minutes.
+    fast = half if on_gpu or cpu_has_bf16() else "off"
+    compiled = on_gpu or options.compiled
+    precisions = ("off", half) if fast == half or options.half else ("off",)
+
+    def variants(kind: str, size: int, batch: int) -> list[Variant]:
+        found = [Variant(kind, form, size, batch, amp) for form in ("textbook", "ours") for amp in precisions]
+        return found + ([Variant(kind, "ours", size, batch, precisions[-1], compiled=True)] if compiled else [])
+
+    groups = [variants("infer", size, 1) for size in options.sizes]
+    groups += [variants("step", size, batch) for size, batch in options.steps]
+    size, batch = options.steps[0]
+    for kind, crop in (("load", options.load), ("files", size)):
+        one = Variant(kind, "textbook", crop, batch, fast)
+        ours = replace(one, form="ours", compiled=compiled and kind == "files")
+        groups.append([one, ours, replace(ours, cached=True)])
+    groups[-1].append(Variant("step", "ours", size, batch, fast, compiled=compiled))
+    groups.append([Variant("count", form, max(options.sizes)) for form in ("textbook", "ours")])
+    return [
+        [replace(variant, device=str(device), data=data) for variant in group]
+        for group in groups
+        if not options.only or group[0].kind in options.only
+    ]
+
+
+def size_and_batch(text: str) -> tuple[int, int]:
+    """512x8: crops of 512, 8 pairs a step."""
+    try:
+        size, batch = map(int, text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no SIZExBATCH, as 512x8") from None
+    return size, batch
 
 
 def write_jpeg_pairs(folder: Path, size: int, number: int) -> None:
@@ -521,14 +501,16 @@ def main(arguments: list[str]) -> int:
     parser = OneLineParser(prog="python -m tests.benchmark", description="Speed and memory beside the textbook.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024], help="of pairs in prediction")
-    parser.add_argument("--crop", type=int, help="of training steps; default 512 on a GPU, 256 on a CPU")
-    parser.add_argument("--batches", type=int, nargs="+", help="pairs a step; default 8 and 32 on a GPU, 4 on a CPU")
-    parser.add_argument("--file_crop", type=int, default=512, help="of the loader alone")
+    parser.add_argument(
+        "--steps", type=size_and_batch, nargs="+", help="crop and pairs; default 512x8 512x32 1024x8, on a CPU 256x4"
+    )
+    parser.add_argument("--load", type=int, default=512, help="crop of the loader alone")
     parser.add_argument("--data", default="", help="a data folder with train; default: noise, written for the run")
     parser.add_argument("--rounds", type=int, default=5, help="turns that every variant takes")
     parser.add_argument("--calls", type=int, help="calls a turn; default 10 on a GPU, 1 on a CPU")
     parser.add_argument("--only", nargs="+", choices=tuple(KINDS), help="kinds of work; default: all")
     parser.add_argument("--compiled", action="store_true", help="compiled forms on a CPU too: minutes for each")
+    parser.add_argument("--half", action="store_true", help="bf16 on a CPU without matrix units for it too: very slow")
     parser.add_argument("--json", default="", help="write the rows there too")
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -536,11 +518,8 @@ def main(arguments: list[str]) -> int:
         return serve(options.serve)
     device = choose_device(options.device)
     on_gpu = device.type == "cuda"
-    options.device, options.crop = str(device), options.crop or (512 if on_gpu else 256)
-    options.batches, options.calls = (
-        options.batches or ([8, 32] if on_gpu else [4]),
-        options.calls or (10 if on_gpu else 1),
-    )
+    options.steps = options.steps or ([(512, 8), (512, 32), (1024, 8)] if on_gpu else [(256, 4)])
+    options.calls = options.calls or (10 if on_gpu else 1)
     card = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
     found = rates(device)
     rows = []
@@ -555,7 +534,7 @@ def main(arguments: list[str]) -> int:
     )
     with tempfile.TemporaryDirectory() as scratch:
         if not options.data and (not options.only or {"load", "files"} & set(options.only)):
-            write_jpeg_pairs(Path(scratch), max(1024, options.file_crop), 2 * max(options.batches))
+            write_jpeg_pairs(Path(scratch), max(1024, options.load), 4 * options.steps[0][1])
         for group in plan(options, device, options.data or scratch):
             for row, variant in zip(
                 compare(group, options.rounds, options.calls, default_workers()), group, strict=True

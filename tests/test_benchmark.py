@@ -1,0 +1,42 @@
+"""The benchmark as a process: a line a variant, the same numbers in the JSON, outputs that agree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.benchmark import size_and_batch
+from tests.conftest import REPOSITORY
+
+
+def run_benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.benchmark", "--device", "cpu", "--rounds", "1", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300, check=False)
+
+
+def test_table_and_json(tmp_path: Path) -> None:
+    result = run_benchmark("--sizes", 64, "--only", "infer", "count", "--half", "--json", tmp_path / "found.json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    rows = {(row["work"], row["variant"]): row for row in found["rows"]}
+    forms = ["textbook float32", "textbook bf16", "ours float32", "ours bf16"]
+    assert list(rows) == [*(("infer 64", form) for form in forms), ("count 64", "textbook"), ("count 64", "ours")]
+    assert rows["infer 64", "ours float32"]["difference"] < 1e-4
+    assert 1e-4 < rows["infer 64", "ours bf16"]["difference"] < 0.1
+    assert all(row["seconds"] > 0 for row in rows.values())
+    assert rows["infer 64", "textbook float32"]["ratio"] == 1
+    assert len(result.stdout.splitlines()) == 3 + len(rows)
+
+
+def test_wrong_input() -> None:
+    result = run_benchmark("--steps", "512")
+    assert result.returncode == 2 and "'512' is no SIZExBATCH" in result.stderr
+    assert size_and_batch("512x8") == (512, 8)
+
+
+def test_a_variant_that_fails(tmp_path: Path) -> None:
+    result = run_benchmark("--only", "load", "--data", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: the process of load 512 x 4, textbook, ended")
