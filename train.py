@@ -123,6 +123,7 @@ def main(arguments: list[str]) -> int:
         options.save_freq,
         options.save_minutes,
         worth_compiling(options.compile, device, options.epoch * len(train_loader)) and not precision.apex,
+        options.kept_activations,
     )
     if state is not None:
         training.load_state(state)

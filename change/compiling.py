@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 
 from change import distributed
@@ -43,8 +44,10 @@ def worth_compiling(choice: str, device: torch.device, steps: int) -> bool:
 class Compiled:
     """A module's compiled form; its first call says, once, where it has to be the module itself."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, kept: float = 1.0) -> None:
+        """`kept`: the share of activations, 0 to 1, that stay in memory for the backward pass; it computes others."""
         self.module = module
+        torch._functorch.config.activation_memory_budget = kept  # read whenever a shape is compiled
         # Shapes are compiled one by one: a graph for all of them is slower, and is built where two differ.
         self.form: Callable[..., Any] = torch.compile(module, dynamic=False)
         self.tried = False

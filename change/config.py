@@ -77,6 +77,7 @@ class TrainOptions(CommonOptions):
     pretrained: str = option("imagenet", "encoder at the start: imagenet, none, or the path of a torchvision file")
     mixed_precision_training: bool = option(True, "False is --amp off")
     amp: str = option("auto", "precision of training and validation", choices=AMP_CHOICES)
+    kept_activations: float = option(1.0, "with --compile: share that stays in memory, the rest is computed again")
     deterministic: bool = option(False, "only algorithms that give the same bits again on the same device")
     cache: str = option("off", "disk: decode every pair once, into a file a split", choices=("off", "disk"))
     cache_path: str = option("", "folder of these files; default ROOT/.cache")
@@ -90,6 +91,8 @@ class TrainOptions(CommonOptions):
         at_least(self, -1, "workers")
         if self.cropsize < MULTIPLE or self.cropsize % MULTIPLE:
             raise UserError(f"--cropsize {self.cropsize}: choose a multiple of {MULTIPLE}")
+        if not 0 <= self.kept_activations <= 1:
+            raise UserError(f"--kept_activations {self.kept_activations}: choose 0 to 1")
         if not 0 <= self.beta <= 1:
             raise UserError(f"--beta {self.beta}: choose 0 to 1")
         if not 0 <= self.ema < 1:

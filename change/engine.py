@@ -102,6 +102,7 @@ class Training:
     save_every: int
     save_minutes: float
     compiling: bool = False
+    kept: float = 1.0
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -109,7 +110,7 @@ class Training:
         self.pending: list[tuple[list[str], Tensor, int]] = []  # not yet looked at: own names, own losses, all pairs
         self.saved_at = time.monotonic()
         self.stop = StopSignal()
-        self.forward = Compiled(self.loss) if self.compiling else self.loss
+        self.forward = Compiled(self.loss, self.kept) if self.compiling else self.loss
 
     # --- the loop --------------------------------------------------------------------------------------------------
 

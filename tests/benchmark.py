@@ -47,6 +47,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from change.cache import DecodedCache
 from change.change_dataloader import Split, TrainLoader, TrainSamples, default_workers, find_split
+from change.compiling import Compiled
 from change.errors import OneLineParser, UserError, run_command
 from change.fuse import Fused
 from change.metrics import count_pixels, histogram
@@ -57,6 +58,7 @@ from tests.textbook import textbook
 
 GFLOP = {256: 12.7, 512: 53.9, 1024: 263.9}  # forward, one pair, with X-Cross; others by area and tokens, near enough
 JITTER = (0.2, 0.2, 0.1, 0.1)
+KEPT = 0.5  # share of activations kept in the lean form of a training step
 AHEAD = 4  # batches that a loader may have made ready
 
 
@@ -76,19 +78,22 @@ class Variant:
     amp: str = "off"
     compiled: bool = False
     cached: bool = False
+    kept: float = 1.0
     device: str = "cpu"
     data: str = ""
 
     @property
     def name(self) -> str:
         """As the table shows it."""
-        parts = [
+        precise = self.kind in ("infer", "step", "files")
+        parts = (
             self.form,
-            {"off": "float32"}.get(self.amp, self.amp) if self.kind in ("infer", "step", "files") else "",
-        ]
-        return " ".join(
-            [*filter(None, parts), *(["compiled"] if self.compiled else []), *(["cache"] if self.cached else [])]
+            ("float32" if self.amp == "off" else self.amp) if precise else "",
+            "compiled" if self.compiled else "",
+            f"keeps {self.kept}" if self.kept < 1 else "",
+            "cache" if self.cached else "",
         )
+        return " ".join(filter(None, parts))
 
     @property
     def work(self) -> str:
@@ -123,7 +128,7 @@ def infer(variant: Variant, device: torch.device) -> Iterator[Callable[[], Any]]
         context: Callable[[], contextlib.AbstractContextManager[Any]] = precision.autocast
     else:
         fused = Fused(network, precision.dtype or torch.float32)
-        forward = torch.compile(fused, dynamic=False) if variant.compiled else fused
+        forward = Compiled(fused) if variant.compiled else fused
         context = contextlib.nullcontext
     before, after, _ = make_batch(variant, device)
 
@@ -142,7 +147,7 @@ def make_step(variant: Variant, device: torch.device) -> Callable[[Tensor, Tenso
     ours = variant.form == "ours"
     network = network.to(memory_format=torch.channels_last) if ours else textbook(network)
     loss = TrainingLoss(network)
-    forward = torch.compile(loss, dynamic=False) if variant.compiled else loss
+    forward = Compiled(loss, variant.kept) if variant.compiled else loss
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, eps=1e-3, weight_decay=2e-3, fused=ours)
 
     def step(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
@@ -440,7 +445,7 @@ def shown(row: dict[str, Any], variant: Variant, found: dict[str, float]) -> str
     difference = f"{row['difference']:11.1e}" if "difference" in row else f"{'':>11}"
     memory = f"{row['megabytes']:9.0f}" if variant.kind in ("infer", "step") else f"{'':>9}"
     spread = f"{row['ratio']:7.2f} ({row['lowest']:.2f}-{row['highest']:.2f})"
-    return f"{row['work']:<16}{row['variant']:<26}{1e3 * row['seconds']:10.1f}{spread:>20}{share}{memory}{difference}"
+    return f"{row['work']:<16}{row['variant']:<30}{1e3 * row['seconds']:10.1f}{spread:>20}{share}{memory}{difference}"
 
 
 def plan(options: argparse.Namespace, device: torch.device, data: str) -> list[list[Variant]]:
@@ -454,7 +459,9 @@ def plan(options: argparse.Namespace, device: torch.device, data: str) -> list[l
 
     def variants(kind: str, size: int, batch: int) -> list[Variant]:
         found = [Variant(kind, form, size, batch, amp) for form in ("textbook", "ours") for amp in precisions]
-        return found + ([Variant(kind, "ours", size, batch, precisions[-1], compiled=True)] if compiled else [])
+        best = Variant(kind, "ours", size, batch, precisions[-1], compiled=True)
+        lean = [replace(best, kept=KEPT)] if kind == "step" else []
+        return found + ([best, *lean] if compiled else [])
 
     groups = [variants("infer", size, 1) for size in options.sizes]
     groups += [variants("step", size, batch) for size, batch in options.steps]
@@ -530,7 +537,7 @@ def main(arguments: list[str]) -> int:
         ", ".join(f"{name} {value:.3g} {'GB' if name == 'copy' else 'TFLOP'}/s" for name, value in found.items()) + "\n"
     )
     sys.stdout.write(
-        f"{'work':<16}{'variant':<26}{'ms':>10}{'ratio to first':>20}{'of floor':>9}{'peak MB':>9}{'difference':>11}\n"
+        f"{'work':<16}{'variant':<30}{'ms':>10}{'ratio to first':>20}{'of floor':>9}{'peak MB':>9}{'difference':>11}\n"
     )
     with tempfile.TemporaryDirectory() as scratch:
         if not options.data and (not options.only or {"load", "files"} & set(options.only)):

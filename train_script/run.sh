@@ -2,12 +2,12 @@
 # processes. The interpreter is $python, else the one that change/environment.py finds, or sets up.
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 case "$program" in
-  train) names="root list trainsize cropsize color_setting epoch lr weight_decay eps train_batchsize grad_accum power ema
-    val_batchsize val_epoch decay_epoch backbone refine cross k beta l1 l2 save_path best_name save_freq save_minutes
-    checkpoint_path resume pretrained mixed_precision_training amp deterministic compile cache cache_path continue_run device
-    workers seed" ;;
-  test) names="test_root list checkpoint_path testsize test_batchsize protocol window overlap tta threshold check amp device compile
-    save_path save_result save_result_path save_iou_map save_iou_map_path save_panels save_panels_path report workers" ;;
+  train) names="root list trainsize cropsize color_setting epoch lr weight_decay eps train_batchsize grad_accum power ema seed
+    val_batchsize val_epoch decay_epoch backbone refine cross k beta l1 l2 save_path best_name save_freq save_minutes resume
+    checkpoint_path pretrained mixed_precision_training amp deterministic compile kept_activations cache cache_path device
+    continue_run workers" ;;
+  test) names="test_root list checkpoint_path testsize test_batchsize protocol window overlap tta threshold check amp device
+    save_path save_result save_result_path save_iou_map save_iou_map_path save_panels save_panels_path report compile workers" ;;
 esac
 [ -n "${python:-}" ] || python="$(cd "$repo" && python3 -m change.environment requirements.txt)"
 options=() launch=(); [ "${nproc:-1}" = 1 ] || launch=(-m torch.distributed.run --standalone --nproc_per_node="$nproc")
