@@ -31,7 +31,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from change.errors import UserError, listed
 from change.files import file_hash
@@ -316,8 +316,9 @@ class WholeSamples(Dataset[Batch | UserError]):
 
 def as_batch(before: Image, after: Image, mask: Image, name: str, hashes: list[tuple[str, str]]) -> Batch:
     """Arrays (H, W, 3), (H, W, 3), (H, W) -> a batch of one."""
-    images = [torch.from_numpy(np.array(i.transpose(2, 0, 1)))[None] for i in (before, after)]
-    return Batch(images[0], images[1], torch.from_numpy(np.array(mask))[None, None], [name], hashes)
+    # Channels last in memory, as they are; what is only mapped, and not to be written to, is copied.
+    first, second, truth = (torch.from_numpy(np.require(array, requirements="CW")) for array in (before, after, mask))
+    return Batch(first.permute(2, 0, 1)[None], second.permute(2, 0, 1)[None], truth[None, None], [name], hashes)
 
 
 def join(samples: Sequence[Batch | UserError]) -> Batch | UserError:
@@ -328,9 +329,9 @@ def join(samples: Sequence[Batch | UserError]) -> Batch | UserError:
             return sample
         good.append(sample)
     return Batch(
-        torch.cat([sample.before for sample in good]),
-        torch.cat([sample.after for sample in good]),
-        torch.cat([sample.mask for sample in good]),
+        joined([sample.before for sample in good]),
+        joined([sample.after for sample in good]),
+        joined([sample.mask for sample in good]),
         [name for sample in good for name in sample.names],
         [pair for sample in good for pair in sample.hashes],
     )
@@ -342,6 +343,15 @@ class BatchShare(NamedTuple):
     pairs: int
     own: int
     parts: int
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Tensors (1, C, H, W) that lie channels last, as one (B, C, H, W): in a worker where the main process reads it."""
+    rows = [part.permute(0, 2, 3, 1) for part in parts]
+    whole = torch.empty((len(rows), *rows[0].shape[1:]), dtype=rows[0].dtype)
+    if get_worker_info() is not None:
+        whole.share_memory_()
+    return torch.cat(rows, out=whole).permute(0, 3, 1, 2)
 
 
 class EpochOrder(Sampler[list[tuple[int, int]]]):

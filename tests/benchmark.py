@@ -300,7 +300,7 @@ def serve(text: str) -> int:
     if variant.kind == "infer":
         answer["outcome"] = outcome.flatten()[:: max(1, outcome.numel() // 4096)].float().tolist()
     del outcome
-    ahead = AHEAD if variant.kind in ("load", "files") else 0
+    ahead = AHEAD if variant.kind in ("load", "files") else 1
     run()
     finish()
     mark = memory_mark(device)
@@ -313,7 +313,7 @@ def serve(text: str) -> int:
     sys.stdout.flush()
     for line in sys.stdin:
         seconds = []
-        for _ in range(ahead):  # what loaders have made ready while others had their turn is not counted
+        for _ in range(ahead):  # not counted: what loaders made ready in others' turns, threads and caches that slept
             run()
         for _ in range(int(line)):
             began = time.perf_counter()
