@@ -74,7 +74,7 @@ def convolve_affine(conv: nn.Conv2d, maps: Sequence[Tensor], scale: Tensor, shif
     out = bias[:, None].to(maps[0].dtype)
     for part, own in zip(maps, kernels, strict=True):
         out = torch.baddbmm(out, part.flatten(2).transpose(1, 2), own.to(part.dtype))
-    return out.transpose(1, 2).view(len(out), -1, height, width)
+    return out.view(-1, height, width, out.shape[2]).permute(0, 3, 1, 2)
 
 
 class DeepestStage(nn.Module):
