@@ -317,7 +317,8 @@ class WholeSamples(Dataset[Batch | UserError]):
 def as_batch(before: Image, after: Image, mask: Image, name: str, hashes: list[tuple[str, str]]) -> Batch:
     """Arrays (H, W, 3), (H, W, 3), (H, W) -> a batch of one."""
     # Channels last in memory, as they are; what is only mapped, and not to be written to, is copied.
-    first, second, truth = (torch.from_numpy(np.require(array, requirements="CW")) for array in (before, after, mask))
+    arrays = (np.require(array, requirements=["C", "W"]) for array in (before, after, mask))
+    first, second, truth = map(torch.from_numpy, arrays)
     return Batch(first.permute(2, 0, 1)[None], second.permute(2, 0, 1)[None], truth[None, None], [name], hashes)
 
 
@@ -350,7 +351,7 @@ def joined(parts: list[Tensor]) -> Tensor:
     rows = [part.permute(0, 2, 3, 1) for part in parts]
     whole = torch.empty((len(rows), *rows[0].shape[1:]), dtype=rows[0].dtype)
     if get_worker_info() is not None:
-        whole.share_memory_()
+        whole.untyped_storage().share_memory_()
     return torch.cat(rows, out=whole).permute(0, 3, 1, 2)
 
 
