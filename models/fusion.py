@@ -51,9 +51,11 @@ def norm_as_affine(norm: nn.GroupNorm, maps: Tensor) -> Affine:
     """GroupNorm on maps (B, C, h, w), without writing its outcome."""
     values = full_precision(maps)
     means, squares = values.mean((2, 3)), values.square().mean((2, 3))
-    grouped = means.unflatten(1, (norm.num_groups, -1))
+    grouped = torch.unflatten(means, 1, (norm.num_groups, GROUP))
     centre = grouped.mean(2, keepdim=True)
-    variance = (squares.unflatten(1, (norm.num_groups, -1)).mean(2, keepdim=True) - centre.square()).clamp_min(0)
+    variance = (
+        torch.unflatten(squares, 1, (norm.num_groups, GROUP)).mean(2, keepdim=True) - centre.square()
+    ).clamp_min(0)
     centre, factor = (x.expand_as(grouped).flatten(1) for x in (centre, torch.rsqrt(variance + norm.eps)))
     scale = factor * norm.weight
     shift = norm.bias - centre * scale
@@ -74,7 +76,7 @@ def convolve_affine(conv: nn.Conv2d, maps: Sequence[Tensor], scale: Tensor, shif
     out = bias[:, None].to(maps[0].dtype)
     for part, own in zip(maps, kernels, strict=True):
         out = torch.baddbmm(out, part.flatten(2).transpose(1, 2), own.to(part.dtype))
-    return out.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    return torch.unflatten(out, 1, (height, width)).permute(0, 3, 1, 2)
 
 
 class DeepestStage(nn.Module):
