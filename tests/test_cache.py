@@ -221,7 +221,7 @@ def test_damaged(root: Path, folder: Path, caplog: pytest.LogCaptureFixture, dam
 
 @pytest.mark.parametrize(("number", "left"), [(signal.SIGKILL, [".lock", ".part"]), (signal.SIGINT, [".lock"])])
 def test_killed_while_decoding(root: Path, folder: Path, number: signal.Signals, left: list[str]) -> None:
-    process = open_slowly(root, folder)
+    process = open_slowly(root, folder, seconds=2)  # not done before the signal comes, on a busy machine either
     wait_for(lambda: any(folder.glob(".*.part")), process)
     process.send_signal(number)
     process.communicate()
