@@ -46,14 +46,15 @@ class Compiled:
 
     def __init__(self, module: nn.Module, kept: float = 1.0) -> None:
         """`kept`: the share of activations, 0 to 1, that stay in memory for the backward pass; it computes others."""
-        self.module = module
-        torch._functorch.config.activation_memory_budget = kept  # read whenever a shape is compiled
+        self.module, self.kept = module, kept
         # Shapes are compiled one by one: a graph for all of them is slower, and is built where two differ.
         self.form: Callable[..., Any] = torch.compile(module, dynamic=False)
         self.tried = False
 
     def __call__(self, *inputs: Tensor) -> Any:
         """As the module."""
+        # Read whenever a shape is compiled, at any call; other forms, of other shares, may have been called between.
+        torch._functorch.config.activation_memory_budget = self.kept
         if self.tried:
             return self.form(*inputs)
         self.tried = True

@@ -51,12 +51,10 @@ def norm_as_affine(norm: nn.GroupNorm, maps: Tensor) -> Affine:
     """GroupNorm on maps (B, C, h, w), without writing its outcome."""
     values = full_precision(maps)
     means, squares = values.mean((2, 3)), values.square().mean((2, 3))
-    grouped = torch.unflatten(means, 1, (norm.num_groups, GROUP))
-    centre = grouped.mean(2, keepdim=True)
-    variance = (
-        torch.unflatten(squares, 1, (norm.num_groups, GROUP)).mean(2, keepdim=True) - centre.square()
-    ).clamp_min(0)
-    centre, factor = (x.expand_as(grouped).flatten(1) for x in (centre, torch.rsqrt(variance + norm.eps)))
+    groups = (norm.num_groups, GROUP)
+    centre, square = (torch.unflatten(x, 1, groups).mean(2, keepdim=True) for x in (means, squares))
+    factor = torch.rsqrt((square - centre.square()).clamp_min(0) + norm.eps)
+    centre, factor = (x.expand(-1, *groups).flatten(1) for x in (centre, factor))
     scale = factor * norm.weight
     shift = norm.bias - centre * scale
     return Affine(scale, shift, means * scale + shift)

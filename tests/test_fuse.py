@@ -123,6 +123,20 @@ def test_compiled_where_much_is_left(compiled: list[nn.Module], monkeypatch: pyt
         assert len(compiled) == more
 
 
+def test_every_form_has_its_own_share_of_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a shape is compiled with is that of the form that is called, whichever was made or called last."""
+    found: list[float] = []
+
+    def compile(module: nn.Module, dynamic: bool) -> Callable[..., Any]:
+        return lambda *inputs: found.append(torch._functorch.config.activation_memory_budget)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    lean, whole = Compiled(Counting(), 0.5), Compiled(Counting())
+    for form in (lean, whole, lean, whole):
+        form(torch.ones(1), torch.ones(1))
+    assert found == [0.5, 1.0, 0.5, 1.0]
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """One warning, once, and the plain outputs; what fails plainly too is an error as ever."""
 
