@@ -14,9 +14,12 @@ Shapes: images uint8 RGB (H, W, 3), masks uint8 (H, W) of 0 and 1; in a batch (B
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import functools
 import hashlib
 import logging
+import multiprocessing
 import os
 import signal
 from collections import defaultdict
@@ -445,6 +448,9 @@ def make_loader(
     pin: bool,
 ) -> DataLoader[Batch | UserError]:
     """A DataLoader whose workers live as long as it does."""
+    ending = multiprocessing.RawValue("b", 0)
+    if workers:
+        atexit.register(setattr, ending, "value", 1)
     return DataLoader(
         samples,
         batch_sampler=batches,
@@ -452,15 +458,18 @@ def make_loader(
         collate_fn=join,
         pin_memory=pin,
         persistent_workers=workers > 0,
-        worker_init_fn=start_worker,
+        worker_init_fn=functools.partial(start_worker, ending),
         generator=torch.Generator().manual_seed(0),  # else it draws from the global one, which dropout uses
     )
 
 
-def start_worker(_: int) -> None:
-    """A worker has one core, and leaves it to the main process what Ctrl-C and SIGTERM, sent to all, mean."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def start_worker(ending: ctypes.c_byte, _: int) -> None:
+    """A worker has one core, and leaves it to the main process what Ctrl-C and SIGTERM, sent to all, mean.
+
+    Where `ending` is 1, the main process is at its end and sends SIGTERM itself, to a loader that is still in use.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
     cv2.setNumThreads(0)
 
 

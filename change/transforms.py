@@ -64,14 +64,20 @@ def adjust_brightness(image: Image, factor: float) -> Image:
 
 def adjust_contrast(image: Image, factor: float) -> Image:
     """Blend with the image's mean grey: 0 is that grey, 1 the image."""
-    grey = round(float(LUMA @ cv2.mean(image)[:3]))
-    return np.asarray(cv2.addWeighted(image, factor, image, 0.0, (1 - factor) * grey), np.uint8)
+    grey = float(LUMA @ cv2.mean(image)[:3])
+    return blend(image, factor, np.zeros((3, 3)), grey)
 
 
 def adjust_saturation(image: Image, factor: float) -> Image:
     """Blend with the grey image: 0 is grey, 1 the image."""
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return np.asarray(cv2.addWeighted(image, factor, grey, 1 - factor, 0.0), np.uint8)
+    return blend(image, factor, np.tile(LUMA, (3, 1)), 0.0)
+
+
+def blend(image: Image, factor: float, matrix: NDArray[np.float64], constant: float) -> Image:
+    """Blend with `matrix` (3, 3) times the image plus `constant`, in one pass."""
+    shift = (1 - factor) * constant - 1 / 3  # towards torchvision, which rounds every step down: within a level of it
+    whole = np.column_stack([factor * np.eye(3) + (1 - factor) * matrix, np.full(3, shift)])
+    return np.asarray(cv2.transform(image, whole), np.uint8)
 
 
 def adjust_hue(image: Image, turns: float) -> Image:

@@ -33,7 +33,7 @@ from change.errors import UserError
 from change.files import file_hash
 from change.images import image_hash, read_image, read_mask
 from change.transforms import ColorJitter
-from tests.conftest import draw_pair, write_pairs
+from tests.conftest import REPOSITORY, draw_pair, run_program, write_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 Array = NDArray[np.uint8]
@@ -639,3 +639,19 @@ def test_resized_samples(dataset: Path, size: int) -> None:
             expected = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
             assert (tensor.float() - expected).abs().max() <= (0 if size == 64 else 1)
         assert batch.hashes == [(hash_file(pair.before), hash_file(pair.after))]
+
+
+@pytest.mark.parametrize("end", ["", "raise RuntimeError('out of memory')"], ids=["done", "crash"])
+def test_a_program_ends_while_its_loader_is_in_use(tmp_path: Path, end: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from change.change_dataloader import TrainLoader, TrainSamples, find_split\n"
+        "from change.transforms import ColorJitter\n"
+        f"split = find_split(Path({str(write_pairs(tmp_path / 'data', 4))!r}), '')\n"
+        "batches = TrainLoader(TrainSamples(split, 32, ColorJitter(), 0), 1, workers=2).epoch(0)\n"
+        f"print(next(batches).names)\n{end}\n"
+    )
+    done = run_program(script, environment={"PYTHONPATH": str(REPOSITORY)}, timeout=60)
+    assert done.stdout and done.returncode == bool(end), done.stderr
+    assert ("Error" in done.stderr) == bool(end)

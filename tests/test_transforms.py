@@ -39,7 +39,7 @@ def error_to_torchvision(ours: Image, image: Image, operation: str, amount: floa
     return np.abs(ours.astype(np.int64) - theirs.permute(1, 2, 0).numpy().astype(np.int64))
 
 
-@pytest.mark.parametrize("factor", [0.0, 0.55, 1.0, 1.7])
+@pytest.mark.parametrize("factor", [0.0, 0.3, 0.55, 0.95, 1.0, 1.1, 1.7])
 @pytest.mark.parametrize("adjust", [adjust_brightness, adjust_contrast, adjust_saturation], ids=lambda f: f.__name__)
 def test_blends_match_torchvision(smooth: Image, adjust: Callable[[Image, float], Image], factor: float) -> None:
     operation = getattr(adjust, "__name__", "").removeprefix("adjust_")
