@@ -17,18 +17,20 @@ from change.change_dataloader import (
     WholeSamples,
     default_workers,
     find_split,
+    rate_of_change,
     shared_images,
     whole_loader,
 )
 from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, pass_name
 from change.compiling import worth_compiling
-from change.config import TrainOptions, continued, parse_given
-from change.engine import Training
+from change.config import RECIPES, TrainOptions, continued, parse_given
+from change.engine import Training, parameter_groups
 from change.errors import UserError, listed, run_command
 from change.precision import Precision, choose_algorithms, choose_device
 from change.progress import Interrupted, Schedule
+from change.pseudo import PseudoShare
 from change.runlog import Run, find_state, start_logging, versions
-from change.transforms import ColorJitter
+from change.transforms import ColorJitter, Geometry
 from models.network import TrainingLoss, build_network
 
 log = logging.getLogger("train")
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> int:
             log.info("%s: all %d epochs are done, nothing left to do", folder / f"{name}.pth", options.epoch)
             return 0
     else:
-        options = TrainOptions(**given)
+        options = TrainOptions(**{**RECIPES[given.get("recipe", "published")], **given})
         folder, name = Path(options.save_path), options.run_name()
         Run.refuse_existing(folder, name)
 
@@ -63,7 +65,14 @@ def main(arguments: list[str]) -> int:
     train, val = (
         find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
     )
-    samples = TrainSamples(train, options.cropsize, ColorJitter(*options.jitter_ranges()), options.seed)
+    samples = TrainSamples(
+        train,
+        options.cropsize,
+        ColorJitter(*options.jitter_ranges()),
+        options.seed,
+        geometry=Geometry(*options.scale_range(), options.symmetries, options.swap),
+        pseudo=PseudoShare(options.pseudo, options.epoch),
+    )
     val_samples = WholeSamples(val, options.trainsize)
     pin = device.type == "cuda"
     train_loader = TrainLoader(samples, options.train_batchsize, workers, pin, options.grad_accum, process, processes)
@@ -87,13 +96,14 @@ def main(arguments: list[str]) -> int:
         log.info("new, with their own initialisation: %s", listed(new, len(new)) or "nothing")
     elif state is None and options.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, options.backbone, options.pretrained))
+    if state is None and options.prior and not options.resume:
+        network.head.start_at(rate_of_change(train))
     distributed.synchronise(network, device)
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
-        network.parameters(),
+        parameter_groups(network, options.weight_decay, options.decay_norms),
         lr=options.lr,
         eps=options.eps,
-        weight_decay=options.weight_decay,
         fused=precision.apex is None,
     )
     precision.prepare(network, optimizer)
@@ -107,11 +117,15 @@ def main(arguments: list[str]) -> int:
     run.open_board(options, at["steps"])
     made_with = {**versions(), "device": str(device), "precision": precision.name, "processes": str(processes)}
     training = Training(
-        TrainingLoss(network, options.k, options.beta, options.l1, options.l2),
+        TrainingLoss(network, options.k, options.beta, options.l1, options.l2, options.dice),
         WeightAverage(network, options.ema),
         optimizer,
         precision,
-        Schedule(options.lr, options.epoch, options.power, options.decay_epoch),
+        Schedule(
+            *(options.lr, options.epoch, options.power, options.decay_epoch),
+            options.schedule == "cosine",
+            options.warmup,
+        ),
         train_loader,
         val_loader,
         run,
@@ -124,6 +138,7 @@ def main(arguments: list[str]) -> int:
         options.save_minutes,
         worth_compiling(options.compile, device, options.epoch * len(train_loader)) and not precision.apex,
         options.kept_activations,
+        options.keep == "last",
     )
     if state is not None:
         training.load_state(state)
@@ -136,7 +151,8 @@ def main(arguments: list[str]) -> int:
         log.info("%s", stop)
         return stop.code
     best = training.progress
-    log.info("done: best val F1 %.4f in epoch %d, %s", best.best, best.best_epoch, run.best_path)
+    which = ", last weights kept" if options.keep == "last" else ""
+    log.info("done: best val F1 %.4f in epoch %d%s, %s", best.best, best.best_epoch, which, run.best_path)
     return 0
 
 

@@ -39,7 +39,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from change.errors import UserError, listed
 from change.files import file_hash
 from change.images import IMAGE_MODES, UNREADABLE, bits, image_hash, read_image, read_levels, read_mask
-from change.transforms import ColorJitter, Image, augment
+from change.pseudo import NO_PSEUDO, PseudoShare, pseudo_pair
+from change.transforms import PLAIN, ColorJitter, Geometry, Image, augment, crop_pair
 
 log = logging.getLogger(__name__)
 
@@ -233,6 +234,15 @@ def masks_are_binary(split: Split) -> bool:
     return not exceeding
 
 
+def rate_of_change(split: Split) -> float:
+    """The share of a labelled split's pixels that have changed. Raises UserError for a mask that does not decode."""
+    masks = [pair.mask for pair in split.pairs if pair.mask is not None]
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(lambda path: (m := read_mask(path, split.binary)).sum() + 1j * m.size, masks))
+    total = sum(sums)
+    return float(total.real / total.imag)
+
+
 def shared_images(train: Split, val: Split) -> list[str]:
     """The names of val's pairs of which an image is, byte for byte, one of train's, of either date.
 
@@ -268,12 +278,22 @@ class TrainSamples(Dataset[Batch | UserError]):
     A file that does not decode is returned as the error it is: raised in a worker, it would lose its one line.
     """
 
-    def __init__(self, split: Split, crop: int, jitter: ColorJitter, seed: int, hash_epoch: int = 0) -> None:
+    def __init__(
+        self,
+        split: Split,
+        crop: int,
+        jitter: ColorJitter,
+        seed: int,
+        hash_epoch: int = 0,
+        geometry: Geometry = PLAIN,
+        pseudo: PseudoShare = NO_PSEUDO,
+    ) -> None:
         """`crop` pixels square; images are hashed in `hash_epoch` alone. Raises UserError if an image is smaller."""
         small = [f"{p.before} {p.size[0]}x{p.size[1]}" for p in split.pairs if min(p.size) < crop]
         if small:
             raise UserError(f"crop {crop} is larger than {listed(small)}: choose a smaller --cropsize")
         self.split, self.crop, self.jitter, self.seed, self.hash_epoch = split, crop, jitter, seed, hash_epoch
+        self.geometry, self.pseudo = geometry, pseudo
         self.read: Reader = split.read  # a cache's takes its place
 
     def __len__(self) -> int:
@@ -282,12 +302,25 @@ class TrainSamples(Dataset[Batch | UserError]):
     def __getitem__(self, key: tuple[int, int]) -> Batch | UserError:
         epoch, index = key
         try:
-            before, after, mask, hashes = self.read(index, epoch == self.hash_epoch)
+            pixels = self.read(index, epoch == self.hash_epoch)
+            rng = np.random.default_rng((self.seed, epoch, index, 1))
+            if (share := self.pseudo.at(epoch)) and rng.random() < share:
+                crops = self.pseudo_change(pixels, rng)
+            else:
+                crops = augment(pixels.before, pixels.after, pixels.mask, self.crop, self.jitter, rng, self.geometry)
         except UserError as error:
             return error
-        rng = np.random.default_rng((self.seed, epoch, index, 1))
-        crops = augment(before, after, mask, self.crop, self.jitter, rng)
-        return as_batch(*crops, self.split.pairs[index].name, hashes)
+        return as_batch(*crops, self.split.pairs[index].name, pixels.hashes)
+
+    def pseudo_change(self, pixels: Pixels, rng: np.random.Generator) -> tuple[Image, Image, Image]:
+        """A pair and a mask made from one image of a pair, and from one of another pair. Raises UserError."""
+        others = self.read(int(rng.integers(len(self))), False)
+        image, donor = (
+            crop_pair(some.before, some.after, some.mask, self.crop, rng, self.geometry)[int(rng.integers(2))]
+            for some in (pixels, others)
+        )
+        before, after, mask = pseudo_pair(image, donor, rng)
+        return self.jitter(before, rng), self.jitter(after, rng), mask
 
 
 class WholeSamples(Dataset[Batch | UserError]):

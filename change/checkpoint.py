@@ -154,8 +154,9 @@ def unpacked(stored: Tensor | Mapping[str, Tensor]) -> Tensor:
 
 
 def pass_name(config: NetworkConfig) -> str:
-    """The pass that trains this configuration: base, refine, cross or refine+cross."""
-    return "+".join(name for name in ("refine", "cross") if getattr(config, name)) or "base"
+    """The pass that trains this configuration: base, refine, cross or refine+cross; unet before them for a U-Net."""
+    parts = [*(["unet"] if config.model == "unet" else []), *(n for n in ("refine", "cross") if getattr(config, n))]
+    return "+".join(parts) or "base"
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
@@ -289,6 +290,10 @@ def hand_over(checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig)
         raise UserError(
             f"{checkpoint.path} holds a ResNet-{theirs.backbone}, this run is set to --backbone {config.backbone}"
         )
+    if theirs.cross and config.cross and theirs.within != config.within:
+        raise UserError(f"{checkpoint.path} and this run differ in --within: its attention would mean something else")
+    if theirs.model != config.model:
+        raise UserError(f"{checkpoint.path} holds the model {theirs.model}, this run is set to --model {config.model}")
     for part in ("refine", "cross"):
         if getattr(theirs, part) and not getattr(config, part):
             raise UserError(

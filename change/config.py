@@ -18,12 +18,35 @@ from change.errors import OneLineParser, UserError
 from change.precision import CHOICES as AMP_CHOICES
 from change.tiles import Protocol
 from models.encoder import DEPTHS
-from models.network import MULTIPLE, NetworkConfig
+from models.network import MODELS, MULTIPLE, NetworkConfig
 
 Options = TypeVar("Options")
 
 # Window and overlap by protocol; (0, 0): whole images, None: as the options say.
 PROTOCOLS: dict[str, tuple[int, int] | None] = {"full": (0, 0), "slide": None, "tile256": (256, 0)}
+
+
+# What --recipe sets where an option is not given: the published training is the defaults.
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {},
+    "scratch": {
+        "lr": 1e-3,
+        "eps": 1e-8,
+        "weight_decay": 0.05,
+        "decay_norms": False,
+        "schedule": "cosine",
+        "warmup": 2,
+        "ema": 0.999,
+        "keep": "last",
+        "symmetries": True,
+        "swap": True,
+        "scale": "0.5 2",
+        "color_setting": "0.3 0.3 0.3 0.05",
+        "dice": 1.0,
+        "prior": True,
+        "pseudo": 0.5,
+    },
+}
 
 
 def option(default: Any, help: str, choices: Sequence[Any] | None = None, alias: str = "") -> Any:
@@ -49,25 +72,44 @@ class TrainOptions(CommonOptions):
     list: str = option("", "folder of train.txt and val.txt, which name the pairs; default ROOT/list where it is used")
     trainsize: int = option(1024, "val images are resized to this square unless they have it; 0: never")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
+    recipe: str = option(
+        "published",
+        "of what is not given: the published one, or one for training from random weights on little data",
+        tuple(RECIPES),
+    )
     color_setting: str = option("0.2 0.2 0.1 0.1", "jitter of brightness, contrast, saturation, hue; all 0: none")
+    scale: str = option("1 1", "enlarge each crop by a random factor between these")
+    symmetries: bool = option(False, "quarter turns beside flips")
+    swap: bool = option(False, "exchange the dates of half of the crops")
+    pseudo: float = option(0.0, "share of crops with pasted changes, made from single images; it falls to 0 in the end")
     epoch: int = option(800, "epochs")
     lr: float = option(6e-4, "learning rate at the start")
     weight_decay: float = option(2e-3, "of AdamW")
+    decay_norms: bool = option(True, "weight decay of norms and biases too")
     eps: float = option(1e-3, "of AdamW: small gradients count for less below it; torch's own default is 1e-8")
     train_batchsize: int = option(8, "pairs a training step, of all processes together")
     grad_accum: int = option(1, "work the pairs of a step through in n parts, one after the other: less memory")
     val_batchsize: int = option(4, "pairs a validation step")
     val_epoch: int = option(10, "validate every n epochs, and after the last")
     decay_epoch: int = option(1, "set the learning rate every n epochs")
-    power: float = option(1.0, "exponent of lr * (1 - epoch / epochs) ** power")
+    schedule: str = option(
+        "poly", "of the learning rate: lr * (1 - epoch / epochs) ** power, or half a cosine", ("poly", "cosine")
+    )
+    power: float = option(1.0, "exponent of poly")
+    warmup: int = option(0, "epochs in which the learning rate rises first")
+    model: str = option("prx", "the network, or a plain U-Net on the same encoder to compare with", MODELS)
     backbone: int = option(18, "depth of the ResNet", choices=DEPTHS)
     refine: bool = option(False, "add progressive refinement (pass 2)")
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
+    within: bool = option(False, "with --cross: attention within each date, to compare with")
     k: int = option(2, "refinement: candidates a point")
     beta: float = option(0.75, "refinement: share of the points that are the hardest candidates")
     l1: float = option(5.0, "refinement: weight of the mask's loss")
     l2: float = option(1.0, "refinement: weight of the points' loss")
+    dice: float = option(0.0, "weight of the Dice loss beside the mask's cross-entropy")
+    prior: bool = option(False, "start from the rate of change in train: the bias of the output")
     ema: float = option(0.0, "validate and keep a moving average of the weights, of this decay (0.999); 0: none")
+    keep: str = option("best", "weights to keep: those of the best F1 on val, or the last ones", ("best", "last"))
     save_path: str = option("", "folder of the run")
     best_name: str = option("", "name of the best weights, NAME.pth; default 1, 2 or best by the pass")
     save_freq: int = option(100, "keep a snapshot every n epochs; 0: none", alias="save_feq")
@@ -86,7 +128,8 @@ class TrainOptions(CommonOptions):
     def __post_init__(self) -> None:
         at_least(self, 1, "epoch", "train_batchsize", "grad_accum", "val_batchsize", "val_epoch", "decay_epoch", "k")
         at_least(
-            self, 0, "trainsize", "lr", "weight_decay", "eps", "l1", "l2", "save_freq", "save_minutes", "seed", "power"
+            *(self, 0, "trainsize", "lr", "weight_decay", "eps", "l1", "l2", "dice", "warmup"),
+            *("save_freq", "save_minutes", "seed", "power"),
         )
         at_least(self, -1, "workers")
         if self.cropsize < MULTIPLE or self.cropsize % MULTIPLE:
@@ -97,7 +140,14 @@ class TrainOptions(CommonOptions):
             raise UserError(f"--beta {self.beta}: choose 0 to 1")
         if not 0 <= self.ema < 1:
             raise UserError(f"--ema {self.ema}: choose 0 (none) to below 1, such as 0.999")
+        if not 0 <= self.pseudo <= 1:
+            raise UserError(f"--pseudo {self.pseudo}: choose 0 to 1")
+        if self.model == "unet" and self.cross:
+            raise UserError("--model unet has no cross-attention: leave out --cross")
+        if self.within and not self.cross:
+            raise UserError("--within is a form of cross-attention: add --cross")
         self.jitter_ranges()
+        self.scale_range()
         if self.checkpoint_path and not self.resume:
             raise UserError("--checkpoint_path is given without --resume: add it to start from those weights")
         if self.resume and not self.checkpoint_path:
@@ -119,9 +169,19 @@ class TrainOptions(CommonOptions):
             raise UserError(f'--color_setting "{self.color_setting}": 0 or more, the last one at most 0.5')
         return brightness, contrast, saturation, hue
 
+    def scale_range(self) -> tuple[float, float]:
+        """The two numbers of scale. Raises UserError where they are not."""
+        try:
+            smallest, largest = (float(part) for part in self.scale.split())
+        except ValueError:
+            raise UserError(f'--scale "{self.scale}": give two numbers, "0.5 2"') from None
+        if not 0.1 <= smallest <= largest <= 10:
+            raise UserError(f'--scale "{self.scale}": from 0.1 to 10, the smaller number first')
+        return smallest, largest
+
     def network(self) -> NetworkConfig:
         """The network these options train."""
-        return NetworkConfig(self.backbone, self.cross, self.refine)
+        return NetworkConfig(self.backbone, self.cross, self.refine, self.model, self.within)
 
     def run_name(self) -> str:
         """`best_name`, or by the pass: 1 (base), 2 (refine), best (with cross)."""

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -73,6 +73,15 @@ def predictor(
     return predict
 
 
+def parameter_groups(network: nn.Module, decay: float, norms_too: bool) -> list[dict[str, Any]]:
+    """Parameters for an optimizer: norms and biases, all vectors, without weight decay unless `norms_too`."""
+    parameters = list(network.parameters())
+    if norms_too:
+        return [{"params": parameters, "weight_decay": decay}]
+    vectors, others = ([p for p in parameters if (p.ndim < 2) == small] for small in (True, False))
+    return [{"params": others, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
 def seen_in_training(batch: Batch, trained: frozenset[str]) -> list[str]:
     """The names of a batch's pairs of which an image was trained on."""
     return [name for name, hashes in zip(batch.names, batch.hashes, strict=True) if trained.intersection(hashes)]
@@ -103,6 +112,7 @@ class Training:
     save_minutes: float
     compiling: bool = False
     kept: float = 1.0
+    keep_last: bool = False
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -222,7 +232,7 @@ class Training:
         return means[0]
 
     def validate(self) -> dict[str, float | None]:
-        """Score val; keep the weights if they are the best so far."""
+        """Score val; keep the weights if they are the best so far, or, with `keep_last`, the last ones."""
         at, device = self.progress, self.precision.device
         self.bring_together()
         trained = self.template.trained_on() | self.images
@@ -253,8 +263,10 @@ class Training:
         if seen and at.best_epoch == 0:
             log.warning("val is no independent test: %d of its pairs were trained on: %s", len(seen), listed(seen))
         f1 = 0.0 if math.isnan(counts.f1) else counts.f1
-        if f1 > at.best:
+        better = f1 > at.best
+        if better:
             at.best, at.best_epoch = f1, at.epoch + 1
+        if at.epoch + 1 == self.schedule.epochs if self.keep_last else better:
             self.keep(self.run.best_path, scores, curve.best_threshold())
             self.run.pictures(panels, at.steps)
         return scores

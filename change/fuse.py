@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.fusion import Gate, Head
 from models.network import PRXChange
-from models.xcross import CrossAttention, XCross, swap_dates
+from models.xcross import CrossAttention, XCross
 
 PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"), ("to_map", "norm_map"))
 QUERIES = 512  # whose attention weights are in memory at once
@@ -45,12 +45,12 @@ class ChunkedAttention(nn.Module):
 
     def __init__(self, attention: CrossAttention) -> None:
         super().__init__()
-        self.qkv, self.norm = attention.qkv, attention.norm
+        self.qkv, self.norm, self.asking = attention.qkv, attention.norm, attention.asking
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(2B, T, C), before first -> (2B, T, C)."""
         query, key, value = self.norm(self.qkv(tokens).unflatten(2, (3, -1))).unbind(2)
-        query, key = swap_dates(query) * query.shape[2] ** -0.5, key.transpose(1, 2)
+        query, key = self.asking(query) * query.shape[2] ** -0.5, key.transpose(1, 2)
         return torch.cat([torch.softmax(some @ key, dim=2) @ value for some in query.split(QUERIES, dim=1)], dim=1)
 
 

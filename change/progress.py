@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from dataclasses import dataclass, field
 from types import FrameType
@@ -46,17 +47,24 @@ class Progress:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate lr * (1 - epoch / epochs) ** power, set anew every `every` epochs."""
+    """Learning rate, set anew every `every` epochs: lr * (1 - epoch / epochs) ** power, or half a cosine from lr to 0.
+
+    In the first `warmup` epochs it rises evenly to that.
+    """
 
     lr: float
     epochs: int
     power: float
     every: int = 1
+    cosine: bool = False
+    warmup: int = 0
 
     def at(self, epoch: int) -> float:
         """The rate of the epoch that follows `epoch` finished ones."""
         held = epoch - epoch % self.every
-        return self.lr * float((1 - held / self.epochs) ** self.power)
+        left = 1 - held / self.epochs
+        share = (1 - math.cos(math.pi * left)) / 2 if self.cosine else left**self.power
+        return self.lr * share * min(1.0, (epoch + 1) / (self.warmup + 1))
 
 
 def step_seed(seed: int, step: int, process: int) -> int:

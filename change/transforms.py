@@ -88,21 +88,65 @@ def adjust_hue(image: Image, turns: float) -> Image:
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
 
 
-def augment(
-    before: Image, after: Image, mask: Image, crop: int, jitter: ColorJitter, rng: np.random.Generator
+@dataclass(frozen=True)
+class Geometry:
+    """How a crop is laid, besides at random and flipped: enlarged by a factor from `smallest` to `largest` (as many
+    doublings as halvings; never past the image's border), turned too (all eight symmetries), its dates exchanged half
+    of the time."""
+
+    smallest: float = 1.0
+    largest: float = 1.0
+    turned: bool = False
+    swapped: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest <= self.largest:
+            raise ValueError("scales must be above 0, the smaller one first")
+
+
+PLAIN = Geometry()
+
+
+def crop_pair(
+    before: Image, after: Image, mask: Image, crop: int, rng: np.random.Generator, geometry: Geometry = PLAIN
 ) -> tuple[Image, Image, Image]:
-    """Crop a random square of `crop` pixels, flip it (each way with probability 1/2), jitter each date's colours."""
+    """A random square, `crop` pixels in the end, flipped each way with probability 1/2: the same of all three."""
     height, width = mask.shape
-    top, left = int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1))
+    side = crop
+    if geometry.smallest < geometry.largest:
+        scale = np.exp(rng.uniform(np.log(geometry.smallest), np.log(geometry.largest)))
+        side = max(1, min(round(crop / scale), height, width))
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
     flip_x, flip_y = rng.random(2) < 0.5
+    turn = geometry.turned and rng.random() < 0.5
+    if geometry.swapped and rng.random() < 0.5:
+        before, after = after, before
 
     def cut(array: Image) -> Image:
-        piece = array[top : top + crop, left : left + crop]
+        piece = array[top : top + side, left : left + side]
+        if side != crop:
+            how = cv2.INTER_NEAREST_EXACT if array.ndim == 2 else cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR
+            piece = np.asarray(cv2.resize(piece, (crop, crop), interpolation=how), np.uint8)
+        if turn:
+            piece = np.asarray(cv2.transpose(piece), np.uint8)
         if not (flip_x or flip_y):
             return np.ascontiguousarray(piece)
         return np.asarray(cv2.flip(piece, -1 if flip_x and flip_y else int(flip_x)), np.uint8)  # numpy is slow at it
 
-    before, after, mask = cut(before), cut(after), cut(mask)
+    return cut(before), cut(after), cut(mask)
+
+
+def augment(
+    before: Image,
+    after: Image,
+    mask: Image,
+    crop: int,
+    jitter: ColorJitter,
+    rng: np.random.Generator,
+    geometry: Geometry = PLAIN,
+) -> tuple[Image, Image, Image]:
+    """`crop_pair`, then jitter each date's colours."""
+    before, after, mask = crop_pair(before, after, mask, crop, rng, geometry)
     if jitter.active:
         before, after = jitter(before, rng), jitter(after, rng)
     return before, after, mask

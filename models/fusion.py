@@ -80,9 +80,9 @@ def convolve_affine(conv: nn.Conv2d, maps: Sequence[Tensor], scale: Tensor, shif
 class DeepestStage(nn.Module):
     """Stage 0 (stride 32): normalise both dates, concatenate, 1x1 convolution."""
 
-    def __init__(self, channels: int, patch_size: int, cross: bool) -> None:
+    def __init__(self, channels: int, patch_size: int, cross: bool, within: bool) -> None:
         super().__init__()
-        self.cross = XCross(channels, patch_size) if cross else None
+        self.cross = XCross(channels, patch_size, within) if cross else None
         self.norm = group_norm(channels)
         self.mix = nn.Conv2d(2 * channels, channels, 1)
 
@@ -102,9 +102,9 @@ class FusionStage(nn.Module):
     and variances: they are applied as one product, whose kernel is composed for each pair.
     """
 
-    def __init__(self, coarse_channels: int, channels: int, patch_size: int, cross: bool) -> None:
+    def __init__(self, coarse_channels: int, channels: int, patch_size: int, cross: bool, within: bool) -> None:
         super().__init__()
-        self.cross = XCross(channels, patch_size) if cross else None
+        self.cross = XCross(channels, patch_size, within) if cross else None
         self.norm = group_norm(channels)
         self.upsample = nn.ConvTranspose2d(coarse_channels, channels, 2, stride=2)
         self.gate = Gate(3 * channels)
@@ -142,6 +142,13 @@ class Head(nn.Module):
         self.upsample2 = nn.ConvTranspose2d(channels // 2, channels // 2, 2, stride=2)
         self.out = nn.Conv2d(channels // 2, 1, 1)
 
+    def start_at(self, rate: float) -> None:
+        """Set the last bias so that where all else is 0 the probability is `rate`, above 0 and below 1."""
+        bias = self.out.bias
+        assert bias is not None
+        with torch.no_grad():
+            bias.fill_(torch.logit(torch.tensor(rate), eps=1e-3))
+
     def composed(self) -> tuple[Tensor, Tensor]:
         """The one layer that equals the three: kernel (C, 1, 4, 4), bias (2, 2), repeated over the image."""
         with torch.autocast(self.out.weight.device.type, enabled=False):  # as exact in mixed precision as without
@@ -163,13 +170,13 @@ class Head(nn.Module):
 class Decoder(nn.Module):
     """Four stages on the encoder's maps. `forward` returns the fused map of every stage, deepest first."""
 
-    def __init__(self, encoder_channels: Sequence[int], cross: bool) -> None:
+    def __init__(self, encoder_channels: Sequence[int], cross: bool, within: bool = False) -> None:
         """`encoder_channels`: of strides 4, 8, 16, 32, each a multiple of 32."""
         super().__init__()
         widths = tuple(reversed(encoder_channels))
-        self.deepest = DeepestStage(widths[0], PATCH_SIZES[0], cross)
+        self.deepest = DeepestStage(widths[0], PATCH_SIZES[0], cross, within)
         self.stages = nn.ModuleList(
-            FusionStage(widths[i - 1], widths[i], PATCH_SIZES[i], cross) for i in range(1, len(widths))
+            FusionStage(widths[i - 1], widths[i], PATCH_SIZES[i], cross, within) for i in range(1, len(widths))
         )
         self.out_channels = widths
 

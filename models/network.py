@@ -18,29 +18,43 @@ from torch.nn import functional as F
 from models.encoder import DEPTHS, STRIDES, ResNetEncoder, both_dates
 from models.fusion import Decoder, Head
 from models.refinement import Refinement, full_precision
+from models.unet import UNetDecoder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MODELS = ("prx", "unet")
 MULTIPLE = STRIDES[-1]  # of which the network's input sides are multiples
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What the network is rebuilt from: ResNet depth (18, 34, 50, 101), X-Cross on, refinement heads on."""
+    """What the network is rebuilt from: ResNet depth (18, 34, 50, 101), X-Cross on, refinement heads on, which
+    network it is ("prx", or "unet", the plain baseline, which has no X-Cross), and, to compare with, whether the blocks
+    of X-Cross attend within each date. ValueError for anything else."""
 
     backbone: int = 18
     cross: bool = False
     refine: bool = False
+    model: str = "prx"
+    within: bool = False
 
     def __post_init__(self) -> None:
         if self.backbone not in DEPTHS:
             raise ValueError(f"backbone {self.backbone}: choose one of {', '.join(map(str, DEPTHS))}")
+        if self.model not in MODELS:
+            raise ValueError(f"model {self.model}: choose one of {', '.join(MODELS)}")
+        if self.model == "unet" and self.cross:
+            raise ValueError("the U-Net has no cross-attention: leave it out")
+        if self.within and not self.cross:
+            raise ValueError("attention within dates is a form of X-Cross: put that on")
 
 
 class PRXChange(nn.Module):
     """Two co-registered images in, change logits out."""
 
-    def __init__(self, encoder: ResNetEncoder, decoder: Decoder, head: Head, refinement: Refinement | None) -> None:
+    def __init__(
+        self, encoder: ResNetEncoder, decoder: Decoder | UNetDecoder, head: Head, refinement: Refinement | None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -59,7 +73,7 @@ class PRXChange(nn.Module):
 
 
 class Losses(NamedTuple):
-    """Scalars: what is minimised, the BCE of the logits, the mean BCE of the refined points (0 without refinement)."""
+    """Scalars: what is minimised, the loss of the logits, the mean BCE of the refined points (0 without refinement)."""
 
     total: Tensor
     classification: Tensor
@@ -69,11 +83,14 @@ class Losses(NamedTuple):
 class TrainingLoss(nn.Module):
     """The network and its loss in one module: `forward` is one training pass, refinement on or off."""
 
-    def __init__(self, network: PRXChange, k: int = 2, beta: float = 0.75, l1: float = 5.0, l2: float = 1.0) -> None:
-        """`k`, `beta`: how points are drawn; `l1`, `l2`: weights of the two losses where refinement is on."""
+    def __init__(
+        self, network: PRXChange, k: int = 2, beta: float = 0.75, l1: float = 5.0, l2: float = 1.0, dice: float = 0.0
+    ) -> None:
+        """`k`, `beta`: how points are drawn; `l1`, `l2`: weights of the two losses where refinement is on; `dice`:
+        weight of the Dice loss beside the logits' BCE."""
         super().__init__()
         self.network = network
-        self.k, self.beta, self.l1, self.l2 = k, beta, l1, l2
+        self.k, self.beta, self.l1, self.l2, self.dice = k, beta, l1, l2, dice
 
     def forward(
         self, before: Tensor, after: Tensor, mask: Tensor, points: Sequence[Tensor] | None = None
@@ -85,6 +102,8 @@ class TrainingLoss(nn.Module):
         fused = self.network.fuse(before, after)
         logits = self.network.head(fused[-1])
         classification = F.binary_cross_entropy_with_logits(full_precision(logits), mask)
+        if self.dice:
+            classification = classification + self.dice * dice_loss(logits, mask)
         if self.network.refinement is None:
             return Losses(classification, classification, torch.zeros_like(classification)), logits
         answers = self.network.refinement(fused, mask, self.k, self.beta, points)
@@ -94,10 +113,20 @@ class TrainingLoss(nn.Module):
         return Losses(self.l1 * classification + self.l2 * refinement, classification, refinement), logits
 
 
+def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """1 - Dice of probabilities and mask, over all pixels of the batch together: (B, 1, H, W) each -> a scalar, 0..1.
+
+    Source: Milletari et al., "V-Net", 3DV 2016, with sums in place of squares.
+    """
+    probability = torch.sigmoid(full_precision(logits))
+    return 1 - (2 * (probability * mask).sum() + 1) / ((probability + mask).sum() + 1)
+
+
 def build_network(config: NetworkConfig) -> PRXChange:
     """Build the network with random weights, in training mode, on torch's default device."""
     encoder = ResNetEncoder(config.backbone)
-    decoder = Decoder(encoder.out_channels, config.cross)
+    widths = encoder.out_channels
+    decoder = UNetDecoder(widths) if config.model == "unet" else Decoder(widths, config.cross, config.within)
     refinement = Refinement(decoder.out_channels) if config.refine else None
     return PRXChange(encoder, decoder, Head(decoder.out_channels[-1]), refinement)
 

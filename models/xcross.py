@@ -16,10 +16,11 @@ DROP = 0.1  # of attention weights, mlp activations and whole residual paths
 
 
 class CrossAttention(nn.Module):
-    """Each date's values, asked by the other date's queries."""
+    """Each date's values, asked by the other date's queries; `within`: by its own, to compare with."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, within: bool = False) -> None:
         super().__init__()
+        self.within = within
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.norm = nn.LayerNorm(channels)
         self.drop = DROP
@@ -28,12 +29,16 @@ class CrossAttention(nn.Module):
         """(2B, T, C), before first -> (2B, T, C): row b holds date b's values, read by the other date's queries."""
         query, key, value = self.norm(self.qkv(tokens).unflatten(2, (3, -1))).unbind(2)
         attended: Tensor = F.scaled_dot_product_attention(
-            swap_dates(query).unsqueeze(1),
+            self.asking(query).unsqueeze(1),
             key.unsqueeze(1),
             value.unsqueeze(1),
             dropout_p=self.drop if self.training else 0.0,
         )
         return attended.squeeze(1)
+
+    def asking(self, query: Tensor) -> Tensor:
+        """The queries (2B, T, C) in the order in which they ask."""
+        return query if self.within else swap_dates(query)
 
 
 class Mlp(nn.Module):
@@ -55,14 +60,14 @@ class Mlp(nn.Module):
 class XCross(nn.Module):
     """One layer, one head of cross-attention on patches of p x p positions, added to the feature map."""
 
-    def __init__(self, channels: int, patch_size: int) -> None:
+    def __init__(self, channels: int, patch_size: int, within: bool = False) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.embed = nn.Conv2d(channels, channels, patch_size, stride=patch_size, bias=False)
         self.token_before = nn.Parameter(torch.zeros(1, 1, channels))
         self.token_after = nn.Parameter(torch.zeros(1, 1, channels))
         self.norm_in = nn.LayerNorm(channels)
-        self.attention = CrossAttention(channels)
+        self.attention = CrossAttention(channels, within)
         self.norm_out = nn.LayerNorm(channels)
         self.mlp = Mlp(channels)
         self.drop_path = StochasticDepth(DROP, mode="row")

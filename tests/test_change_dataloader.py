@@ -26,6 +26,7 @@ from change.change_dataloader import (
     WholeSamples,
     find_split,
     or_raise,
+    rate_of_change,
     shared_images,
     whole_loader,
 )
@@ -639,6 +640,20 @@ def test_resized_samples(dataset: Path, size: int) -> None:
             expected = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
             assert (tensor.float() - expected).abs().max() <= (0 if size == 64 else 1)
         assert batch.hashes == [(hash_file(pair.before), hash_file(pair.after))]
+
+
+def test_rate_of_change(tmp_path: Path) -> None:
+    """Over all pixels, also of images of different sizes."""
+    for name, size, changed in (("a", 8, 16), ("b", 16, 0)):
+        mask = np.zeros((size, size), np.uint8)
+        mask.flat[:changed] = 255
+        for sub, picture in (
+            ("A", np.zeros((size, size, 3), np.uint8)),
+            ("B", np.ones((size, size, 3), np.uint8)),
+            ("label", mask),
+        ):
+            save(tmp_path / sub / f"{name}.png", picture)
+    assert rate_of_change(find_split(tmp_path, "")) == pytest.approx(16 / (64 + 256))
 
 
 @pytest.mark.parametrize("end", ["", "raise RuntimeError('out of memory')"], ids=["done", "crash"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
-from change.config import CommonOptions, TestOptions, TrainOptions, continued, parse_given
+from change.config import RECIPES, CommonOptions, TestOptions, TrainOptions, continued, parse_given
 from change.errors import UserError
 from change.progress import Schedule
 from models.network import NetworkConfig
@@ -80,7 +81,39 @@ def test_precision_and_names() -> None:
     assert parse("--refine", "--cross", "--backbone=50").network() == NetworkConfig(50, cross=True, refine=True)
 
 
+def test_recipes() -> None:
+    """A recipe gives what is not given; every name in one is an option."""
+    names = {spec.name for spec in fields(TrainOptions)}
+    assert all(set(values) <= names for values in RECIPES.values())
+    given = parse_given(TrainOptions, [*NEEDED, "--recipe=scratch", "--lr=0.5"], "")
+    options = TrainOptions(**{**RECIPES["scratch"], **given})
+    assert (options.lr, options.eps, options.schedule, options.scale_range()) == (0.5, 1e-8, "cosine", (0.5, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--scale=2 1"], "--scale"),
+        (["--scale=2"], "give two numbers"),
+        (["--pseudo=1.5"], "--pseudo 1.5"),
+        (["--dice=-1"], "--dice"),
+        (["--warmup=-1"], "--warmup"),
+        (["--model=unet", "--cross"], "no cross-attention"),
+        (["--within"], "add --cross"),
+    ],
+)
+def test_recipe_options_refuse(arguments: list[str], error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        parse(*arguments)
+
+
 def test_network_config_refuses() -> None:
+    with pytest.raises(ValueError, match="model vit: choose one of prx, unet"):
+        NetworkConfig(model="vit")
+    with pytest.raises(ValueError, match="no cross-attention"):
+        NetworkConfig(model="unet", cross=True)
+    with pytest.raises(ValueError, match="X-Cross"):
+        NetworkConfig(within=True)
     with pytest.raises(ValueError, match="backbone 20: choose one of 18, 34, 50, 101"):
         NetworkConfig(20)
 
@@ -118,3 +151,10 @@ def test_learning_rate() -> None:
     schedule = Schedule(6e-4, 1000, 1.0)
     assert [schedule.at(epoch) for epoch in (0, 250, 999)] == pytest.approx([6e-4, 4.5e-4, 6e-7])
     assert [Schedule(1.0, 10, 2.0, every=5).at(epoch) for epoch in (0, 4, 5, 9)] == pytest.approx([1, 1, 0.25, 0.25])
+    cosine = Schedule(1.0, 100, 1.0, cosine=True, warmup=4)
+    assert [cosine.at(epoch) for epoch in (4, 50, 75, 99)] == pytest.approx(
+        [(1 + math.cos(math.pi * epoch / 100)) / 2 for epoch in (4, 50, 75, 99)]
+    )
+    assert [cosine.at(epoch) / (1 + math.cos(math.pi * epoch / 100)) * 2 for epoch in range(4)] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8]
+    )

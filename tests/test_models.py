@@ -15,9 +15,10 @@ from torch.export import Dim
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
+from change.fuse import ChunkedAttention, Fused
 from models.encoder import DEPTHS, STRIDES
 from models.fusion import Head
-from models.network import NetworkConfig, PRXChange, TrainingLoss, any_size, build_network
+from models.network import NetworkConfig, PRXChange, TrainingLoss, any_size, build_network, dice_loss
 from models.refinement import Refinement, draw_points, hardest_points
 from models.xcross import CrossAttention, XCross
 from tests.reference.reference_weights import reference_pair
@@ -263,3 +264,68 @@ def test_textbook_gives_the_same(networks: dict[str, PRXChange], part: str) -> N
             (torch.stack(losses), torch.stack([p.grad.norm() for p in form.parameters() if p.grad is not None]))
         )
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-9)
+
+
+# --- what is there to compare with, and the recipe's parts ----------------------------------------------------------
+
+
+def test_unet() -> None:
+    """The same maps as the decoder's in shape, gradients everywhere, the same outputs when rebuilt for prediction."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(model="unet", refine=True))
+    pair = reference_pair(1, 2, 96, 128)
+    fused, ours = network.fuse(*pair), build_network(NetworkConfig()).fuse(*pair)
+    assert [maps.shape for maps in fused] == [maps.shape for maps in ours]
+    losses, logits = TrainingLoss(network)(*pair, random_mask(2, 96, 128))
+    losses.total.backward()
+    assert logits.shape == (2, 1, 96, 128)
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not without
+    with torch.inference_mode():
+        close(Fused(network)(*pair), network.eval()(*pair).numpy(), 1e-4)
+
+
+def test_unet_sees_both_dates_apart() -> None:
+    """It is no network of differences: exchanging the dates changes the outcome, and so does either date."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(model="unet")).eval()
+    before, after = reference_pair(1, 1, 64, 64)
+    with torch.inference_mode():
+        answers = [network(*pair) for pair in ((before, after), (after, before), (before, before), (after, after))]
+    assert all((answers[i] - answers[j]).abs().max() > 1e-3 for i in range(4) for j in range(i))
+
+
+def test_attention_within_a_date() -> None:
+    """It reads one date alone: what the other shows does not matter; in X-Cross it does."""
+    for within in (True, False):
+        torch.manual_seed(0)
+        attention = CrossAttention(32, within).eval()
+        tokens = torch.randn(4, 9, 32)
+        other = torch.cat((tokens[:2], torch.randn(2, 9, 32)))
+        assert torch.equal(attention(tokens)[:2], attention(other)[:2]) is within
+        torch.testing.assert_close(ChunkedAttention(attention)(tokens), attention(tokens))
+    names = [set(build_network(NetworkConfig(cross=True, within=w)).state_dict()) for w in (True, False)]
+    assert names[0] == names[1]
+
+
+def test_dice_loss() -> None:
+    """By hand, over the whole batch: 2 * 0.5 * 8 / (0.5 * 32 + 8) with one pixel added to both sides."""
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0, 0, :2] = 1
+    assert float(dice_loss(torch.zeros(2, 1, 4, 4), mask)) == pytest.approx(1 - (8 + 1) / (16 + 8 + 1))
+    assert float(dice_loss(100 * (2 * mask - 1), mask)) == pytest.approx(0, abs=1e-6)
+    assert float(dice_loss(torch.full((2, 1, 4, 4), -100.0), 0 * mask)) == pytest.approx(0, abs=1e-6)
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig()).eval().requires_grad_(False)
+    pair, truth = reference_pair(1, 2, 64, 64), random_mask(2, 64, 64)
+    plain, logits = TrainingLoss(network)(*pair, truth)
+    both, _ = TrainingLoss(network, dice=0.5)(*pair, truth)
+    assert float(both.total) == pytest.approx(float(plain.total) + 0.5 * float(dice_loss(logits, truth)))
+
+
+def test_start_at_a_rate() -> None:
+    head = build_network(NetworkConfig()).head
+    head.start_at(0.05)
+    torch.nn.init.zeros_(head.out.weight)
+    logits = head(torch.randn(1, 64, 4, 4))
+    torch.testing.assert_close(torch.sigmoid(logits), torch.full_like(logits, 0.05))

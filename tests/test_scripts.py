@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from change.checkpoint import Checkpoint, load_checkpoint
-from change.config import TestOptions, TrainOptions
+from change.config import TestOptions, TrainOptions, parse_given
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY, write_pairs
 
@@ -192,3 +192,96 @@ def test_demo_training(tmp_path: Path) -> None:
     again = run_script("train_script/train_demo.sh", tmp_path, **values)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("nothing left to do") == 3
+
+
+TINY: dict[str, object] = {
+    "train_batchsize": 2,
+    "epoch1": 1,
+    "epoch2": 1,
+    "val_epoch": 1,
+    "workers": 0,
+    "device": "cpu",
+    "amp": "off",
+}
+
+
+def large_enough(folder: Path, side: int) -> Path:
+    """A data folder for crops of 256: two train pairs, one for val."""
+    write_pairs(folder / "train", 2, side, side, seed=1)
+    write_pairs(folder / "val", 1, side, side, seed=2)
+    return folder
+
+
+def test_land_and_buildings(tmp_path: Path) -> None:
+    """Data put together, two passes, the packed checkpoint; once more, nothing is drawn or trained again."""
+    levir, small = large_enough(tmp_path / "levir", 512), large_enough(tmp_path / "ms", 256)
+    values = {
+        **TINY,
+        "root": tmp_path / "all",
+        "levir": levir,
+        "ms_bcd": small,
+        "count": 1,
+        "save_path": tmp_path / "run",
+    }
+    first = run_script("train_script/train_buildings.sh", tmp_path, **values)
+    assert first.returncode == 0, first.stderr
+    names = sorted(path.name for path in (tmp_path / "all" / "train" / "A").iterdir())
+    assert len(names) == 5 and {name.split("_")[0] for name in names} == {"levir", "ms", "scene"}
+    assert len([*(tmp_path / "all" / "val" / "label").iterdir()]) == 2
+    packed = load_checkpoint(tmp_path / "run" / "packed.pth")
+    assert [record.name for record in packed.lineage] == ["base", "refine+cross"]
+    assert [record.options["cropsize"] for record in packed.lineage] == [128, 256]
+    assert all(record.options["recipe"] == "scratch" for record in packed.lineage)
+    again = run_script("train_script/train_buildings.sh", tmp_path, **values)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("nothing left to do") == 2
+
+    tuned = run_script(
+        "train_script/finetune.sh",
+        tmp_path,
+        data=small,
+        checkpoint_path="run/packed.pth",
+        save_path="tuned",
+        epoch=1,
+        workers=0,
+        device="cpu",
+        amp="off",
+    )
+    assert tuned.returncode == 0, tuned.stderr
+    assert [r.name for r in load_checkpoint(tmp_path / "tuned" / "best.pth").lineage] == ["base"] + 2 * ["refine+cross"]
+
+
+def test_finetuning_needs_data(tmp_path: Path) -> None:
+    result = run_script("train_script/finetune.sh", tmp_path)
+    assert result.returncode and "data=FOLDER bash finetune.sh" in result.stderr
+
+
+def test_ablation(tmp_path: Path) -> None:
+    """Every arm is trained, from where it should be, and scored; once more, nothing is done."""
+    recorder, out = tmp_path / "recorder", tmp_path / "arms"
+    recorder.write_text(
+        """#!/bin/sh
+        echo "$@" >>"$0.log"
+        for word; do case "$word" in *.json|*.pth) ;; --save_path=*) mkdir -p "${word#*=}"; >"${word#*=}/w.pth" ;;
+          */test) mkdir -p "$word"; >"$word/metrics.json" ;; esac; done
+        """
+    )
+    recorder.chmod(0o755)
+    values = {"root": "data", "out": out, "seeds": 3, "epoch": 8, "python": recorder}
+    assert run_script("train_script/ablation.sh", tmp_path, **values).returncode == 0
+    lines = [line.split() for line in (tmp_path / "recorder.log").read_text().splitlines()]
+    trained = [TrainOptions(**parse_given(TrainOptions, words[1:], "")) for words in lines[::2]]
+    assert all(words[0].endswith("test.py") for words in lines[1::2])
+    arms = {Path(options.save_path).name: options for options in trained}
+    assert len(arms) == len(lines) / 2 == 10
+    start_of = {name: Path(options.checkpoint_path).parent.name for name, options in arms.items()}
+    assert start_of == {
+        **dict.fromkeys(("base1_3", "unet1_3"), ""),
+        **{f"{arm}_3": "base1_3" for arm in ("base", "refine", "cross", "within", "both", "turn2")},
+        **{"unet_3": "unet1_3", "turn3_3": "turn2_3"},
+    }
+    assert {name for name, options in arms.items() if options.epoch == 4} == {"turn2_3", "turn3_3"}
+    assert {name for name, options in arms.items() if options.cross and options.refine} == {"both_3", "turn3_3"}
+    assert all(options.seed == 3 and options.recipe == "scratch" for options in trained)
+    assert run_script("train_script/ablation.sh", tmp_path, **values).returncode == 0
+    assert len((tmp_path / "recorder.log").read_text().splitlines()) == len(lines)

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from change.checkpoint import load_checkpoint, read_tensors
+from change.engine import parameter_groups
+from models.network import NetworkConfig, build_network
 from tests.conftest import (
     children,
     curve,
@@ -45,11 +48,11 @@ def epochs(folder: Path, name: str = "run") -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "pairs_per_second")} for row in rows]
 
 
-@pytest.mark.parametrize(("amp", "ema"), [("off", 0), ("bf16", 0.9)])
-def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float) -> None:
+@pytest.mark.parametrize(("amp", "ema", "recipe"), [("off", 0, "published"), ("bf16", 0.9, "scratch")])
+def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, recipe: str) -> None:
     """Three kills inside epochs, then: weights, scores, losses and curves of an uninterrupted run, bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = {**HARD, "amp": amp, "ema": ema, "epoch": 4, "train_batchsize": 1}  # 20 steps
+    options = {**HARD, "amp": amp, "ema": ema, "recipe": recipe, "epoch": 4, "train_batchsize": 1}  # 20 steps
     result = run_program("train.py", *train_arguments(dataset, whole, **options, workers=0))
     assert result.returncode == 0, result.stderr
 
@@ -69,7 +72,11 @@ def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float) -> 
     assert equal(weights(whole), weights(broken))
     assert equal(*(read_tensors(folder / "run.state.pth")["average"] for folder in (whole, broken)))
     assert epochs(whole) == epochs(broken)
-    assert equal(load_checkpoint(whole / "run.pth").weights, load_checkpoint(broken / "run.pth").weights)
+    kept = load_checkpoint(whole / "run.pth")
+    assert equal(kept.weights, load_checkpoint(broken / "run.pth").weights)
+    if recipe == "scratch":  # the last weights, averaged, whatever val says
+        assert equal(kept.weights, read_tensors(whole / "run.state.pth")["average"]) and kept.lineage[-1].epoch == 4
+        assert "last weights kept" in result.stderr
     assert curve(broken, "val/f1") == curve(whole, "val/f1")
     steps = [step for step, _ in curve(broken, "train/loss")]
     assert len(steps) == len(set(steps)) and max(steps) == 20
@@ -186,3 +193,28 @@ def test_val_that_was_trained_on(tmp_path: Path) -> None:
     result = run_program("train.py", *train_arguments(tmp_path / "data", tmp_path / "run", epoch=1))
     assert "2 of its pairs share an image file with train: 0, 1" in result.stderr.partition("epoch 1")[0]
     assert "2 of its pairs were trained on: 0, 1" in result.stderr
+
+
+def test_unet_is_trained_and_tested(dataset: Path, tmp_path: Path) -> None:
+    result = run_program("train.py", *train_arguments(dataset, tmp_path, model="unet", epoch=1))
+    assert result.returncode == 0, result.stderr
+    assert load_checkpoint(tmp_path / "1.pth").config.model == "unet"
+    arguments = ("--test_root", dataset / "val", "--checkpoint_path", tmp_path / "1.pth", "--device=cpu")
+    tested = run_program("test.py", *arguments, "--save_path", tmp_path / "out")
+    assert tested.returncode == 0, tested.stderr
+    refused = train_arguments(dataset, tmp_path / "next", resume=True, checkpoint_path=tmp_path / "1.pth")
+    wrong = run_program("train.py", *refused)
+    assert (wrong.returncode, "holds the model unet, this run is set to --model prx" in last_line(wrong)) == (2, True)
+
+
+def test_norms_and_biases_without_decay() -> None:
+    network = build_network(NetworkConfig(cross=True))
+    parts = parameter_groups(network, 0.05, norms_too=False)
+    decays = {id(p): part["weight_decay"] for part in parts for p in part["params"]}
+    assert len(decays) == len([*network.parameters()])
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            norm = isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm)
+            assert decays[id(parameter)] == (0.0 if norm or name == "bias" else 0.05), (module, name)
+    [everything] = parameter_groups(network, 0.05, norms_too=True)
+    assert everything["weight_decay"] == 0.05 and len(everything["params"]) == len(decays)

@@ -14,12 +14,14 @@ from torchvision.transforms.v2 import functional
 
 from change.transforms import (
     ColorJitter,
+    Geometry,
     Image,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
     augment,
+    crop_pair,
 )
 
 OFF = ColorJitter(0, 0, 0, 0)
@@ -85,6 +87,40 @@ def test_one_geometry_for_both_dates_and_mask() -> None:
     assert corners == {(top, left) for top in range(HEIGHT - CROP + 1) for left in range(WIDTH - CROP + 1)}
     assert set(flips) == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
     assert all(abs(count - 250) < 70 for count in flips.values()), flips  # five standard deviations
+
+
+def test_all_symmetries_and_exchanged_dates() -> None:
+    """Eight symmetries, each as often, with the dates in either order; the mask goes with them."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.uint8)
+    first, second = np.dstack([y, x, 0 * x]), np.dstack([y, x, 0 * x + 7])
+    rng, seen = np.random.default_rng(0), Counter[tuple[int, ...]]()
+    for _ in range(2000):
+        before, after, mask = crop_pair(first, second, y ^ x, CROP, rng, Geometry(turned=True, swapped=True))
+        rows, columns = before[..., 0].astype(int), before[..., 1].astype(int)
+        np.testing.assert_array_equal(mask, rows ^ columns)
+        np.testing.assert_array_equal(before[..., :2], after[..., :2])
+        steps = (rows[1, 0] - rows[0, 0], rows[0, 1] - rows[0, 0], columns[1, 0] - columns[0, 0])
+        kind = (*steps, columns[0, 1] - columns[0, 0], int(before[0, 0, 2]))
+        seen[tuple(map(int, kind))] += 1
+        assert {int(before[0, 0, 2]), int(after[0, 0, 2])} == {0, 7}
+    assert len(seen) == 16
+    assert all(abs(count - 125) < 56 for count in seen.values()), seen  # five standard deviations
+
+
+def test_scale() -> None:
+    """Steps between neighbours are those of the drawn scales, up to what the image holds; the mask stays in place."""
+    y, x = np.mgrid[:160, :160].astype(np.uint8)
+    image, mask = np.dstack([y, x, 0 * x]), (x >= 80).astype(np.uint8)
+    rng, steps = np.random.default_rng(0), []
+    for _ in range(200):
+        before, after, cut = crop_pair(image, image, mask, 64, rng, Geometry(0.25, 2))
+        assert before.shape == (64, 64, 3) and cut.shape == (64, 64) and set(np.unique(cut)) <= {0, 1}
+        np.testing.assert_array_equal(before, after)
+        steps.append(float(np.abs(np.diff(before[..., 1].astype(int), axis=1)).mean()))
+        step = steps[-1]
+        assert np.abs(before[..., 1].astype(int) - 79.5)[cut != (before[..., 1] >= 80)].max(initial=0) <= step + 1
+    assert 0.45 < min(steps) < 0.6 and 2.3 < max(steps) <= 2.55  # 160 / 64: the image's side
+    assert 0.25 < np.mean(np.array(steps) < 1) < 0.42  # one doubling of three
 
 
 def test_crop_of_the_whole_image() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.fusion import FusionStage, Head
+from models.fusion import Decoder, FusionStage, Head
 from models.network import PRXChange
 from models.refinement import PointLogits, Refinement, StageRefinement, draw_points, full_precision
 from models.xcross import XCross, split_dates
@@ -124,6 +124,7 @@ class TextbookRefinement(nn.Module):
 def textbook(network: PRXChange) -> PRXChange:
     """A copy of the network in textbook form, NCHW in memory, in the same mode."""
     network = deepcopy(network).to(memory_format=torch.contiguous_format)
+    assert isinstance(network.decoder, Decoder)
     deepest = network.decoder.deepest
     if deepest.cross is not None:
         deepest.add_module("cross", TextbookCross(deepest.cross))

@@ -2,10 +2,10 @@
 # processes. The interpreter is $python, else the one that change/environment.py finds, or sets up.
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 case "$program" in
-  train) names="root list trainsize cropsize color_setting epoch lr weight_decay eps train_batchsize grad_accum power ema seed
-    val_batchsize val_epoch decay_epoch backbone refine cross k beta l1 l2 save_path best_name save_freq save_minutes resume
-    checkpoint_path pretrained mixed_precision_training amp deterministic compile kept_activations cache cache_path device
-    continue_run workers" ;;
+  train) names="recipe root list trainsize cropsize color_setting scale symmetries swap pseudo epoch lr weight_decay decay_norms
+    eps train_batchsize grad_accum schedule power warmup model dice prior keep ema seed val_batchsize val_epoch decay_epoch
+    backbone refine cross within k beta l1 l2 save_path best_name save_freq save_minutes resume checkpoint_path pretrained
+    mixed_precision_training amp deterministic compile kept_activations cache cache_path device continue_run workers" ;;
   test) names="test_root list checkpoint_path testsize test_batchsize protocol window overlap tta threshold check amp device
     save_path save_result save_result_path save_iou_map save_iou_map_path save_panels save_panels_path report compile workers" ;;
 esac
