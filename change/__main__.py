@@ -9,6 +9,7 @@ from change.errors import UserError, run_command
 VERBS = {
     "prepare": "change.prepare",
     "check": "change.check",
+    "folds": "change.folds",
     "compare": "change.compare",
     "samples": "change.synthetic",
     "pack": "change.pack",

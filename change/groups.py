@@ -28,19 +28,32 @@ def find_check(test_root: Path) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def read_places(path: Path) -> dict[tuple[str, str], Place]:
-    """By the hashes of a pair's images: its place. Raises UserError for a file that check did not write."""
+def read_pairs(path: Path) -> list[dict[str, Any]]:
+    """The pairs of a check.json: "pair", "group" and "meets" are text, "hashes" two texts. Raises UserError."""
     try:
-        pairs: list[dict[str, Any]] = json.loads(path.read_text())["pairs"]
-        entries = defaultdict(list)
+        pairs = [dict(pair) for pair in json.loads(path.read_text())["pairs"]]
         for pair in pairs:
             before, after = map(str, pair["hashes"])
-            entries[before, after].append((str(pair["group"]), [pair["pair"], *pair["meets"]]))
+            pair |= {"hashes": (before, after), "group": str(pair["group"]), "pair": str(pair["pair"])}
+            pair["meets"] = [str(name) for name in pair["meets"]]
     except OSError as error:
         raise UserError(f"no {path}: python -m change check ROOT writes it") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} was not written by python -m change check: run it again") from error
+    return pairs
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """The group of connected tiles of every "SPLIT/NAME". Raises UserError for a file that check did not write."""
+    return {pair["pair"]: pair["group"] for pair in read_pairs(path)}
+
+
+def read_places(path: Path) -> dict[tuple[str, str], Place]:
+    """By the hashes of a pair's images: its place. Raises UserError for a file that check did not write."""
+    entries = defaultdict(list)
+    for pair in read_pairs(path):
+        entries[pair["hashes"]].append((pair["group"], [pair["pair"], *pair["meets"]]))
     return {
-        hashes: Place(found[0][0], any(str(name).startswith("train/") for _, names in found for name in names))
+        hashes: Place(found[0][0], any(name.startswith("train/") for _, names in found for name in names))
         for hashes, found in entries.items()
     }

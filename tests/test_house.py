@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
         "change.transforms",
     },
     "change.groups": {"change.errors"},
+    "change.folds": {"change.errors", "change.files", "change.groups"},
     "change.tiles": set(),
     "change.scenery": set(),
     "change.canvas": {"change.scenery"},

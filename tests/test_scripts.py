@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from change.checkpoint import Checkpoint, load_checkpoint
-from change.config import TestOptions, TrainOptions, parse_given
+from change.config import RECIPES, TestOptions, TrainOptions, parse_given
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY, write_pairs
 
@@ -256,9 +257,9 @@ def test_finetuning_needs_data(tmp_path: Path) -> None:
     assert result.returncode and "data=FOLDER bash finetune.sh" in result.stderr
 
 
-def test_ablation(tmp_path: Path) -> None:
-    """Every arm is trained, from where it should be, and scored; once more, nothing is done."""
-    recorder, out = tmp_path / "recorder", tmp_path / "arms"
+def recorded(script: str, place: Path, **values: object) -> list[list[str]]:
+    """What a script has run by now, by a stand-in for the interpreter that makes the files its programs would make."""
+    recorder = place / "recorder"
     recorder.write_text(
         """#!/bin/sh
         echo "$@" >>"$0.log"
@@ -267,9 +268,15 @@ def test_ablation(tmp_path: Path) -> None:
         """
     )
     recorder.chmod(0o755)
-    values = {"root": "data", "out": out, "seeds": 3, "epoch": 8, "python": recorder}
-    assert run_script("train_script/ablation.sh", tmp_path, **values).returncode == 0
-    lines = [line.split() for line in (tmp_path / "recorder.log").read_text().splitlines()]
+    result = run_script(script, place, python=recorder, **values)
+    assert result.returncode == 0, result.stderr
+    return [line.split() for line in (place / "recorder.log").read_text().splitlines()]
+
+
+def test_ablation(tmp_path: Path) -> None:
+    """Every arm is trained, from where it should be, and scored; once more, nothing is done."""
+    values = {"root": "data", "out": tmp_path / "arms", "seeds": 3, "epoch": 8}
+    lines = recorded("train_script/ablation.sh", tmp_path, **values)
     trained = [TrainOptions(**parse_given(TrainOptions, words[1:], "")) for words in lines[::2]]
     assert all(words[0].endswith("test.py") for words in lines[1::2])
     arms = {Path(options.save_path).name: options for options in trained}
@@ -283,5 +290,27 @@ def test_ablation(tmp_path: Path) -> None:
     assert {name for name, options in arms.items() if options.epoch == 4} == {"turn2_3", "turn3_3"}
     assert {name for name, options in arms.items() if options.cross and options.refine} == {"both_3", "turn3_3"}
     assert all(options.seed == 3 and options.recipe == "scratch" for options in trained)
-    assert run_script("train_script/ablation.sh", tmp_path, **values).returncode == 0
-    assert len((tmp_path / "recorder.log").read_text().splitlines()) == len(lines)
+    assert recorded("train_script/ablation.sh", tmp_path, **values) == lines
+
+
+def test_steps_of_the_recipe(tmp_path: Path) -> None:
+    """Each step adds to the one before, on every fold; together they are the recipe for random weights."""
+    values = {"root": "data", "out": tmp_path / "steps", "lists": "lists", "folds": "0 2"}
+    lines = recorded("train_script/recipe.sh", tmp_path, **values)
+    assert len(lines) == 2 * 7 * 2
+    text = [" ".join(words[1:]) for words in lines[::2]]
+    for name in ("scale", "color_setting"):  # the recorder's words are split at spaces
+        text = [re.sub(rf"(--{name}=\S+(?: [\d.]+)*)", lambda m: m[0].replace(" ", "_"), line) for line in text]
+    given = [parse_given(TrainOptions, line.split(), "") for line in text]
+    given = [{k: v.replace("_", " ") if k in ("scale", "color_setting") else v for k, v in g.items()} for g in given]
+    assert [Path(g["save_path"]).name for g in given][:4] == [
+        "published_0",
+        "published_2",
+        "optimizer_0",
+        "optimizer_2",
+    ]
+    assert all(g["root"] == "data/train" and g["list"] == f"lists/{g['save_path'][-1]}" for g in given)
+    names = [set(g) for g in given[::2]]
+    assert all(before < after for before, after in itertools.pairwise(names))
+    assert RECIPES["scratch"].items() <= given[-1].items()
+    assert recorded("train_script/recipe.sh", tmp_path, **values) == lines
