@@ -313,7 +313,7 @@ class TrainSamples(Dataset[Batch | UserError]):
         return as_batch(*crops, self.split.pairs[index].name, pixels.hashes)
 
     def pseudo_change(self, pixels: Pixels, rng: np.random.Generator) -> tuple[Image, Image, Image]:
-        """A pair and a mask made from one image of a pair, and from one of another pair. Raises UserError."""
+        """A pair and a mask made from one image of a pair, and of a pair at random for the pieces. Raises UserError."""
         others = self.read(int(rng.integers(len(self))), False)
         image, donor = (
             crop_pair(some.before, some.after, some.mask, self.crop, rng, self.geometry)[int(rng.integers(2))]

@@ -3,8 +3,8 @@
 A checkpoint is a dict of plain values and tensors, read with `weights_only=True`:
 
     format         "prx-change/1"
-    config         {"backbone": 18, "cross": False, "refine": False}
-    pass           "base", "refine", "cross" or "refine+cross"
+    config         {"backbone": 18, "cross": False, "refine": False, "model": "prx", "within": False}
+    pass           what `pass_name` calls it: "base", "refine+cross", ...
     normalisation  {"mean": [3 floats], "std": [3 floats]}, of RGB in 0..1
     threshold      a pixel is changed where its probability exceeds it
     val_threshold  the one of the highest F1 on val, used only when asked for; None where it is not known
@@ -154,8 +154,10 @@ def unpacked(stored: Tensor | Mapping[str, Tensor]) -> Tensor:
 
 
 def pass_name(config: NetworkConfig) -> str:
-    """The pass that trains this configuration: base, refine, cross or refine+cross; unet before them for a U-Net."""
-    parts = [*(["unet"] if config.model == "unet" else []), *(n for n in ("refine", "cross") if getattr(config, n))]
+    """The pass that trains this configuration: base, refine, cross or refine+cross; unet before them for a U-Net,
+    within in place of cross for attention within each date."""
+    parts = [*(["unet"] if config.model == "unet" else []), *(["refine"] if config.refine else [])]
+    parts += [] if not config.cross else ["within"] if config.within else ["cross"]
     return "+".join(parts) or "base"
 
 
@@ -283,7 +285,7 @@ def hand_over(checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig)
     """Start a pass from the one before: load its weights, return the names of the parameters that are new.
 
     What `config` adds to the checkpoint's own (refinement, X-Cross) keeps its initialisation. Raises UserError where
-    the checkpoint is of another backbone or of a later pass, or does not fit otherwise.
+    the checkpoint is of another model, backbone, kind of attention, or of a later pass, or does not fit otherwise.
     """
     theirs = checkpoint.config
     if theirs.backbone != config.backbone:
@@ -291,7 +293,9 @@ def hand_over(checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig)
             f"{checkpoint.path} holds a ResNet-{theirs.backbone}, this run is set to --backbone {config.backbone}"
         )
     if theirs.cross and config.cross and theirs.within != config.within:
-        raise UserError(f"{checkpoint.path} and this run differ in --within: its attention would mean something else")
+        raise UserError(
+            f"{checkpoint.path} and this run differ in --within: {'leave it out' if config.within else 'add it'}"
+        )
     if theirs.model != config.model:
         raise UserError(f"{checkpoint.path} holds the model {theirs.model}, this run is set to --model {config.model}")
     for part in ("refine", "cross"):

@@ -96,7 +96,7 @@ class TrainOptions(CommonOptions):
         "poly", "of the learning rate: lr * (1 - epoch / epochs) ** power, or half a cosine", ("poly", "cosine")
     )
     power: float = option(1.0, "exponent of poly")
-    warmup: int = option(0, "epochs in which the learning rate rises first")
+    warmup: int = option(0, "epochs in which the learning rate rises first, fewer than --epoch")
     model: str = option("prx", "the network, or a plain U-Net on the same encoder to compare with", MODELS)
     backbone: int = option(18, "depth of the ResNet", choices=DEPTHS)
     refine: bool = option(False, "add progressive refinement (pass 2)")
@@ -107,7 +107,7 @@ class TrainOptions(CommonOptions):
     l1: float = option(5.0, "refinement: weight of the mask's loss")
     l2: float = option(1.0, "refinement: weight of the points' loss")
     dice: float = option(0.0, "weight of the Dice loss beside the mask's cross-entropy")
-    prior: bool = option(False, "start from the rate of change in train: the bias of the output")
+    prior: bool = option(False, "start from the rate of change in train, in the output's bias; not with --resume")
     ema: float = option(0.0, "validate and keep a moving average of the weights, of this decay (0.999); 0: none")
     keep: str = option("best", "weights to keep: those of the best F1 on val, or the last ones", ("best", "last"))
     save_path: str = option("", "folder of the run")
@@ -309,9 +309,9 @@ def continued(saved: dict[str, Any], given: dict[str, Any]) -> TrainOptions:
     except TypeError as error:
         raise UserError(f"the run was made by another version ({error}): use that one to go on") from error
     differing = [
-        f"--{name} {value!r}, was {saved.get(name)!r}"
+        f"--{name} {value!r}, was {getattr(saved_options, name)!r}"
         for name, value in given.items()
-        if name not in MAY_CHANGE + NO_MEANING and value != saved.get(name)
+        if name not in MAY_CHANGE + NO_MEANING and value != getattr(saved_options, name)
     ]
     if differing:
         raise UserError(f"--continue_run goes on with the run as it was; not with {'; '.join(differing)}")

@@ -5,9 +5,10 @@ sample), dropout and refinement points from (seed, step, process). So its state 
 average, optimizer, loss scaler, position, best score and sums of the epoch are all, and a run that goes on from them
 ends, on the CPU, with the same bits as one that was never interrupted.
 
-Many processes (torchrun's) work through each batch together and take the step that one would take; batch norms, on the
-CPU, and the draws of dropout and points alone know of them. All do the same exchanges in the same order, so whatever
-decides on one (a stop, a save, a score, a loss that is not finite) is agreed upon first. Process 0 writes.
+Many processes (torchrun's) work through each batch together and take the step that one would take; only batch norms, on
+the CPU, the draws of dropout and points, and a Dice loss, which is of each part's pixels, know of them. All do the same
+exchanges in the same order, so whatever decides on one (a stop, a save, a score, a loss that is not finite) is agreed
+upon first. Process 0 writes.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from models.fusion import Gate, Head
 from models.network import PRXChange
 from models.xcross import CrossAttention, XCross
 
-PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"), ("to_map", "norm_map"))
+PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"), ("3", "4"), ("to_map", "norm_map"))
 QUERIES = 512  # whose attention weights are in memory at once
 
 

@@ -64,7 +64,7 @@ class Schedule:
         held = epoch - epoch % self.every
         left = 1 - held / self.epochs
         share = (1 - math.cos(math.pi * left)) / 2 if self.cosine else left**self.power
-        return self.lr * share * min(1.0, (epoch + 1) / (self.warmup + 1))
+        return self.lr * share * min(1.0, (held + 1) / (self.warmup + 1))
 
 
 def step_seed(seed: int, step: int, process: int) -> int:

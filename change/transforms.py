@@ -39,7 +39,9 @@ class ColorJitter:
         return any((self.brightness, self.contrast, self.saturation, self.hue))
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """Draw and apply: (H, W, 3) -> (H, W, 3)."""
+        """Draw and apply: (H, W, 3) -> (H, W, 3). Where nothing is to change, nothing is drawn."""
+        if not self.active:
+            return image
         brightness, contrast, saturation = (
             rng.uniform(max(0.0, 1 - spread), 1 + spread)
             for spread in (self.brightness, self.contrast, self.saturation)
@@ -113,7 +115,7 @@ def crop_pair(
     """A random square, `crop` pixels in the end, flipped each way with probability 1/2: the same of all three."""
     height, width = mask.shape
     side = crop
-    if geometry.smallest < geometry.largest:
+    if (geometry.smallest, geometry.largest) != (1, 1):
         scale = np.exp(rng.uniform(np.log(geometry.smallest), np.log(geometry.largest)))
         side = max(1, min(round(crop / scale), height, width))
     top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
@@ -147,6 +149,4 @@ def augment(
 ) -> tuple[Image, Image, Image]:
     """`crop_pair`, then jitter each date's colours."""
     before, after, mask = crop_pair(before, after, mask, crop, rng, geometry)
-    if jitter.active:
-        before, after = jitter(before, rng), jitter(after, rng)
-    return before, after, mask
+    return jitter(before, rng), jitter(after, rng), mask

@@ -143,11 +143,11 @@ class Head(nn.Module):
         self.out = nn.Conv2d(channels // 2, 1, 1)
 
     def start_at(self, rate: float) -> None:
-        """Set the last bias so that where all else is 0 the probability is `rate`, above 0 and below 1."""
+        """Set the last bias so that where all else is 0 the probability is `rate`, 1e-6 to 1 - 1e-6."""
         bias = self.out.bias
         assert bias is not None
         with torch.no_grad():
-            bias.fill_(torch.logit(torch.tensor(rate), eps=1e-3))
+            bias.fill_(torch.logit(torch.tensor(rate, dtype=torch.float64), eps=1e-6))
 
     def composed(self) -> tuple[Tensor, Tensor]:
         """The one layer that equals the three: kernel (C, 1, 4, 4), bias (2, 2), repeated over the image."""

@@ -116,6 +116,7 @@ class TrainingLoss(nn.Module):
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """1 - Dice of probabilities and mask, over all pixels of the batch together: (B, 1, H, W) each -> a scalar, 0..1.
 
+    It is no mean over pairs: of a batch in parts, the mean of the parts' losses is another one.
     Source: Milletari et al., "V-Net", 3DV 2016, with sums in place of squares.
     """
     probability = torch.sigmoid(full_precision(logits))

@@ -131,6 +131,8 @@ def test_going_on() -> None:
     saved = asdict(parse("--lr=0.1"))
     assert continued(saved, {"lr": 0.1, "workers": 3, "continue_run": "run"}).workers == 3
     assert continued(saved, {"cache": "disk"}).cache == "disk"
+    older = {name: value for name, value in saved.items() if name != "keep"}  # before that option was there
+    assert continued(older, {"keep": "best"}).keep == "best"
     with pytest.raises(UserError, match=r"--lr 0.2, was 0.1; --seed 5, was 0"):
         continued(saved, {"lr": 0.2, "seed": 5})
 
@@ -151,6 +153,8 @@ def test_learning_rate() -> None:
     schedule = Schedule(6e-4, 1000, 1.0)
     assert [schedule.at(epoch) for epoch in (0, 250, 999)] == pytest.approx([6e-4, 4.5e-4, 6e-7])
     assert [Schedule(1.0, 10, 2.0, every=5).at(epoch) for epoch in (0, 4, 5, 9)] == pytest.approx([1, 1, 0.25, 0.25])
+    held = Schedule(1.0, 100, 0.0, every=5, warmup=9)
+    assert [held.at(epoch) for epoch in (0, 4, 5, 9, 10)] == pytest.approx([0.1, 0.1, 0.6, 0.6, 1.0])
     cosine = Schedule(1.0, 100, 1.0, cosine=True, warmup=4)
     assert [cosine.at(epoch) for epoch in (4, 50, 75, 99)] == pytest.approx(
         [(1 + math.cos(math.pi * epoch / 100)) / 2 for epoch in (4, 50, 75, 99)]

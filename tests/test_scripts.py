@@ -254,7 +254,17 @@ def test_land_and_buildings(tmp_path: Path) -> None:
 
 def test_finetuning_needs_data(tmp_path: Path) -> None:
     result = run_script("train_script/finetune.sh", tmp_path)
-    assert result.returncode and "data=FOLDER bash finetune.sh" in result.stderr
+    assert (result.returncode, result.stderr) == (2, "error: which pairs? data=FOLDER bash finetune.sh\n")
+
+
+def test_buildings_need_their_parts(tmp_path: Path) -> None:
+    """Said before anything is drawn; what is there stays."""
+    (tmp_path / "all.part").mkdir()
+    (tmp_path / "all.part" / "mine").touch()
+    result = run_script("train_script/train_buildings.sh", tmp_path, root="all/", levir="nowhere", ms_bcd="nowhere")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "no folder nowhere/train/label" in result.stderr
+    assert (tmp_path / "all.part" / "mine").exists() and not (tmp_path / "all").exists()
 
 
 def recorded(script: str, place: Path, **values: object) -> list[list[str]]:
@@ -275,7 +285,8 @@ def recorded(script: str, place: Path, **values: object) -> list[list[str]]:
 
 def test_ablation(tmp_path: Path) -> None:
     """Every arm is trained, from where it should be, and scored; once more, nothing is done."""
-    values = {"root": "data", "out": tmp_path / "arms", "seeds": 3, "epoch": 8}
+    stray = {"model": "unet", "refine": True, "cross": True}  # of the user's environment: no arm may take them
+    values = {"root": "data", "out": tmp_path / "arms", "seeds": 3, "epoch": 8, **stray}
     lines = recorded("train_script/ablation.sh", tmp_path, **values)
     trained = [TrainOptions(**parse_given(TrainOptions, words[1:], "")) for words in lines[::2]]
     assert all(words[0].endswith("test.py") for words in lines[1::2])

@@ -119,6 +119,8 @@ def test_scale() -> None:
         steps.append(float(np.abs(np.diff(before[..., 1].astype(int), axis=1)).mean()))
         step = steps[-1]
         assert np.abs(before[..., 1].astype(int) - 79.5)[cut != (before[..., 1] >= 80)].max(initial=0) <= step + 1
+    enlarged, _, _ = crop_pair(image, image, mask, 64, rng, Geometry(2, 2))
+    assert np.abs(np.diff(enlarged[..., 1].astype(int), axis=1)).mean() == pytest.approx(0.5, abs=0.03)
     assert 0.45 < min(steps) < 0.6 and 2.3 < max(steps) <= 2.55  # 160 / 64: the image's side
     assert 0.25 < np.mean(np.array(steps) < 1) < 0.42  # one doubling of three
 

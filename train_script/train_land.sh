@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Any change of cropland and land cover, from CLCD (root, as prepare leaves it) and random weights: packed.pth in save_path
-# is checkpoints/land_r18.pth. On two cores: six hours.
+# Any change of cropland and land cover, from random weights, on CLCD (root, as prepare leaves it): packed.pth in save_path.
+# On two cores: eight hours.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 [ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.environment requirements.txt)"
