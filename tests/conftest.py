@@ -22,6 +22,27 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
+# Whose tests take minutes, the longest first: processes that share out the files get them in this order, and none has
+# a long one left at the end.
+LONG = (
+    "training",
+    "distributed",
+    "scripts",
+    "wrong_input",
+    "benchmark",
+    "fuse",
+    "cache",
+    "report",
+    "evaluation",
+    "check",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first; within a file nothing moves."""
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))
+
 
 def draw_pair(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np.uint8], ...]:
     """A synthetic scene: before, after (H, W, 3), mask (H, W) of 0 and 255, of at least one building."""

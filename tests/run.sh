@@ -8,4 +8,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 "$python" -m mypy
 # Two processes with a thread each share the files of tests, most of whose time is the starting of programs; jobs=0: one.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$python" -m pytest -n "${jobs:-2}" --dist loadfile "$@"
+exec "$python" -m pytest -n "${jobs:-2}" --dist loadfile --no-loadscope-reorder "$@"
