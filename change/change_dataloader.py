@@ -215,7 +215,7 @@ def masks_are_binary(split: Split) -> bool:
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(masks), 32):
             for levels, maximum in pool.map(read_levels, masks[start : start + 32]):
-                highest = levels.max()
+                highest = np.max(levels)
                 if maximum == 1:
                     clear += bool(highest)
                 elif highest > maximum / 2:

@@ -59,7 +59,7 @@ def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
         return open_array(path, None), 255
     if mode in ("I;16", "I;16B", "I;16L", "I"):
         levels = open_array(path, None)
-        if levels.min() >= 0 and levels.max() <= 65535:
+        if np.min(levels) >= 0 and np.max(levels) <= 65535:
             return levels, 65535
     elif mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # Pillow would drop the low byte of 16 bits
         colours = open_array(path, "RGB")
@@ -83,8 +83,8 @@ def read_mask(path: Path, binary: bool) -> Image:
     lossy = path.suffix.lower() in (".jpg", ".jpeg")  # whose black is seldom quite 0
     if not lossy and not changed.any() and levels.any():
         raise UserError(
-            f"{path} goes up to {levels.max()} where other masks of the split go up to {maximum}: it would be read as "
-            f"unchanged; save changed as {maximum} in all of them"
+            f"{path} goes up to {np.max(levels)} where other masks of the split go up to {maximum}: it would be read "
+            f"as unchanged; save changed as {maximum} in all of them"
         )
     return changed
 

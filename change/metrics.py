@@ -156,8 +156,8 @@ class Curve:
         if not self.histogram[1].any():
             return None
         f1 = self.scores()["f1"][1:]  # not k = 0, which is no p > threshold
-        best = 1 + np.flatnonzero(f1 == f1.max())
-        return float(best[np.abs(best - BINS // 2).argmin()]) / BINS
+        best = 1 + np.flatnonzero(f1 == np.max(f1))
+        return float(best[np.argmin(np.abs(best - BINS // 2))]) / BINS
 
 
 # --- of objects and of boundaries ----------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def objects_by_size(mask: Mask, other: Mask) -> tuple[NDArray[np.intp], NDArray[
     """How many objects `mask` holds, and of how many at least half the pixels are in `other`, (3,) each."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     area = stats[1:, cv2.CC_STAT_AREA]  # without label 0, the background
-    covered = np.bincount(labels[other], minlength=count)[1:]
+    covered = np.bincount(labels[other].astype(np.int32, copy=False), minlength=count)[1:]
     size = np.digitize(area, LARGER_FROM)
     every, half = (np.bincount(kind, minlength=len(OBJECT_SIZES)) for kind in (size, size[2 * covered >= area]))
     return every, half

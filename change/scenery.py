@@ -440,7 +440,7 @@ class Builder:
     def patch_at(self, centre: Points, angle: float, sides: Points, colour: object, dates: Dates) -> None:
         """A patch at a point of the scene."""
         red, green, blue = np.asarray(colour, float)
-        shape = Rectangle(centre, angle, float(sides.max()) / 2, float(sides.min()) / 2)
+        shape = Rectangle(centre, angle, float(np.max(sides)) / 2, float(np.min(sides)) / 2)
         self.world.patches.append(Patch(shape, tinted((red, green, blue), self.rng, 0.02), dates))
 
     def car(self, centre: Points, angle: float, dates: Dates) -> None:

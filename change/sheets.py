@@ -71,7 +71,7 @@ def shots_of(pair: Pair) -> list[Image]:
     if pair.mask:
         try:
             levels, _ = read_levels(pair.mask)
-            grey = (levels / max(1, int(levels.max())) * 255).astype(np.uint8)
+            grey = (levels / max(1, int(np.max(levels))) * 255).astype(np.uint8)
             pictures.append(np.repeat(grey[..., None], 3, axis=2))
         except UserError:
             pass
