@@ -148,7 +148,7 @@ class Population:
 
 
 def logistic(x: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-x)))
+    return np.round(1 / (1 + np.exp(-x)), 6)  # the last bits of exp are each processor's own, and would change the draws
 
 
 def true_f1(groups: int = 300_000) -> float:
@@ -180,9 +180,9 @@ def truth() -> float:
     return true_f1()
 
 
-@pytest.mark.parametrize(("groups", "repetitions", "slack"), [(500, 600, 0.02), (30, 500, 0.04), (15, 500, 0.05)])
+@pytest.mark.parametrize(("groups", "repetitions", "slack"), [(500, 1500, 0.02), (30, 500, 0.04), (15, 500, 0.05)])
 def test_coverage(truth: float, groups: int, repetitions: int, slack: float) -> None:
-    """The Monte Carlo error of a share near 0.95 is 0.01."""
+    """The Monte Carlo error of a share near 0.95 is 0.006 at 500 groups, else 0.01."""
     single, difference = coverage(groups, repetitions, truth)
     assert abs(single - 0.95) <= slack
     assert abs(difference - 0.95) <= slack + 0.01
