@@ -148,7 +148,8 @@ class Population:
 
 
 def logistic(x: Floats) -> Floats:
-    return np.round(1 / (1 + np.exp(-x)), 6)  # the last bits of exp are each processor's own, and would change the draws
+    """Rounded, as the last bits of exp are each processor's own, and would change the draws."""
+    return np.round(1 / (1 + np.exp(-x)), 6)
 
 
 def true_f1(groups: int = 300_000) -> float:
