@@ -12,7 +12,9 @@ VERBS = {
     "folds": "change.folds",
     "compare": "change.compare",
     "samples": "change.synthetic",
+    "predict": "change.predict",
     "pack": "change.pack",
+    "export": "change.export",
 }
 
 

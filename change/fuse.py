@@ -57,8 +57,9 @@ class ChunkedAttention(nn.Module):
 class Fused(nn.Module):
     """Two images in, logits out, as the network it is made from; in eval mode, without refinement heads."""
 
-    def __init__(self, network: PRXChange, dtype: torch.dtype = torch.float32) -> None:
-        """`dtype`: what is computed in."""
+    def __init__(self, network: PRXChange, dtype: torch.dtype = torch.float32, chunked: bool = True) -> None:
+        """`dtype`: what is computed in; `chunked`: attention in chunks where that is faster, which ties an exported
+        network to its size."""
         super().__init__()
         self.network, self.dtype = deepcopy(network).eval().requires_grad_(False), dtype
         self.network.refinement = None
@@ -66,11 +67,11 @@ class Fused(nn.Module):
             fold_batch_norms(module)
         self.network.add_module("head", FusedHead(network.head))
         self.network.to(dtype).to(memory_format=torch.channels_last)
-        on_cpu = next(network.parameters()).device.type == "cpu"
+        chunked = chunked and dtype != torch.float32 and next(network.parameters()).device.type == "cpu"
         for module in list(self.network.modules()):
             if isinstance(module, Gate):
                 module.float()
-            if isinstance(module, XCross) and on_cpu and dtype != torch.float32:
+            if isinstance(module, XCross) and chunked:
                 module.add_module("attention", ChunkedAttention(module.attention))
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: images (B, C, H, W) of any type, probabilities float32 (B, 1, H, W) of 0
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,35 +49,54 @@ def symmetric(predict: Predict) -> Predict:
 
 
 def sliding(predict: Predict, window: int, overlap: int) -> Predict:
-    """Predict square windows of `window` pixels that overlap by `overlap`, and blend them; the result is on the CPU.
+    """Predict square windows of `window` pixels that overlap by `overlap`, and blend them; the result is on the CPU."""
+
+    def blended(before: Tensor, after: Tensor) -> Tensor:
+        height, width = before.shape[-2:]
+        tall, wide = min(window, height), min(window, width)
+        batch = max(1, height * width // (tall * wide))  # as many pixels at once as the whole image has
+        rows = (before[..., row : row + tall, :] for row, _ in weighted_starts(height, window, overlap))
+        others = (after[..., row : row + tall, :] for row, _ in weighted_starts(height, window, overlap))
+        return torch.cat(list(bands(zip(rows, others, strict=True), predict, height, window, overlap, batch)), dim=2)
+
+    return blended
+
+
+def bands(
+    rows: Iterable[tuple[Tensor, Tensor]], predict: Predict, height: int, window: int, overlap: int, batch: int
+) -> Iterator[Tensor]:
+    """An image of any height, predicted in windows and blended from the top down, without ever being in memory whole.
+
+    `rows`: for every start of `weighted_starts(height, window, overlap)` before and after, (B, C, min(window, height),
+    W); yields probabilities float32 (B, 1, rows, W), on the CPU, which follow one another without a gap. `batch`: the
+    windows that are predicted at once, at most.
 
     A side below `window` is predicted whole. The last window of a row or column ends with the image, and so overlaps
     by more where the sides are no multiples. Weights rise as a raised cosine over the overlap, but not towards the
     image's border. Where windows agree the result is their very value: sums are exact, in float64.
     """
-
-    def blended(before: Tensor, after: Tensor) -> Tensor:
-        batch, height, width = len(before), *before.shape[-2:]
-        rows, columns = weighted_starts(height, window, overlap), weighted_starts(width, window, overlap)
-        tall, wide = min(window, height), min(window, width)
-        total = torch.zeros(batch, 1, height, width, dtype=torch.float64)
-        weights = torch.zeros(height, width, dtype=torch.float64)
-        places = [(row, column) for row in rows for column in columns]
-        together = max(1, height * width // (tall * wide))  # as many pixels at once as the whole image has
-        for first in range(0, len(places), together):
-            some = places[first : first + together]
-            cut = [
-                torch.cat([images[..., r : r + tall, c : c + wide] for (r, _), (c, _) in some])
-                for images in (before, after)
-            ]
-            parts = predict(cut[0], cut[1]).cpu().double().view(len(some), batch, 1, tall, wide)
-            for ((r, down), (c, across)), part in zip(some, parts, strict=True):
+    starts = weighted_starts(height, window, overlap)
+    total = weights = torch.empty(0)
+    for index, ((top, down), (before, after)) in enumerate(zip(starts, rows, strict=True)):
+        many, (tall, width) = len(before), before.shape[-2:]
+        wide = min(window, width)
+        if index == 0:
+            total = torch.zeros(many, 1, tall, width, dtype=torch.float64)
+            weights = torch.zeros(tall, width, dtype=torch.float64)
+        columns = weighted_starts(width, window, overlap)
+        for first in range(0, len(columns), batch):
+            some = columns[first : first + batch]
+            cut = [torch.cat([images[..., c : c + wide] for c, _ in some]) for images in (before, after)]
+            parts = predict(cut[0], cut[1]).cpu().double().view(len(some), many, 1, tall, wide)
+            for (c, across), part in zip(some, parts, strict=True):
                 weight = down[:, None] * across
-                total[..., r : r + tall, c : c + wide] += weight * part
-                weights[r : r + tall, c : c + wide] += weight
-        return (total / weights).float()
-
-    return blended
+                total[..., c : c + wide] += weight * part
+                weights[:, c : c + wide] += weight
+        done = starts[index + 1][0] - top if index + 1 < len(starts) else tall
+        yield (total[..., :done, :] / weights[:done]).float()
+        for sums in (total, weights):
+            sums[..., : tall - done, :] = sums[..., done:, :].clone()
+            sums[..., tall - done :, :] = 0
 
 
 def weighted_starts(length: int, window: int, overlap: int) -> list[tuple[int, Tensor]]:

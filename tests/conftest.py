@@ -99,6 +99,19 @@ def run_program(
     )
 
 
+def verb(*arguments: object, processes: int = 1) -> list[str]:
+    """`python -m change`, with this interpreter, in as many processes; to be run in the repository."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [sys.executable, *(launcher if processes > 1 else []), "-m", "change", *map(str, arguments)]
+
+
+def run_verb(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run `python -m change` as a user would."""
+    command = verb(*arguments, processes=processes)
+    environment = surroundings(processes)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY, env=environment)
+
+
 def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
     """Start train.py in a group of its own."""
     return subprocess.Popen(

@@ -1,0 +1,236 @@
+"""Change between two dates: `python -m change predict BEFORE AFTER -o OUT`.
+
+BEFORE and AFTER are two rasters (`change.scene` says what becomes of them), two image files, or two folders whose files
+belong together by stem; or BEFORE alone is a text file of pairs, `before TAB after [TAB name]` a line. Of image files
+come `probability.png` (255 for 1), `mask.png` (255 where changed), `preview.png` and `metadata.json`. One pair is
+written to OUT, several to OUT/NAME each; what is there already is skipped, and processes started by torchrun share the
+pairs. A folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from change import distributed
+from change.detector import OVERLAP, TILE, ChangeDetector
+from change.errors import OneLineParser, UserError, listed
+from change.files import make_folder, write_whole
+from change.images import read_image
+from change.pictures import mask_picture, panel, save_png
+from change.precision import CHOICES
+from change.raster import SUFFIXES
+from change.runlog import start_logging
+from change.scene import VECTORS, Settings, predict_rasters
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "buildings_r18.pth"
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair, and the folder its files go to."""
+
+    before: Path
+    after: Path
+    folder: Path
+
+
+def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
+    """The pairs that BEFORE and AFTER name. Raises UserError where they name none, or a file lacks its partner."""
+    if after is None:
+        if before.suffix.lower() not in (".txt", ".tsv", ".csv"):
+            raise UserError(f"{before} alone is a text file of pairs, before TAB after a line; else give AFTER too")
+        return listed_jobs(before, out)
+    if before.is_dir() != after.is_dir():
+        raise UserError(f"{before} and {after}: give two files or two folders")
+    if not before.is_dir():
+        for path in (before, after):
+            if not path.is_file():
+                raise UserError(f"no file at {path}: check the path")
+        return [Job(before, after, out)]
+    files = [
+        {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES + PICTURES}
+        for folder in (before, after)
+    ]
+    if alone := sorted(files[0].keys() ^ files[1].keys()):
+        raise UserError(f"without a partner in {before} and {after}: {listed(alone)}")
+    if not files[0]:
+        raise UserError(f"no rasters or images in {before}")
+    return [Job(files[0][stem], files[1][stem], out / stem) for stem in files[0]]
+
+
+def listed_jobs(path: Path, out: Path) -> list[Job]:
+    """The pairs of a text file; relative paths are relative to it."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    jobs: list[Job] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        parts = re.split(r"\t|,", line) if re.search(r"\t|,", line) else line.split()
+        parts = [part.strip() for part in parts]
+        if len(parts) not in (2, 3):
+            raise UserError(f"{path}, line {number}: write before TAB after, and a name if you like")
+        first, second = (path.parent / part for part in parts[:2])
+        name = parts[2] if len(parts) == 3 else first.stem
+        if Path(name).name != name or name.startswith("."):
+            raise UserError(f"{path}, line {number}: {name!r} is no name of a folder")
+        jobs.append(Job(first, second, out / name))
+    names = [job.folder for job in jobs]
+    if twice := sorted({str(name) for name in names if names.count(name) > 1}):
+        raise UserError(f"{path} names {listed(twice)} twice: give each pair a name of its own, as a third column")
+    if not jobs:
+        raise UserError(f"{path} names no pairs")
+    return jobs
+
+
+def predict_pictures(job: Job, folder: Path, detector: ChangeDetector, threshold: float, about: dict[str, Any]) -> None:
+    """Write an image pair's files into `folder`, which is there and empty."""
+    before, after = read_image(job.before), read_image(job.after)
+    if before.shape != after.shape:
+        sizes = [
+            f"{path} has {i.shape[1]} x {i.shape[0]} pixels" for path, i in ((job.before, before), (job.after, after))
+        ]
+        raise UserError(f"{', '.join(sizes)}: bring both to one grid")
+    probability = detector.predict(before, after)
+    changed = probability > threshold
+    save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
+    save_png(mask_picture(changed), folder / "mask.png")
+    save_png(panel(before, after, changed, None), folder / "preview.png")
+    size = {"before": str(job.before), "after": str(job.after), "height": len(before), "width": before.shape[1]}
+    metadata = {**size, **about, "pixels": {"data": changed.size, "changed": int(changed.sum())}}
+    write_whole(folder / "metadata.json", (json.dumps(metadata, indent=1) + "\n").encode())
+
+
+def written_whole(folder: Path, overwrite: bool, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside, which then takes its name; without `overwrite` nothing may be there."""
+    aside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
+    try:
+        make_folder(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+        make_folder(aside)
+        write(aside)
+        if folder.exists() and overwrite:
+            shutil.rmtree(old, ignore_errors=True)
+            folder.replace(old)
+        aside.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line. Raises UserError for values that are none."""
+    parser = OneLineParser(
+        prog="python -m change predict", description="Change between two rasters, images, or folders or lists of them."
+    )
+    parser.add_argument("before", metavar="BEFORE", type=Path, help="raster, image, folder; or a text file of pairs")
+    parser.add_argument("after", metavar="AFTER", type=Path, nargs="?", help="the same of the later date")
+    parser.add_argument("-o", "--out", required=True, type=Path, help="folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--checkpoint_path", type=Path, default=CHECKPOINT, help=f"default: {CHECKPOINT.name}")
+    parser.add_argument("--threshold", default="", help="a number, or val; default: the checkpoint's")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or a GPU's number (default: auto)")
+    parser.add_argument("--amp", default="auto", choices=CHOICES[:-1], help="precision; off: float32 (default: auto)")
+    parser.add_argument("--tile", type=int, default=TILE, help=f"side of the tiles in pixels (default: {TILE})")
+    parser.add_argument("--overlap", type=int, default=OVERLAP, help=f"of the tiles, in pixels (default: {OVERLAP})")
+    parser.add_argument("--batch", type=int, default=1, help="tiles predicted at once (default: 1)")
+    parser.add_argument("--tta", action="store_true", help="mean over the eight flips and quarter turns")
+    rasters = parser.add_argument_group("rasters")
+    rasters.add_argument("--bands", type=band_numbers, default=(1, 2, 3), help="red,green,blue (default: 1,2,3)")
+    rasters.add_argument(
+        "--stretch",
+        default="auto",
+        help="to 8 bits: none, percentiles such as 2,98, or auto: none for 8 bits, else 2,98 (default: auto)",
+    )
+    rasters.add_argument("--assume_aligned", action="store_true", help="pixel lies on pixel, whatever the files say")
+    rasters.add_argument("--vectors", default="gpkg", choices=VECTORS, help="polygons as (default: gpkg)")
+    rasters.add_argument("--min_area", type=float, default=0.0, help="of polygons, in square metres (default: 0)")
+    rasters.add_argument(
+        "--simplify", type=float, default=0.0, help="by how many pixels outlines may move (default: 0)"
+    )
+    given = parser.parse_args(arguments)
+    for name, least in (("tile", 32), ("overlap", 0), ("batch", 1), ("min_area", 0), ("simplify", 0)):
+        if not least <= getattr(given, name) < 2**31:
+            raise UserError(f"--{name} {getattr(given, name)}: choose {least} or more")
+    return given
+
+
+def band_numbers(text: str) -> tuple[int, ...]:
+    """Three whole numbers, from 1."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give three numbers from 1, such as 3,2,1")
+    return numbers
+
+
+@distributed.joined()
+def main(arguments: Sequence[str]) -> int:
+    """Parse, predict every pair, write; return the exit code."""
+    given = parsed(arguments)
+    process, processes = distributed.rank(), distributed.processes()
+    start_logging(process)
+    jobs = find_jobs(given.before, given.after, given.out)
+    alone = len(jobs) == 1 and jobs[0].folder == given.out
+    if alone and given.out.exists() and not given.overwrite and (not given.out.is_dir() or any(given.out.iterdir())):
+        raise UserError(f"{given.out} is there already: choose another -o, or add --overwrite")
+    tiling = given.tile, given.overlap, given.tta
+    detector = ChangeDetector(given.checkpoint_path, given.device, given.amp, *tiling)
+    threshold = detector.checkpoint.chosen_threshold(given.threshold)
+    settings = Settings(
+        threshold,
+        given.tile,
+        given.overlap,
+        given.batch,
+        given.bands,
+        given.stretch,
+        given.assume_aligned,
+        given.min_area,
+        given.simplify,
+        given.vectors,
+    )
+    about = detector.about()
+    failed = []
+    for job in jobs[process::processes]:
+        if not alone and job.folder.exists() and not given.overwrite:
+            log.info("%s is there already: skipped", job.folder)
+            continue
+
+        def write(folder: Path, job: Job = job) -> None:
+            if all(path.suffix.lower() in PICTURES for path in (job.before, job.after)):
+                predict_pictures(job, folder, detector, threshold, {"threshold": threshold, **about})
+            else:
+                predict_rasters(job.before, job.after, folder, detector.each, settings, about, process == 0)
+
+        try:
+            written_whole(job.folder, given.overwrite, write)
+        except UserError as error:
+            if alone:
+                raise
+            log.error("%s: %s", job.folder.name, error)
+            failed.append(job.folder.name)
+        else:
+            log.info("written to %s", job.folder)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} pairs failed: {listed(failed)}; the others are done")
+    return 0

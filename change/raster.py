@@ -1,0 +1,274 @@
+"""Pairs of georeferenced rasters as 8-bit RGB on one grid, read a few rows at a time.
+
+The grid is the first raster's, cut to what both cover; the second is warped to it on the fly, or read as it is where
+its pixels already lie on that grid. Rows come with where both dates hold data: neither nodata, nor masked, nor NaN.
+Shapes: rows h, columns W; images uint8 RGB (1, 3, h, W), data bool (h, W).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from change.errors import UserError
+
+SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
+SAMPLE = 1024  # pixels of the longer side at which levels are looked at for a stretch
+EDGE = 32  # points along each side of the second raster, for where it lies on the first one's grid
+SAME = 0.01  # of a pixel: grids that lie closer are one
+
+
+def needed(name: str) -> Any:
+    """A module of the extra packages. Raises UserError with the command that installs them."""
+    for talkative in ("rasterio", "pyogrio"):  # GDAL's remarks about files that it reads all the same
+        logging.getLogger(talkative).setLevel(logging.ERROR)
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"rasters need {name.partition('.')[0]} ({error}): pip install -r requirements-geo.txt"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Which levels of each band become 0 and 255: `low` and `high`, three numbers each."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def applied(self, levels: NDArray[Any]) -> NDArray[np.uint8]:
+        """Levels (3, h, W) of any type -> uint8 (3, h, W)."""
+        if levels.dtype == np.uint8 and self.low == (0, 0, 0) and self.high == (255, 255, 255):
+            return levels
+        low, high = (np.array(side, np.float32)[:, None, None] for side in (self.low, self.high))
+        scaled = (levels.astype(np.float32) - low) * (255 / np.maximum(high - low, 1e-12))
+        return np.asarray(np.clip(np.nan_to_num(scaled) + 0.5, 0, 255), np.uint8)
+
+
+def choose_stretch(text: str, band_levels: NDArray[Any], data: NDArray[np.bool_]) -> Stretch:
+    """The stretch that `text` asks for, from a sample of levels (3, h, W) and where they are data.
+
+    auto: none for 8 bits, else 2,98; none: levels stay as they are; "P,Q": the P-th and Q-th percentile of each band
+    become 0 and 255. Raises UserError for another text.
+    """
+    if text == "auto":
+        text = "none" if band_levels.dtype == np.uint8 else "2,98"
+    if text == "none":
+        return Stretch((0, 0, 0), (255, 255, 255))
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = np.nan
+    if not 0 <= low < high <= 100:
+        raise UserError(f"--stretch {text}: choose auto, none, or two percentiles such as 2,98")
+    inside = [band[data & np.isfinite(band)] for band in band_levels]
+    if not all(band.size for band in inside):
+        return Stretch((0, 0, 0), (255, 255, 255))  # nothing to see
+    ends = [np.percentile(band, (low, high)).tolist() for band in inside]
+    return Stretch(tuple(end[0] for end in ends), tuple(end[1] for end in ends))
+
+
+class Date:
+    """One raster of a pair, on the common grid: `window` of a data set that lies on it, or of one warped to it."""
+
+    def __init__(self, dataset: Any, path: Path, bands: Sequence[int], window: Any, stretch: str) -> None:
+        self.dataset, self.path, self.window = dataset, path, window
+        self.palette = palette(dataset)
+        count = dataset.count
+        if self.palette is None and (wrong := [band for band in bands if not 1 <= band <= count]):
+            remedy = "--bands 1,1,1 reads it as grey" if count == 1 else f"choose --bands from 1 to {count}"
+            raise UserError(f"{path} has {count} band{'s' * (count > 1)}, not {wrong[0]}: {remedy}")
+        self.bands = [1] if self.palette is not None else list(bands)
+        scale = min(1.0, SAMPLE / max(window.width, window.height))
+        shape = max(1, round(window.height * scale)), max(1, round(window.width * scale))
+        levels, data = self.levels(window, shape)
+        if not data.any():
+            raise UserError(f"{path} holds no data where both rasters lie: all is nodata or masked")
+        self.stretch = choose_stretch(stretch, levels, data)
+
+    def levels(self, window: Any, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Levels (3, *shape) as stored, and where they are data."""
+        rasterio = needed("rasterio")
+        try:
+            levels = self.dataset.read(self.bands, window=window, out_shape=(len(self.bands), *shape))
+            data = self.dataset.dataset_mask(window=window, out_shape=shape) > 0
+        except (rasterio.errors.RasterioError, OSError) as error:
+            raise UserError(f"{self.path} cannot be read ({error}): fetch or make it again") from error
+        if self.palette is not None:
+            levels = self.palette[levels[0]].transpose(2, 0, 1)
+        if levels.dtype.kind == "f":
+            data &= np.isfinite(levels).all(0)
+        return levels, data
+
+    def part(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """A part of the grid, uint8 (3, height, width), black without data, and where data is."""
+        windows = needed("rasterio.windows")
+        window = windows.Window(self.window.col_off + left, self.window.row_off + top, width, height)
+        return self.stretched(window, (height, width))
+
+    def overview(self, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """All of it, uint8 (3, *shape)."""
+        return self.stretched(self.window, shape)[0]
+
+    def stretched(self, window: Any, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """As `levels`, in 8 bits."""
+        levels, data = self.levels(window, shape)
+        return self.stretch.applied(levels) * data, data
+
+
+def palette(dataset: Any) -> NDArray[np.uint8] | None:
+    """The colours of a raster of one band that has a colour table, (256 or more, 3), else None."""
+    if dataset.count != 1 or dataset.colorinterp[0].name != "palette":
+        return None
+    table = dataset.colormap(1)
+    colours = np.zeros((max(256, 1 + max(table)), 3), np.uint8)
+    for level, colour in table.items():
+        colours[level] = colour[:3]
+    return colours
+
+
+class RasterPair:
+    """Two rasters on the grid of the first: `height`, `width`, `crs` and `transform`."""
+
+    def __init__(
+        self,
+        before: Path,
+        after: Path,
+        bands: Sequence[int] = (1, 2, 3),
+        stretch: str = "auto",
+        assume_aligned: bool = False,
+    ) -> None:
+        """`bands`: which are red, green and blue; `stretch`: as in `choose_stretch`; `assume_aligned`: pixels of one
+        row and column are one place, whatever the files say. Raises UserError where a file cannot be read, where one
+        has no coordinate reference system, or where the two do not overlap."""
+        windows, self.stack = needed("rasterio.windows"), ExitStack()
+        first, second = (self.stack.enter_context(open_raster(path)) for path in (before, after))
+        self.crs, size = first.crs, (first.width, first.height)
+        whole = windows.Window(0, 0, *size)
+        if assume_aligned:
+            if size != (second.width, second.height):
+                raise UserError(
+                    f"--assume_aligned: {before} has {size[0]} x {size[1]} pixels, {after} {second.width} x "
+                    f"{second.height}; cut both to one grid"
+                )
+            self.window, seconds, other = whole, second, whole
+        else:
+            lacking = [str(path) for path, d in ((before, first), (after, second)) if d.crs is None]
+            if lacking:
+                raise UserError(
+                    f"{' and '.join(lacking)} {'has' if len(lacking) == 1 else 'have'} no coordinate reference system: "
+                    "assign it, or add --assume_aligned if pixel lies on pixel"
+                )
+            self.window = overlap(first, second, before, after)
+            shift = whole_shift(first, second)
+            if shift is not None:
+                seconds = second
+                other = windows.Window(
+                    self.window.col_off + shift[0],
+                    self.window.row_off + shift[1],
+                    self.window.width,
+                    self.window.height,
+                )
+            else:
+                seconds = self.stack.enter_context(warped(second, first))
+                other = self.window
+        self.height, self.width = int(self.window.height), int(self.window.width)
+        self.transform = windows.transform(self.window, first.transform)
+        self.before = Date(first, before, bands, self.window, stretch)
+        self.after = Date(seconds, after, bands, other, stretch)
+
+    def rows(self, first: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
+        """Rows `first` to below `last`: both dates, and where both hold data; black elsewhere."""
+        place = first, 0, last - first, self.width
+        (before, in_before), (after, in_after) = self.before.part(*place), self.after.part(*place)
+        data = in_before & in_after
+        images = [torch.from_numpy(image * data)[None] for image in (before, after)]
+        return images[0], images[1], data
+
+    def close(self) -> None:
+        """Close the files."""
+        self.stack.close()
+
+
+def open_raster(path: Path) -> Any:
+    """Open a file with rasterio. Raises UserError where it is no raster, or one of complex numbers."""
+    rasterio = needed("rasterio")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # said where it matters
+            dataset = rasterio.open(path)
+    except (rasterio.errors.RasterioError, OSError) as error:
+        raise UserError(f"{path} is no raster that can be read ({error}): check the path and the file") from error
+    if "complex" in dataset.dtypes[0]:
+        dataset.close()
+        raise UserError(f"{path} holds complex numbers: give an image")
+    return dataset
+
+
+def warped(second: Any, first: Any) -> Any:
+    """A raster on another one's grid: bilinear, a palette by the nearest level."""
+    vrt, enums = needed("rasterio.vrt"), needed("rasterio.enums")
+    nearest = palette(second) is not None
+    has_mask = second.nodata is not None or enums.ColorInterp.alpha in second.colorinterp
+    return vrt.WarpedVRT(
+        second,
+        crs=first.crs,
+        transform=first.transform,
+        width=first.width,
+        height=first.height,
+        resampling=enums.Resampling.nearest if nearest else enums.Resampling.bilinear,
+        add_alpha=not has_mask,  # so that the ground outside of it is known to hold no data
+    )
+
+
+def overlap(first: Any, second: Any, before: Path, after: Path) -> Any:
+    """The window of `first` that `second` reaches into. Raises UserError where there is none."""
+    warp, windows = needed("rasterio.warp"), needed("rasterio.windows")
+    along = np.linspace(0, 1, EDGE)
+    sides = [(along, 0 * along), (along, 0 * along + 1), (0 * along, along), (0 * along + 1, along)]
+    columns, rows = (np.concatenate([side[i] for side in sides]) for i in (0, 1))
+    x, y = placed(second.transform, columns * second.width, rows * second.height)
+    xs, ys = (np.asarray(v) for v in warp.transform(second.crs, first.crs, x.tolist(), y.tolist()))
+    there = np.isfinite(xs) & np.isfinite(ys)
+    columns, rows = placed(~first.transform, xs[there], ys[there])
+    left, top = (max(0, int(np.floor(np.min(v) + SAME))) if v.size else 0 for v in (columns, rows))
+    right, bottom = (
+        min(side, int(np.ceil(np.max(v) - SAME))) if v.size else 0
+        for side, v in ((first.width, columns), (first.height, rows))
+    )
+    if right <= left or bottom <= top:
+        places = [
+            f"{path} covers {', '.join(f'{bound:.8g}' for bound in dataset.bounds)} in {dataset.crs}"
+            for path, dataset in ((before, first), (after, second))
+        ]
+        raise UserError(f"the rasters do not overlap: {'; '.join(places)} (left, bottom, right, top)")
+    return windows.Window(left, top, right - left, bottom - top)
+
+
+def whole_shift(first: Any, second: Any) -> tuple[int, int] | None:
+    """Columns and rows by which `second`'s pixels are those of `first`, shifted by whole pixels; None where they are
+    not."""
+    if first.crs != second.crs:
+        return None
+    corners = np.array([(0, 0), (first.width, first.height), (first.width, 0)], np.float64).T
+    shifts = np.stack(placed(~second.transform, *placed(first.transform, *corners))) - corners
+    shift = round(shifts[0, 0]), round(shifts[1, 0])
+    return shift if np.abs(shifts - np.array(shift)[:, None]).max() <= SAME else None
+
+
+def placed(transform: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Points by an affine transform."""
+    a, b, c, d, e, f = tuple(transform)[:6]
+    return a * x + b * y + c, d * x + e * y + f

@@ -1,0 +1,290 @@
+"""One scene: two rasters to the files of a folder, in rows of tiles that are read, predicted and written side by side.
+
+    probability.tif  uint8, HIGHEST for 1, NO_DATA where either date has none    cloud-optimised GeoTIFFs on the first
+    mask.tif         uint8, 1 where changed, NO_DATA                             raster's grid, cut to what both cover
+    changes.gpkg     polygons with area_m2, mean_probability and max_probability, in the raster's reference system;
+                     changes.geojson: the same in WGS 84; changes.qml: a style for QGIS
+    preview.png      before, after and mask, small
+    report.html      the report's page with a before/after slider: the whole scene, and its largest changes
+    metadata.json    checkpoint, threshold, tiles, stretch, sizes, times
+
+Memory holds one row of tiles whatever the scene; of the whole scene the mask, the probability and the labels of its
+polygons alone, 6 bytes a pixel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from change.files import write_whole
+from change.pictures import panel, save_png
+from change.polygons import change_polygons
+from change.raster import RasterPair, needed
+from change.report import ImageCase, write_report
+from change.runlog import versions
+from change.tiles import Predict, bands, weighted_starts
+
+log = logging.getLogger(__name__)
+
+HIGHEST, NO_DATA = 254, 255
+VECTORS = ("gpkg", "geojson", "none")
+OVERVIEW, SPOT, SPOTS = 1024, 768, 8  # pixels of the whole scene and of a change shown large, and how many of those
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How scenes are predicted, and what is written. `tile`, `overlap` in pixels, `batch` tiles at once; `bands`: those
+    of red, green and blue; `min_area` in square metres; `simplify` in pixels; `vectors`: gpkg, geojson or none."""
+
+    threshold: float
+    tile: int = 1024
+    overlap: int = 256
+    batch: int = 1
+    bands: tuple[int, ...] = (1, 2, 3)
+    stretch: str = "auto"
+    assume_aligned: bool = False
+    min_area: float = 0.0
+    simplify: float = 0.0
+    vectors: str = "gpkg"
+
+
+# --- rows of a scene -----------------------------------------------------------------------------------------------
+
+
+class Rows:
+    """A pair's rows of tiles, read ahead in a thread; `data`: where both dates hold data in those given last."""
+
+    def __init__(self, pair: RasterPair, tile: int, overlap: int) -> None:
+        self.pair, self.starts = pair, [start for start, _ in weighted_starts(pair.height, tile, overlap)]
+        self.tall = min(tile, pair.height)
+        self.data = np.zeros((0, pair.width), np.bool_)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Before and after, uint8 (1, 3, tile, W), a row of tiles after the other; nothing is read twice."""
+        ends = [start + self.tall for start in self.starts]
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self.pair.rows, 0, ends[0])
+            before = after = torch.empty(0)
+            for index, end in enumerate(ends):
+                new = coming.result()
+                if index + 1 < len(ends):
+                    coming = reader.submit(self.pair.rows, end, ends[index + 1])
+                if index == 0:
+                    before, after, self.data = new
+                else:
+                    shift = end - ends[index - 1]
+                    before, after = (torch.cat((i[:, :, shift:], n), 2) for i, n in ((before, new[0]), (after, new[1])))
+                    self.data = np.concatenate((self.data[shift:], new[2]))
+                yield before, after
+
+
+def where_there_is_data(predict: Predict) -> Predict:
+    """`predict` for the windows that hold anything at both dates; 0 for the others, which are black at one of them."""
+
+    def seen(before: Tensor, after: Tensor) -> Tensor:
+        alive = (before.flatten(1).amax(1) > 0) & (after.flatten(1).amax(1) > 0)
+        if alive.all():
+            return predict(before, after)
+        out = torch.zeros(len(before), 1, *before.shape[2:])
+        if alive.any():
+            out[alive] = predict(before[alive], after[alive]).cpu()
+        return out
+
+    return seen
+
+
+def predicted_rows(
+    pair: RasterPair, predict: Predict, settings: Settings
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Probability and mask, uint8 (rows, W) each, as they are stored, from the top down without a gap."""
+    rows = Rows(pair, settings.tile, settings.overlap)
+    sizes = pair.height, settings.tile, settings.overlap, settings.batch
+    for part in bands(rows, where_there_is_data(predict), *sizes):
+        probability, data = part[0, 0].numpy(), rows.data[: part.shape[2]]
+        levels = np.where(data, (probability * HIGHEST + 0.5).astype(np.uint8), NO_DATA)
+        yield levels, np.where(data, probability > settings.threshold, NO_DATA).astype(np.uint8)
+
+
+# --- the files of a scene ------------------------------------------------------------------------------------------
+
+
+def predict_rasters(
+    before: Path, after: Path, folder: Path, predict: Predict, settings: Settings, about: dict[str, Any], shown: bool
+) -> dict[str, Any]:
+    """Write a scene's files into `folder`, which is there and empty; return the content of metadata.json.
+
+    `about`: what goes into it beside; `shown`: with a progress bar. Raises UserError as `RasterPair` does.
+    """
+    began = time.perf_counter()
+    how = settings.bands, settings.stretch, settings.assume_aligned
+    with contextlib.closing(RasterPair(before, after, *how)) as pair:
+        raw = write_rows(pair, predicted_rows(pair, predict, settings), folder, before.stem, shown)
+        predicted = time.perf_counter()
+        metadata = described(before, after, pair, settings) | about
+        for name, values in zip(("probability", "mask"), raw, strict=True):
+            optimised(values, folder / f"{name}.tif", metadata)
+            values.unlink()
+        levels, mask = (read_whole(folder / f"{name}.tif") for name in ("probability", "mask"))
+        changed = np.asarray(mask == 1, np.uint8)
+        metadata["pixels"] = {"data": int((mask != NO_DATA).sum()), "changed": int(changed.sum())}
+        if settings.vectors != "none" and pair.crs is None:
+            log.warning("%s has no coordinate reference system: no polygons are written", before)
+        elif settings.vectors != "none":
+            shape = HIGHEST, pair.transform, pair.crs, settings.min_area, settings.simplify
+            frame = change_polygons(changed, levels, *shape)
+            write_vectors(frame, folder, settings.vectors)
+            metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+        metadata["seconds"] = {"prediction": predicted - began, "all": time.perf_counter() - began}
+        write_pictures(scene_cases(pair, changed), folder, metadata)
+    write_whole(folder / "metadata.json", (json.dumps(metadata, indent=1) + "\n").encode())
+    return metadata
+
+
+def described(before: Path, after: Path, pair: RasterPair, settings: Settings) -> dict[str, Any]:
+    """What metadata.json says of a scene's files and of how they were predicted."""
+    stretches = {
+        name: {"low": list(date.stretch.low), "high": list(date.stretch.high)}
+        for name, date in (("before", pair.before), ("after", pair.after))
+    }
+    return {
+        "before": str(before),
+        "after": str(after),
+        "height": pair.height,
+        "width": pair.width,
+        "crs": pair.crs.to_string() if pair.crs else None,
+        "transform": list(pair.transform)[:6],
+        **asdict(settings),
+        "stretched": stretches,
+    }
+
+
+def write_rows(
+    pair: RasterPair, rows: Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]], folder: Path, name: str, shown: bool
+) -> tuple[Path, Path]:
+    """Write rows as they come, in a thread, into two plain GeoTIFFs; return their names."""
+    rasterio = needed("rasterio")
+    windows = needed("rasterio.windows")
+    paths = folder / ".probability.tif", folder / ".mask.tif"
+    profile = {
+        "driver": "GTiff",
+        "dtype": "uint8",
+        "count": 1,
+        "height": pair.height,
+        "width": pair.width,
+        "crs": pair.crs,
+        "transform": pair.transform,
+        "nodata": NO_DATA,
+        "BIGTIFF": "IF_SAFER",
+    }
+    with (
+        rasterio.open(paths[0], "w", **profile) as probability,
+        rasterio.open(paths[1], "w", **profile) as mask,
+        ThreadPoolExecutor(1) as writer,
+        tqdm(total=pair.height, desc=name, unit="row", leave=False, disable=not shown) as bar,
+    ):
+        probability.scales = (1 / HIGHEST,)
+        writing: Future[None] | None = None
+        row = 0
+        for parts in rows:
+            window = windows.Window(0, row, pair.width, len(parts[0]))
+
+            def write(parts: Any = parts, window: Any = window) -> None:
+                for dataset, part in zip((probability, mask), parts, strict=True):
+                    dataset.write(part, 1, window=window)
+
+            if writing:
+                writing.result()
+            writing = writer.submit(write)
+            row += len(parts[0])
+            bar.update(len(parts[0]))
+        if writing:
+            writing.result()
+    return paths
+
+
+def optimised(values: Path, out: Path, metadata: dict[str, Any]) -> None:
+    """A GeoTIFF as a cloud-optimised one, with tiles and overviews."""
+    rasterio, copy = needed("rasterio"), needed("rasterio.shutil").copy
+    with rasterio.open(values, "r+") as dataset:
+        dataset.update_tags(PRX_CHANGE=json.dumps(metadata))
+    copy(
+        values,
+        out,
+        driver="COG",
+        COMPRESS="DEFLATE",
+        OVERVIEW_RESAMPLING="MODE" if out.stem == "mask" else "AVERAGE",
+        BIGTIFF="IF_SAFER",
+        NUM_THREADS="ALL_CPUS",
+    )
+
+
+def read_whole(path: Path) -> NDArray[np.uint8]:
+    """The first band."""
+    with needed("rasterio").open(path) as dataset:
+        levels: NDArray[np.uint8] = dataset.read(1)
+    return levels
+
+
+def write_vectors(frame: Any, folder: Path, kind: str) -> None:
+    """The polygons as changes.gpkg or changes.geojson, and a style for QGIS beside."""
+    path = folder / f"changes.{kind}"
+    if kind == "geojson":
+        frame.to_crs(4326).to_file(path, driver="GeoJSON")
+    else:
+        frame.to_file(path, driver="GPKG", layer="changes")
+    shutil.copy(Path(__file__).with_name("changes.qml"), folder / "changes.qml")
+
+
+# --- pictures of a scene -------------------------------------------------------------------------------------------
+
+
+def scene_cases(pair: RasterPair, changed: NDArray[np.uint8]) -> list[ImageCase]:
+    """The whole scene, small, and its largest changes at full resolution, for the preview and the report."""
+    scale = min(1.0, OVERVIEW / max(pair.height, pair.width))
+    shape = max(1, round(pair.height * scale)), max(1, round(pair.width * scale))
+    before, after = (date.overview(shape).transpose(1, 2, 0) for date in (pair.before, pair.after))
+    small = cv2.resize(changed.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA) > 0
+    cases = [ImageCase("the whole scene", before, after, small, None)]
+    _, _, found, centres = cv2.connectedComponentsWithStats(changed, connectivity=8)
+    order = np.argsort(-found[1:, cv2.CC_STAT_AREA])
+    height, width = min(SPOT, pair.height), min(SPOT, pair.width)
+    taken: list[tuple[int, int]] = []
+    for index in order[:200]:
+        if len(taken) == SPOTS or scale == 1:
+            break
+        x, y = centres[1 + index]
+        top = int(np.clip(y - height / 2, 0, pair.height - height))
+        left = int(np.clip(x - width / 2, 0, pair.width - width))
+        if any(abs(top - other[0]) < height // 2 and abs(left - other[1]) < width // 2 for other in taken):
+            continue
+        taken.append((top, left))
+        images = [date.part(top, left, height, width)[0].transpose(1, 2, 0) for date in (pair.before, pair.after)]
+        part = changed[top : top + height, left : left + width] > 0
+        cases.append(ImageCase(f"row {top}, column {left}", images[0], images[1], part, None))
+    return cases
+
+
+def write_pictures(cases: Sequence[ImageCase], folder: Path, metadata: dict[str, Any]) -> None:
+    """preview.png, of the first case, and report.html."""
+    first = cases[0]
+    save_png(panel(first.before, first.after, first.changed, None), folder / "preview.png")
+    rows = [{"image": case.name, "predicted_share": float(case.changed.mean())} for case in cases]
+    protocol = {name: metadata[name] for name in ("threshold", "tile", "overlap", "precision")}
+    result = {"protocol": protocol, "checkpoint": metadata["checkpoint"], "versions": versions(), "images": len(cases)}
+    write_report(folder / "report.html", result, rows, cases)

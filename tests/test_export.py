@@ -1,0 +1,103 @@
+"""`python -m change export`: other runtimes give what PyTorch gives, and what cannot be written is said."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from change.checkpoint import load_checkpoint, load_strict, network_for_prediction, read_tensors
+from change.detector import ChangeDetector
+from change.errors import UserError
+from change.export import main, padding
+from models.network import build_network, pad_side
+from tests.conftest import draw_pair, last_line, run_verb
+from tests.test_quick_start import CHECKPOINT
+
+
+def run(path: Path, **inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+    """The one output of an ONNX file."""
+    found: NDArray[np.float32] = onnxruntime.InferenceSession(path).run(None, inputs)[0]
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 17, 31, 32, 33, 64, 100])
+def test_padding(length: int) -> None:
+    """That of prediction, but for the sides of 2 to 16 that reflection does not fill."""
+    row = torch.arange(1.0, length + 1).expand(1, 1, 1, length)
+    assert torch.equal(row[..., padding(length)], pad_side(row, 3))
+
+
+@pytest.mark.parametrize(("half", "bound"), [(False, 1e-4), (True, 1e-2)])
+def test_onnx(tmp_path: Path, half: bool, bound: float) -> None:
+    """Any batch, any size, whole numbers in, probabilities out."""
+    out = tmp_path / "network.onnx"
+    assert main([str(CHECKPOINT), "-o", str(out), *(["--half"] if half else [])]) == 0
+    onnx.checker.check_model(out)
+    detector = ChangeDetector(CHECKPOINT, device="cpu")
+    for batch, height, width in ((1, 64, 96), (3, 75, 33)):
+        pairs = [draw_pair(np.random.default_rng(seed), width, height)[:2] for seed in range(batch)]
+        before, after = (np.stack([pair[i].transpose(2, 0, 1) for pair in pairs]) for i in (0, 1))
+        found = run(out, before=before, after=after)
+        assert found.shape == (batch, 1, height, width) and found.dtype == np.float32
+        for i, pair in enumerate(pairs):
+            assert np.abs(found[i, 0] - detector.predict(*pair)).max() <= bound
+
+
+def test_deepness(tmp_path: Path) -> None:
+    """Its metadata, read back, and its one stacked input."""
+    out = tmp_path / "plugin.onnx"
+    assert main([str(CHECKPOINT), "-o", str(out), "--format", "deepness", "--tile", "64", "--resolution", "30"]) == 0
+    model = onnx.load(out)
+    settings = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert settings == {
+        "model_type": "Segmentor",
+        "class_names": {"0": "background", "1": "change"},
+        "resolution": 30,
+        "tiles_size": 64,
+        "tiles_overlap": 15,
+        "seg_thresh": 0.5,
+        "seg_small_segment": 9,
+        "standardization_mean": [0] * 6,
+        "standardization_std": [1] * 6,
+    }
+    assert [[d.dim_value for d in put.type.tensor_type.shape.dim][1:] for put in model.graph.input] == [[6, 64, 64]]
+    before, after, _ = draw_pair(np.random.default_rng(0), 64, 64)
+    both = np.concatenate((before, after), axis=2).transpose(2, 0, 1)[None].astype(np.float32) / 255
+    expected = ChangeDetector(CHECKPOINT, device="cpu").predict(before, after)
+    assert np.abs(run(out, both=both)[0, 0] - expected).max() <= 1e-4
+
+
+def test_plain_weights(tmp_path: Path) -> None:
+    out = tmp_path / "plain.pth"
+    assert main([str(CHECKPOINT), "-o", str(out), "--format", "pth"]) == 0
+    weights, checkpoint = read_tensors(out), load_checkpoint(CHECKPOINT)
+    expected = network_for_prediction(checkpoint)[0].state_dict()
+    load_strict(build_network(checkpoint.config), weights, out)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, and what is there stays."""
+    out = tmp_path / "there.onnx"
+    out.write_text("mine")
+    result = run_verb("export", CHECKPOINT, "-o", out)
+    assert result.returncode == 2 and "--overwrite" in last_line(result) and out.read_text() == "mine"
+    for arguments, said in ((["--tile", "50"], "multiple of 32"), (["--overlap", "100"], "0 to 99")):
+        with pytest.raises(UserError, match=said):
+            main([str(CHECKPOINT), "-o", str(tmp_path / "new.onnx"), "--format", "deepness", *arguments])
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match="pip install onnx onnxscript onnxruntime"):
+        main([str(CHECKPOINT), "-o", str(tmp_path / "new.onnx")])
+    monkeypatch.undo()
+    monkeypatch.setattr("change.export.TOLERANCE", {torch.float32: 0.0})
+    with pytest.raises(UserError, match="is not written: onnxruntime and PyTorch differ"):
+        main([str(CHECKPOINT), "-o", str(tmp_path / "new.onnx")])
+    assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]

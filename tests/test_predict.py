@@ -1,0 +1,211 @@
+"""`python -m change predict`: scenes in tiles to rasters and polygons, lists of pairs, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import PIL.Image
+import pytest
+import rasterio
+import torch
+from rasterio.transform import from_origin
+from rasterio.warp import transform_bounds
+from torch import Tensor
+
+from change.errors import UserError
+from change.polygons import change_polygons
+from change.predict import find_jobs, main
+from change.scene import HIGHEST, NO_DATA, Settings, predict_rasters
+from tests.conftest import REPOSITORY, draw_pair, last_line, run_verb, verb
+from tests.test_quick_start import CHECKPOINT
+from tests.test_raster import EAST, GRID, NORTH, UTM, WORLD, noise, write_raster
+
+ABOUT: dict[str, Any] = {"precision": "float32", "checkpoint": {}}
+
+
+def pixelwise(before: Tensor, after: Tensor) -> Tensor:
+    """Depends on the pixel alone."""
+    return before[:, :1].float() / 510 + after[:, 1:2].float() / 510
+
+
+def scene(folder: Path, height: int = 96, width: int = 128) -> list[Path]:
+    """Two georeferenced rasters on one grid."""
+    before, after, _ = draw_pair(np.random.default_rng(1), width, height)
+    folder.mkdir(exist_ok=True)
+    return [
+        write_raster(folder / f"{name}.tif", image.transpose(2, 0, 1).copy())
+        for name, image in (("before", before), ("after", after))
+    ]
+
+
+def arguments(*given: object) -> list[str]:
+    options = ["--checkpoint_path", CHECKPOINT, "--device", "cpu", "--amp", "off", "--tile", "64", "--overlap", "16"]
+    return [str(argument) for argument in (*given, *options)]
+
+
+def values(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    with rasterio.open(path) as dataset:
+        levels: np.ndarray[Any, np.dtype[np.uint8]] = dataset.read(1)
+    return levels
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 16), (32, 0), (512, 128)])
+def test_a_pixelwise_network_passes_bit_for_bit(tmp_path: Path, tile: int, overlap: int) -> None:
+    """Through the rows, the tiles, their blending and the files; where there is no data, none is claimed."""
+    first, second = noise(150, 210, seed=1), noise(150, 210, seed=2)
+    first[:, 20:40, :70] = 0
+    paths = write_raster(tmp_path / "1.tif", first, nodata=0), write_raster(tmp_path / "2.tif", second)
+    (tmp_path / "out").mkdir()
+    settings = Settings(0.5, tile, overlap, batch=2, vectors="none")
+    predict_rasters(*paths, tmp_path / "out", pixelwise, settings, ABOUT, shown=False)
+    expected = pixelwise(*(torch.from_numpy(image)[None] for image in (first, second)))[0, 0].numpy()
+    data = first.any(0)
+    levels, mask = (values(tmp_path / "out" / f"{name}.tif") for name in ("probability", "mask"))
+    assert np.array_equal(levels, np.where(data, (expected * HIGHEST + 0.5).astype(np.uint8), NO_DATA))
+    assert np.array_equal(mask, np.where(data, expected > 0.5, NO_DATA))
+
+
+def test_rasters(tmp_path: Path) -> None:
+    """Every file of a scene: where it lies, what it holds, and what the others say of it."""
+    out = tmp_path / "out"
+    pair = scene(tmp_path / "in")
+    assert main(arguments(*pair, "-o", out)) == 0
+    names = {"probability.tif", "mask.tif", "changes.gpkg", "changes.qml", "preview.png", "report.html"}
+    assert {path.name for path in out.iterdir()} == names | {"metadata.json"}
+    metadata = json.loads((out / "metadata.json").read_text())
+    with rasterio.open(out / "mask.tif") as mask, rasterio.open(out / "probability.tif") as probability:
+        assert mask.crs == UTM and mask.transform == GRID and mask.nodata == NO_DATA
+        assert mask.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG" and probability.scales == (1 / HIGHEST,)
+        changed, levels = mask.read(1) == 1, probability.read(1)
+        assert json.loads(mask.tags()["PRX_CHANGE"])["checkpoint"]["sha256"] == metadata["checkpoint"]["sha256"]
+    assert changed.any() and (levels[changed] >= HIGHEST // 2).all() and (levels[~changed] <= HIGHEST // 2).all()
+    assert metadata["pixels"] == {"data": changed.size, "changed": int(changed.sum())}
+    frame = geopandas.read_file(out / "changes.gpkg")
+    assert frame.crs == UTM and frame["area_m2"].sum() == pytest.approx(4 * changed.sum(), rel=0.01)
+    weighted = (frame["mean_probability"] * frame["area_m2"]).sum() / frame["area_m2"].sum()
+    assert weighted == pytest.approx(levels[changed].mean() / HIGHEST, abs=0.002)
+    assert frame["max_probability"].max() == levels.max() / HIGHEST
+
+
+def test_polygons_in_degrees() -> None:
+    """A square of 0.01 degrees at 60 degrees north: its area by the formula of the sphere; a hole and a corner."""
+    changed = np.zeros((40, 60), np.uint8)
+    changed[10:20, 10:20], changed[13:15, 13:15], changed[20, 20], changed[35, 50] = 1, 0, 1, 1
+    frame = change_polygons(changed, changed * 100, 200, from_origin(10, 60, 0.001, 0.001), WORLD, 0, 0)
+    assert len(frame) == 2 and frame["mean_probability"].tolist() == [0.5, 0.5]
+    pixel = (np.pi / 180 * 0.001 * 6_371_000) ** 2 * np.cos(np.radians(59.985))
+    assert frame["area_m2"].tolist() == pytest.approx([97 * pixel, pixel], rel=0.01)
+    assert len(change_polygons(changed, changed, 1, from_origin(10, 60, 0.001, 0.001), WORLD, 10 * pixel, 0)) == 1
+    simpler = change_polygons(changed, changed, 1, from_origin(10, 60, 0.001, 0.001), WORLD, 10 * pixel, 1.5)
+    assert len(simpler.geometry[0].exterior.coords) < len(frame.geometry[0].exterior.coords)
+
+
+def test_lists(tmp_path: Path) -> None:
+    """Several pairs by several processes; once more, what is there is skipped and what failed is tried again."""
+    scene(tmp_path / "a", 64, 64)
+    scene(tmp_path / "b", 64, 80)
+    lines = ["a/before.tif\ta/after.tif\tone", "b/before.tif\tb/after.tif\ttwo", "a/before.tif\tnowhere.tif\tthree"]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    given = arguments("predict", tmp_path / "pairs.txt", "-o", tmp_path / "out")
+    result = run_verb(*given)
+    assert result.returncode == 2 and "1 of 3 pairs failed: three" in last_line(result)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one", "two"]
+    begun = (tmp_path / "out" / "one" / "mask.tif").stat().st_mtime_ns
+    (tmp_path / "pairs.txt").write_text("\n".join([*lines[:2], "b/after.tif\tb/before.tif\tthree"]))
+    shared = run_verb(*given, processes=2)
+    assert shared.returncode == 0, shared.stderr
+    assert (tmp_path / "out" / "three" / "mask.tif").is_file()
+    assert (tmp_path / "out" / "one" / "mask.tif").stat().st_mtime_ns == begun
+
+
+def test_folders_of_images(tmp_path: Path) -> None:
+    for index in range(2):
+        for date, image in zip("AB", draw_pair(np.random.default_rng(index), 90, 70)[:2], strict=True):
+            (tmp_path / date).mkdir(exist_ok=True)
+            PIL.Image.fromarray(image).save(tmp_path / date / f"{index}.png")
+    assert main(arguments(tmp_path / "A", tmp_path / "B", "-o", tmp_path / "out")) == 0
+    for index in range(2):
+        folder = tmp_path / "out" / str(index)
+        mask, probability = (np.asarray(PIL.Image.open(folder / f"{name}.png")) for name in ("mask", "probability"))
+        assert mask.shape == probability.shape == (70, 90)
+        assert ((mask == 255) == (probability >= 128)).mean() > 0.999
+        assert json.loads((folder / "metadata.json").read_text())["pixels"]["changed"] == (mask == 255).sum()
+    (tmp_path / "B" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"without a partner .*: 1"):
+        find_jobs(tmp_path / "A", tmp_path / "B", tmp_path / "out")
+
+
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    """What is there stays, unless it is to be replaced, and then until its successor is whole."""
+    out, pair = tmp_path / "out", scene(tmp_path / "in")
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"out is there already: .*--overwrite"):
+        main(arguments(*pair, "-o", out))
+    with pytest.raises(UserError, match=r"nowhere.tif"):
+        main(arguments(pair[0], tmp_path / "nowhere.tif", "-o", out, "--overwrite"))
+    (tmp_path / "in" / "cut.tif").write_bytes(pair[1].read_bytes()[:9000])
+    with pytest.raises(UserError, match=r"cut.tif"):
+        main(arguments(pair[0], tmp_path / "in" / "cut.tif", "-o", out, "--overwrite"))
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert main(arguments(*pair, "-o", out, "--overwrite")) == 0
+    assert (out / "mask.tif").is_file() and not (out / "mine.txt").exists()
+    with pytest.raises(UserError, match="cannot make the folder"):
+        main(arguments(*pair, "-o", pair[0] / "below"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_killed_in_the_middle(tmp_path: Path) -> None:
+    """No folder of that name; the next run makes it, and leaves nothing beside it."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pair = [write_raster(folder / f"{i}.tif", noise(1500, 200, seed=i)) for i in (1, 2)]
+    given = arguments("predict", *pair, "-o", tmp_path / "out")
+    process = subprocess.Popen(verb(*given), stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    while not (tmp_path / ".out.part" / ".mask.tif").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "out").exists()
+    assert main(given[1:]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--tile", "16"], "--tile 16"),
+        (["--overlap", "64"], "overlap 64"),
+        (["--bands", "1,2"], "give three numbers"),
+        (["--threshold", "val"], "threshold"),
+        (["--stretch", "most"], "--stretch most"),
+    ],
+)
+def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str) -> None:
+    with pytest.raises((UserError, SystemExit)) as error:
+        main([*arguments(*scene(tmp_path / "in"), "-o", tmp_path / "out"), *given])
+    assert said in str(error.value) + capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_scenes_lie(tmp_path: Path) -> None:
+    """A second raster in degrees: the mask lies on the first one's grid, cut to what both cover."""
+    first, _ = scene(tmp_path / "in")
+    grid = from_origin(15.0003, 45.1535, 2e-5, 2e-5)
+    other = write_raster(tmp_path / "in" / "degrees.tif", noise(80, 60), WORLD, grid)
+    with rasterio.open(first) as dataset:
+        left, bottom, right, top = transform_bounds(WORLD, UTM, *rasterio.open(other).bounds)
+        bounds = dataset.bounds
+    assert main(arguments(first, other, "-o", tmp_path / "out", "--vectors", "geojson")) == 0
+    with rasterio.open(tmp_path / "out" / "mask.tif") as mask:
+        assert mask.crs == UTM and (mask.transform.c - EAST) % 2 == 0 and (NORTH - mask.transform.f) % 2 == 0
+        expected = max(left, bounds.left), max(bottom, bounds.bottom), min(right, bounds.right), min(top, bounds.top)
+        assert np.abs(np.array(mask.bounds) - expected).max() <= 4
+    assert geopandas.read_file(tmp_path / "out" / "changes.geojson").crs == WORLD
