@@ -1,4 +1,4 @@
-"""Change detection from Python: `ChangeDetector("checkpoints/buildings_r18.pth").predict(before, after)`."""
+"""Change detection from Python: `ChangeDetector("checkpoints/prx_change_r18.pth").predict(before, after)`."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from change.scene import VECTORS, Settings, predict_rasters
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "buildings_r18.pth"
+CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "prx_change_r18.pth"
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
