@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import PIL.Image
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from change.checkpoint import load_checkpoint, load_strict, network_for_prediction, read_tensors
 from change.detector import ChangeDetector
 from change.errors import UserError
-from change.export import main, padding
+from change.export import main, padding, write_onnx
 from models.network import build_network, pad_side
 from tests.conftest import draw_pair, last_line, run_verb
 from tests.test_quick_start import CHECKPOINT
@@ -35,11 +36,13 @@ def test_padding(length: int) -> None:
     assert torch.equal(row[..., padding(length)], pad_side(row, 3))
 
 
-@pytest.mark.parametrize(("half", "bound"), [(False, 1e-4), (True, 1e-2)])
-def test_onnx(tmp_path: Path, half: bool, bound: float) -> None:
+def test_onnx(tmp_path: Path) -> None:
     """Any batch, any size, whole numbers in, probabilities out."""
     out = tmp_path / "network.onnx"
-    assert main([str(CHECKPOINT), "-o", str(out), *(["--half"] if half else [])]) == 0
+    paths = [str(tmp_path / f"{date}.png") for date in ("before", "after")]
+    for path, image in zip(paths, draw_pair(np.random.default_rng(9), 150, 110)[:2], strict=True):
+        PIL.Image.fromarray(image).save(path)
+    assert main([str(CHECKPOINT), "-o", str(out), "--pair", *paths]) == 0
     onnx.checker.check_model(out)
     detector = ChangeDetector(CHECKPOINT, device="cpu")
     for batch, height, width in ((1, 64, 96), (3, 75, 33)):
@@ -48,13 +51,16 @@ def test_onnx(tmp_path: Path, half: bool, bound: float) -> None:
         found = run(out, before=before, after=after)
         assert found.shape == (batch, 1, height, width) and found.dtype == np.float32
         for i, pair in enumerate(pairs):
-            assert np.abs(found[i, 0] - detector.predict(*pair)).max() <= bound
+            assert np.abs(found[i, 0] - detector.predict(*pair)).max() <= 1e-4
 
 
 def test_deepness(tmp_path: Path) -> None:
-    """Its metadata, read back, and its one stacked input."""
+    """Its metadata, read back, and its one stacked input; in half precision."""
     out = tmp_path / "plugin.onnx"
-    assert main([str(CHECKPOINT), "-o", str(out), "--format", "deepness", "--tile", "64", "--resolution", "30"]) == 0
+    assert (
+        main([str(CHECKPOINT), "-o", str(out), "--format", "deepness", "--tile", "64", "--resolution", "30", "--half"])
+        == 0
+    )
     model = onnx.load(out)
     settings = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert settings == {
@@ -72,7 +78,7 @@ def test_deepness(tmp_path: Path) -> None:
     before, after, _ = draw_pair(np.random.default_rng(0), 64, 64)
     both = np.concatenate((before, after), axis=2).transpose(2, 0, 1)[None].astype(np.float32) / 255
     expected = ChangeDetector(CHECKPOINT, device="cpu").predict(before, after)
-    assert np.abs(run(out, both=both)[0, 0] - expected).max() <= 1e-4
+    assert out.stat().st_size < 40e6 and np.abs(run(out, both=both)[0, 0] - expected).max() <= 1e-2
 
 
 def test_plain_weights(tmp_path: Path) -> None:
@@ -97,7 +103,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match="pip install onnx onnxscript onnxruntime"):
         main([str(CHECKPOINT), "-o", str(tmp_path / "new.onnx")])
     monkeypatch.undo()
-    monkeypatch.setattr("change.export.TOLERANCE", {torch.float32: 0.0})
+    case = {"before": torch.rand(1, 3, 32, 32)}
     with pytest.raises(UserError, match="is not written: onnxruntime and PyTorch differ"):
-        main([str(CHECKPOINT), "-o", str(tmp_path / "new.onnx")])
+        write_onnx(torch.nn.Conv2d(3, 1, 3), [case], tmp_path / "new.onnx", -1.0, {})
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
