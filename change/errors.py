@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_CTRL_C = 130
@@ -23,6 +24,14 @@ OUT_OF_MEMORY = {
 
 class UserError(Exception):
     """What is wrong, with which file or value, and what to do about it, in one line."""
+
+
+def needed(name: str, command: str) -> Any:
+    """An optional module. Raises UserError with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{name.partition('.')[0]} is needed for this ({error}): {command}") from error
 
 
 def listed(names: Iterable[object], most: int = 3) -> str:

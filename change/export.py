@@ -11,13 +11,11 @@ An ONNX file is run with onnxruntime on a pair of images before it appears under
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from change.checkpoint import Checkpoint, load_checkpoint, network_for_prediction, save_tensors
-from change.errors import OneLineParser, UserError
+from change.errors import OneLineParser, UserError, needed
 from change.files import write_whole
 from change.fuse import Fused
 from change.images import read_image
@@ -36,6 +34,7 @@ from models.network import MULTIPLE, normalise
 
 log = logging.getLogger(__name__)
 
+INSTALL = "pip install onnx onnxscript onnxruntime"
 FORMATS = ("onnx", "deepness", "pth")
 PAIR = Path(__file__).resolve().parent.parent / "test_samples"
 OPSET = 18
@@ -148,7 +147,7 @@ def write_onnx(
     Batch and, where the sizes of `cases` differ, height and width stay open. Raises UserError where a package is
     missing, where any output differs by more than `tolerance`, or where the file cannot be written.
     """
-    onnx, runtime, _ = (needed(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+    onnx, runtime, _ = (needed(name, INSTALL) for name in ("onnx", "onnxruntime", "onnxscript"))
     for name in ("onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     names, first = list(cases[0]), list(cases[0].values())
@@ -184,14 +183,6 @@ def write_onnx(
         raise UserError(f"{out} is not written: onnxruntime and PyTorch differ by {worst:.2g}, above {tolerance:.0e}")
     write_whole(out, data)
     log.info("%s: %.1f MB, within %.1e of PyTorch in onnxruntime", out, len(data) / 1e6, worst)
-
-
-def needed(name: str) -> ModuleType:
-    """An optional package. Raises UserError with the command that installs it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"export needs {name} ({error}): pip install onnx onnxscript onnxruntime") from error
 
 
 def sample_pair() -> tuple[Path, Path]:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from change.raster import needed
+from change.raster import geo
 
 ROWS = 1024  # looked at together
 
@@ -31,7 +31,7 @@ def change_polygons(
 
     `min_area`: in square metres; `simplify`: by how many pixels an outline may move.
     """
-    geopandas, features, shapely = needed("geopandas"), needed("rasterio.features"), needed("shapely")
+    geopandas, features, shapely = geo("geopandas"), geo("rasterio.features"), geo("shapely")
     found, labels = cv2.connectedComponents(changed, connectivity=8)
     count, total, peak = (np.zeros(found, np.int64) for _ in range(3))
     for row in range(0, len(labels), ROWS):
@@ -60,5 +60,5 @@ def change_polygons(
 
 def areas(frame: Any) -> NDArray[np.float64]:
     """Of a GeoDataFrame's polygons, geodesic, in square metres."""
-    geod = needed("pyproj").Geod(ellps="WGS84")
+    geod = geo("pyproj").Geod(ellps="WGS84")
     return np.array([abs(geod.geometry_area_perimeter(outline)[0]) for outline in frame.geometry.to_crs(4326)])

@@ -7,7 +7,6 @@ Shapes: rows h, columns W; images uint8 RGB (1, 3, h, W), data bool (h, W).
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from change.errors import UserError
+from change.errors import UserError, needed
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 SAMPLE = 1024  # pixels of the longer side at which levels are looked at for a stretch
@@ -29,16 +28,11 @@ EDGE = 32  # points along each side of the second raster, for where it lies on t
 SAME = 0.01  # of a pixel: grids that lie closer are one
 
 
-def needed(name: str) -> Any:
-    """A module of the extra packages. Raises UserError with the command that installs them."""
-    for talkative in ("rasterio", "pyogrio"):  # GDAL's remarks about files that it reads all the same
+def geo(name: str) -> Any:
+    """A module of the packages for rasters, which keep GDAL's remarks to themselves. Raises UserError without them."""
+    for talkative in ("rasterio", "pyogrio"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"rasters need {name.partition('.')[0]} ({error}): pip install -r requirements-geo.txt"
-        ) from error
+    return needed(name, "pip install -r requirements-geo.txt")
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ class Date:
 
     def levels(self, window: Any, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Levels (3, *shape) as stored, and where they are data."""
-        rasterio = needed("rasterio")
+        rasterio = geo("rasterio")
         try:
             levels = self.dataset.read(self.bands, window=window, out_shape=(len(self.bands), *shape))
             data = self.dataset.dataset_mask(window=window, out_shape=shape) > 0
@@ -114,7 +108,7 @@ class Date:
 
     def part(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """A part of the grid, uint8 (3, height, width), black without data, and where data is."""
-        windows = needed("rasterio.windows")
+        windows = geo("rasterio.windows")
         window = windows.Window(self.window.col_off + left, self.window.row_off + top, width, height)
         return self.stretched(window, (height, width))
 
@@ -153,7 +147,7 @@ class RasterPair:
         """`bands`: which are red, green and blue; `stretch`: as in `choose_stretch`; `assume_aligned`: pixels of one
         row and column are one place, whatever the files say. Raises UserError where a file cannot be read, where one
         has no coordinate reference system, or where the two do not overlap."""
-        windows, self.stack = needed("rasterio.windows"), ExitStack()
+        windows, self.stack = geo("rasterio.windows"), ExitStack()
         first, second = (self.stack.enter_context(open_raster(path)) for path in (before, after))
         self.crs, size = first.crs, (first.width, first.height)
         whole = windows.Window(0, 0, *size)
@@ -204,7 +198,7 @@ class RasterPair:
 
 def open_raster(path: Path) -> Any:
     """Open a file with rasterio. Raises UserError where it is no raster, or one of complex numbers."""
-    rasterio = needed("rasterio")
+    rasterio = geo("rasterio")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # said where it matters
@@ -219,7 +213,7 @@ def open_raster(path: Path) -> Any:
 
 def warped(second: Any, first: Any) -> Any:
     """A raster on another one's grid: bilinear, a palette by the nearest level."""
-    vrt, enums = needed("rasterio.vrt"), needed("rasterio.enums")
+    vrt, enums = geo("rasterio.vrt"), geo("rasterio.enums")
     nearest = palette(second) is not None
     has_mask = second.nodata is not None or enums.ColorInterp.alpha in second.colorinterp
     return vrt.WarpedVRT(
@@ -235,7 +229,7 @@ def warped(second: Any, first: Any) -> Any:
 
 def overlap(first: Any, second: Any, before: Path, after: Path) -> Any:
     """The window of `first` that `second` reaches into. Raises UserError where there is none."""
-    warp, windows = needed("rasterio.warp"), needed("rasterio.windows")
+    warp, windows = geo("rasterio.warp"), geo("rasterio.windows")
     along = np.linspace(0, 1, EDGE)
     sides = [(along, 0 * along), (along, 0 * along + 1), (0 * along, along), (0 * along + 1, along)]
     columns, rows = (np.concatenate([side[i] for side in sides]) for i in (0, 1))

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from change.files import write_whole
 from change.pictures import panel, save_png
 from change.polygons import change_polygons
-from change.raster import RasterPair, needed
+from change.raster import RasterPair, geo
 from change.report import ImageCase, write_report
 from change.runlog import versions
 from change.tiles import Predict, bands, weighted_starts
@@ -178,8 +178,8 @@ def write_rows(
     pair: RasterPair, rows: Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]], folder: Path, name: str, shown: bool
 ) -> tuple[Path, Path]:
     """Write rows as they come, in a thread, into two plain GeoTIFFs; return their names."""
-    rasterio = needed("rasterio")
-    windows = needed("rasterio.windows")
+    rasterio = geo("rasterio")
+    windows = geo("rasterio.windows")
     paths = folder / ".probability.tif", folder / ".mask.tif"
     profile = {
         "driver": "GTiff",
@@ -220,7 +220,7 @@ def write_rows(
 
 def optimised(values: Path, out: Path, metadata: dict[str, Any]) -> None:
     """A GeoTIFF as a cloud-optimised one, with tiles and overviews."""
-    rasterio, copy = needed("rasterio"), needed("rasterio.shutil").copy
+    rasterio, copy = geo("rasterio"), geo("rasterio.shutil").copy
     with rasterio.open(values, "r+") as dataset:
         dataset.update_tags(PRX_CHANGE=json.dumps(metadata))
     copy(
@@ -236,7 +236,7 @@ def optimised(values: Path, out: Path, metadata: dict[str, Any]) -> None:
 
 def read_whole(path: Path) -> NDArray[np.uint8]:
     """The first band."""
-    with needed("rasterio").open(path) as dataset:
+    with geo("rasterio").open(path) as dataset:
         levels: NDArray[np.uint8] = dataset.read(1)
     return levels
 

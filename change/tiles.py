@@ -55,9 +55,9 @@ def sliding(predict: Predict, window: int, overlap: int) -> Predict:
         height, width = before.shape[-2:]
         tall, wide = min(window, height), min(window, width)
         batch = max(1, height * width // (tall * wide))  # as many pixels at once as the whole image has
-        rows = (before[..., row : row + tall, :] for row, _ in weighted_starts(height, window, overlap))
-        others = (after[..., row : row + tall, :] for row, _ in weighted_starts(height, window, overlap))
-        return torch.cat(list(bands(zip(rows, others, strict=True), predict, height, window, overlap, batch)), dim=2)
+        starts = [start for start, _ in weighted_starts(height, window, overlap)]
+        rows = ((before[..., row : row + tall, :], after[..., row : row + tall, :]) for row in starts)
+        return torch.cat(list(bands(rows, predict, height, window, overlap, batch)), dim=2)
 
     return blended
 
