@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Any change of cropland and land cover, from random weights, on CLCD (root, as prepare leaves it): packed.pth in save_path.
-# On two cores: eight hours.
+# Any change of cropland and land cover, on CLCD (root, as prepare leaves it), from the weights of synthetic scenes:
+# packed.pth in save_path, how checkpoints/land_r18.pth was made. On two cores: an hour.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 [ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.environment requirements.txt)"
-: "${root:=$here/../data/CLCD}" "${save_path:=$here/../results/land/train}" "${train_batchsize:=8}"
-: "${epoch1:=168}" "${epoch2:=24}" "${val_epoch:=24}"
-. "$here/two_passes.sh"
+: "${root:=$here/../data/CLCD}" "${save_path:=$here/../results/land/train}" "${epoch:=72}" "${val_epoch:=18}"
+. "$here/from_scenes.sh"
