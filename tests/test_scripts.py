@@ -221,12 +221,13 @@ def test_land_and_buildings(tmp_path: Path) -> None:
         "root": tmp_path / "all",
         "levir": levir,
         "ms_bcd": small,
+        "count": 1,
         "save_path": tmp_path / "run",
     }
     first = run_script("train_script/train_buildings.sh", tmp_path, **values)
     assert first.returncode == 0, first.stderr
     names = sorted(path.name for path in (tmp_path / "all" / "train" / "A").iterdir())
-    assert len(names) == 4 and {name.split("_")[0] for name in names} == {"levir", "ms"}
+    assert len(names) == 5 and {name.split("_")[0] for name in names} == {"levir", "ms", "scene"}
     assert len([*(tmp_path / "all" / "val" / "label").iterdir()]) == 2
     packed = load_checkpoint(tmp_path / "run" / "packed.pth")
     assert [record.name for record in packed.lineage] == ["base", "refine", "refine+cross", "refine+cross"]
