@@ -94,19 +94,22 @@ class Rows:
                 yield before, after
 
 
-def where_there_is_data(predict: Predict) -> Predict:
-    """`predict` for the windows that hold anything at both dates; 0 for the others, which are black at one of them."""
+class WhereThereIsData:
+    """`predict` for the windows that hold anything at both dates; 0 for the others, which are black at one of them.
+    `seconds`: how long it took so far."""
 
-    def seen(before: Tensor, after: Tensor) -> Tensor:
+    def __init__(self, predict: Predict) -> None:
+        self.predict, self.seconds = predict, 0.0
+
+    def __call__(self, before: Tensor, after: Tensor) -> Tensor:
+        """As `predict`; the result is on the CPU."""
+        began = time.perf_counter()
         alive = (before.flatten(1).amax(1) > 0) & (after.flatten(1).amax(1) > 0)
-        if alive.all():
-            return predict(before, after)
         out = torch.zeros(len(before), 1, *before.shape[2:])
         if alive.any():
-            out[alive] = predict(before[alive], after[alive]).cpu()
+            out[alive] = self.predict(before[alive], after[alive]).cpu()
+        self.seconds += time.perf_counter() - began
         return out
-
-    return seen
 
 
 def predicted_rows(
@@ -115,7 +118,7 @@ def predicted_rows(
     """Probability and mask, uint8 (rows, W) each, as they are stored, from the top down without a gap."""
     rows = Rows(pair, settings.tile, settings.overlap)
     sizes = pair.height, settings.tile, settings.overlap, settings.batch
-    for part in bands(rows, where_there_is_data(predict), *sizes):
+    for part in bands(rows, predict, *sizes):
         probability, data = part[0, 0].numpy(), rows.data[: part.shape[2]]
         levels = np.where(data, (probability * HIGHEST + 0.5).astype(np.uint8), NO_DATA)
         yield levels, np.where(data, probability > settings.threshold, NO_DATA).astype(np.uint8)
@@ -132,9 +135,9 @@ def predict_rasters(
     `about`: what goes into it beside; `shown`: with a progress bar. Raises UserError as `RasterPair` does.
     """
     began = time.perf_counter()
-    how = settings.bands, settings.stretch, settings.assume_aligned
+    how, network = (settings.bands, settings.stretch, settings.assume_aligned), WhereThereIsData(predict)
     with contextlib.closing(RasterPair(before, after, *how)) as pair:
-        raw = write_rows(pair, predicted_rows(pair, predict, settings), folder, before.stem, shown)
+        raw = write_rows(pair, predicted_rows(pair, network, settings), folder, before.stem, shown)
         predicted = time.perf_counter()
         metadata = described(before, after, pair, settings) | about
         for name, values in zip(("probability", "mask"), raw, strict=True):
@@ -150,8 +153,9 @@ def predict_rasters(
             frame = change_polygons(changed, levels, *shape)
             write_vectors(frame, folder, settings.vectors)
             metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
-        metadata["seconds"] = {"prediction": predicted - began, "all": time.perf_counter() - began}
         write_pictures(scene_cases(pair, changed), folder, metadata)
+    seconds = {"network": network.seconds, "prediction": predicted - began, "all": time.perf_counter() - began}
+    metadata["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
     write_whole(folder / "metadata.json", (json.dumps(metadata, indent=1) + "\n").encode())
     return metadata
 
