@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.engine import predictor
 from change.errors import UserError
-from change.images import read_image
+from change.images import bits, read_opaque
 from change.precision import Precision, choose_device
 from change.tiles import Predict, sliding, symmetric
 from change.transforms import Image
@@ -35,11 +35,12 @@ class ChangeDetector:
         tile: int = TILE,
         overlap: int = OVERLAP,
         tta: bool = False,
+        batch: int = 1,
     ) -> None:
         """`device`: auto, cpu, cuda, mps or a GPU's number; `amp`: off (float32), bf16, fp16 or auto; images with a
-        side above `tile` pixels are predicted in tiles that overlap by `overlap` and are blended; `tta`: the mean over
-        the eight flips and quarter turns. Raises UserError for a file, device or precision that is not there, and for
-        an overlap of a tile or more."""
+        side above `tile` pixels are predicted in tiles, `batch` at once, that overlap by `overlap` and are blended;
+        `tta`: the mean over the eight flips and quarter turns. Raises UserError for a file, device or precision that is
+        not there, and for an overlap of a tile or more."""
         if not 0 <= overlap < tile:
             raise UserError(f"overlap {overlap}: choose 0 or more, and less than the tile, {tile}")
         precision = Precision(amp, choose_device(device))
@@ -49,13 +50,13 @@ class ChangeDetector:
         self.precision = precision
         each = predictor(network.to(precision.device), precision, self.checkpoint)
         self.each: Predict = symmetric(each) if tta else each  # of one tile
-        self._predict = sliding(self.each, tile, overlap)
+        self._predict = sliding(self.each, tile, overlap, batch)
 
     def predict(self, before: Picture, after: Picture) -> NDArray[np.float32]:
         """The probability of change, float32 (H, W), 0 to 1; above `threshold` a pixel is changed.
 
-        `before`, `after`: of one size, each a file, a Pillow image or an array, uint8 RGB (H, W, 3). Raises UserError
-        for anything else.
+        `before`, `after`: of one size, each a file, a Pillow image (8 bits a channel; alpha is dropped) or an array,
+        uint8 RGB (H, W, 3). Raises UserError for anything else.
         """
         pictures = [rgb(picture, name) for picture, name in ((before, "before"), (after, "after"))]
         sizes = [f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures]
@@ -79,8 +80,10 @@ class ChangeDetector:
 def rgb(picture: Picture, name: str) -> Image:
     """A file, a Pillow image or an array as uint8 RGB (H, W, 3); `name` is for the error."""
     if isinstance(picture, (str, os.PathLike)):
-        return read_image(Path(picture))
+        return read_opaque(Path(picture))[0]
     if isinstance(picture, PIL.Image.Image):
+        if bits(picture) > 8:
+            raise UserError(f"{name} has {bits(picture)} bits: bring it to 8")
         return np.asarray(picture.convert("RGB"))
     array = np.asarray(picture)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from change.errors import UserError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # with a process that has more to do: one that ended is noticed at once
 
 
 # --- who is there --------------------------------------------------------------------------------------------------
@@ -31,7 +33,7 @@ def joined() -> Iterator[None]:
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the processes do not find each other ({error}): start them by torchrun") from error
     yield

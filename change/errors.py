@@ -16,9 +16,9 @@ EXIT_CTRL_C = 130
 # Words in torch's errors, and what to do about them.
 OUT_OF_MEMORY = {
     "DataLoader worker": "a loader process died, probably for want of memory: use fewer --workers",
-    "CUDA out of memory": "the GPU is out of memory: choose a smaller batch size or --cropsize",
-    "MPS backend out of memory": "the GPU is out of memory: choose a smaller batch size or --cropsize",
-    "DefaultCPUAllocator": "out of memory: choose a smaller batch size, --cropsize or --testsize",
+    "CUDA out of memory": "the GPU is out of memory: choose a smaller batch size, --cropsize or --tile",
+    "MPS backend out of memory": "the GPU is out of memory: choose a smaller batch size, --cropsize or --tile",
+    "DefaultCPUAllocator": "out of memory: choose a smaller batch size, --cropsize, --testsize or --tile",
 }
 
 

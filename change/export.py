@@ -107,6 +107,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{given.out} is there already: choose another name, or add --overwrite")
     if given.tile < MULTIPLE or given.tile % MULTIPLE:
         raise UserError(f"--tile {given.tile}: choose a multiple of {MULTIPLE}")
+    if given.half and given.format == "pth":
+        raise UserError("--half is for onnx and deepness: --format pth holds float32")
     if not 0 <= given.overlap < 100 or not 0 < given.resolution < 1e6 or given.min_segment < 0:
         raise UserError("--overlap is 0 to 99, --resolution above 0, --min_segment 0 or more")
     checkpoint = load_checkpoint(given.checkpoint)
@@ -115,7 +117,10 @@ def main(arguments: Sequence[str]) -> int:
         save_tensors({name: tensor.float() for name, tensor in network.state_dict().items()}, given.out)
         log.info("%s: %.1f MB", given.out, given.out.stat().st_size / 1e6)
         return 0
-    pair = [read_image(path) for path in given.pair or sample_pair()]
+    paths = given.pair or sample_pair()
+    pair = [read_image(path) for path in paths]
+    if pair[0].shape != pair[1].shape:
+        raise UserError(f"--pair {paths[0]} {paths[1]}: give two images of one size")
     dtype = torch.float16 if given.half else torch.float32
     fused = Fused(network, dtype, chunked=False)
     if given.format == "onnx":

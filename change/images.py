@@ -43,6 +43,19 @@ def read_image(path: Path) -> Image:
     return open_array(path, "RGB").astype(np.uint8, copy=False)
 
 
+def read_opaque(path: Path) -> tuple[Image, NDArray[np.bool_]]:
+    """As `read_image`, and where the image is not transparent, (H, W). Raises UserError for more than 8 bits too."""
+    try:
+        with PIL.Image.open(path) as image:
+            depth = bits(image)
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
+    if depth > 8:
+        raise UserError(f"{path} has {depth} bits: bring it to 8, or save it as .tif, for which --stretch does that")
+    colours = open_array(path, "RGBA").astype(np.uint8, copy=False)
+    return np.ascontiguousarray(colours[..., :3]), np.asarray(colours[..., 3] > 0)
+
+
 def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
     """A mask's grey levels (H, W) as stored and its type's maximum: 1 (one-bit files), 255 or 65535.
 

@@ -1,11 +1,15 @@
-"""Connected changes as polygons, with area and probability, from a mask and a probability raster.
+"""Connected changes of a scene: numbered, measured, and as polygons; a few rows at a time, from and to files.
 
 Pixels that touch by a corner are connected. Areas are geodesic, on the WGS 84 ellipsoid, in square metres, whatever the
-raster's coordinate reference system.
+raster's coordinate reference system. Rasters are uint8 (H, W): masks, 1 where changed, and probabilities.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,43 +18,124 @@ from numpy.typing import NDArray
 
 from change.raster import geo
 
-ROWS = 1024  # looked at together
+ROWS = 512  # looked at together
+Numbers = NDArray[np.int64]
 
 
-def change_polygons(
-    changed: NDArray[np.uint8],
-    probability: NDArray[np.uint8],
-    highest: int,
-    transform: Any,
-    crs: Any,
-    min_area: float,
-    simplify: float,
-) -> Any:
-    """`changed` uint8 (H, W), 1 where changed; `probability` uint8 (H, W), `highest` for 1 -> a GeoDataFrame of
-    area_m2, mean_probability, max_probability, largest first.
+@dataclass(frozen=True)
+class Changes:
+    """Connected changes, by their numbers from 1; 0 is none. Of each: how many pixels, the sum of their probabilities'
+    levels and the highest, the sums of their rows and columns; (N,) each."""
 
-    `min_area`: in square metres; `simplify`: by how many pixels an outline may move.
+    pixels: Numbers
+    total: Numbers
+    highest: Numbers
+    rows: Numbers
+    columns: Numbers
+
+    def merged(self, numbers: Numbers) -> Changes:
+        """Under the numbers that `numbers` (N,) gives them, those of one number together."""
+        size = int(np.max(numbers)) + 1
+        sums = []
+        for values in (self.pixels, self.total, self.rows, self.columns):
+            sums.append(np.zeros(size, np.int64))
+            np.add.at(sums[-1], numbers, values)
+        highest = np.zeros(size, np.int64)
+        np.maximum.at(highest, numbers, self.highest)
+        return Changes(sums[0], sums[1], highest, sums[2], sums[3])
+
+
+def strips(dataset: Any) -> Iterator[tuple[int, Any]]:
+    """The first row of each few rows of a raster, and their window."""
+    windows = geo("rasterio.windows")
+    for row in range(0, dataset.height, ROWS):
+        yield row, windows.Window(0, row, dataset.width, min(ROWS, dataset.height - row))
+
+
+def number_changes(mask: Path, probability: Path, out: Path) -> Changes:
+    """Write the connected changes' numbers as a raster, int32 (H, W), to `out`; return what is measured of them."""
+    rasterio = geo("rasterio")
+    parts = [np.zeros((5, 1), np.int64)]
+    touching: list[NDArray[np.int32]] = [np.zeros((0, 2), np.int32)]
+    with ExitStack() as stack:
+        masks, levels = (stack.enter_context(rasterio.open(path)) for path in (mask, probability))
+        profile = {"driver": "GTiff", "dtype": "int32", "count": 1, "BIGTIFF": "IF_SAFER"}
+        place = {name: masks.profile[name] for name in ("height", "width", "crs", "transform")}
+        numbers = stack.enter_context(rasterio.open(out, "w+", **profile, **place))
+        known, last = 0, np.zeros(masks.width, np.int32)
+        for row, window in strips(masks):
+            changed = np.asarray(masks.read(1, window=window) == 1, np.uint8)
+            found, components = cv2.connectedComponents(changed, connectivity=8)
+            own = np.asarray(components, np.int32)
+            own[own > 0] += known
+            numbers.write(own, 1, window=window)
+            parts.append(measured(own, levels.read(1, window=window), row, known, found - 1))
+            touching += [pairs(last, own[0]), pairs(last[1:], own[0, :-1]), pairs(last[:-1], own[0, 1:])]
+            known, last = known + found - 1, own[-1]
+        final = joined(known + 1, np.concatenate(touching))
+        for _, window in strips(masks) if (final != np.arange(known + 1)).any() else ():
+            numbers.write(final[numbers.read(1, window=window)], 1, window=window)
+    pixels, total, highest, rows, columns = np.concatenate(parts, axis=1)
+    return Changes(pixels, total, highest, rows, columns).merged(final.astype(np.int64))
+
+
+def measured(numbers: NDArray[np.int32], levels: NDArray[np.uint8], row: int, known: int, count: int) -> Numbers:
+    """Pixels, sum and maximum of the levels, sums of rows and columns (5, count) of the numbers after `known`."""
+    at = np.nonzero(numbers)
+    own, values = numbers[at].astype(np.int64) - known - 1, levels[at].astype(np.int64)
+    weights = (None, values, at[0] + row, at[1])
+    pixels, total, rows, columns = (np.bincount(own, weights=w, minlength=count).astype(np.int64) for w in weights)
+    highest = np.zeros(count, np.int64)
+    np.maximum.at(highest, own, values)
+    return np.stack((pixels, total, highest, rows, columns))
+
+
+def pairs(above: NDArray[np.int32], below: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The numbers (N, 2) that meet between two rows."""
+    meet = (above > 0) & (below > 0)
+    return np.unique(np.stack((above[meet], below[meet]), axis=1), axis=0)
+
+
+def joined(count: int, touching: NDArray[np.int32]) -> NDArray[np.int32]:
+    """New numbers (count,) for 0 to count - 1, without gaps: those that touch (N, 2), directly or not, share one."""
+    parent = np.arange(count)
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = int(parent[number])
+        return number
+
+    for one, other in touching.tolist():
+        first, second = sorted((root(one), root(other)))
+        parent[second] = first
+    for number in np.nonzero(parent != np.arange(count))[0].tolist():
+        parent[number] = root(number)
+    return np.asarray(np.unique(parent, return_inverse=True)[1].reshape(-1), np.int32)
+
+
+def change_polygons(numbers: Path, mask: Path, changes: Changes, highest: int, min_area: float, simplify: float) -> Any:
+    """The rasters of `number_changes` -> a GeoDataFrame of area_m2, mean_probability, max_probability, largest first.
+
+    `highest`: the level that stands for 1; `min_area`: in square metres; `simplify`: by how many pixels an outline may
+    move.
     """
-    geopandas, features, shapely = geo("geopandas"), geo("rasterio.features"), geo("shapely")
-    found, labels = cv2.connectedComponents(changed, connectivity=8)
-    count, total, peak = (np.zeros(found, np.int64) for _ in range(3))
-    for row in range(0, len(labels), ROWS):
-        inside = changed[row : row + ROWS] > 0
-        own = labels[row : row + ROWS][inside].astype(np.int64)
-        values = probability[row : row + ROWS][inside].astype(np.int64)
-        count += np.bincount(own, minlength=found)
-        total += np.bincount(own, weights=values, minlength=found).astype(np.int64)
-        np.maximum.at(peak, own, values)
-    shapes = features.shapes(labels, mask=changed > 0, connectivity=8, transform=transform)
-    outlines, numbers = [], []
-    for outline, label in shapes:
-        outlines.append(shapely.geometry.shape(outline))
-        numbers.append(int(label))
-    frame = geopandas.GeoDataFrame(geometry=outlines, crs=crs)
+    rasterio, geopandas, shapely = geo("rasterio"), geo("geopandas"), geo("shapely")
+    features = geo("rasterio.features")
+    outlines, found = [], []
+    with rasterio.open(numbers) as source, rasterio.open(mask) as where:
+        crs, transform = source.crs, source.transform
+        bands = rasterio.band(source, 1), rasterio.band(where, 1)
+        for outline, number in features.shapes(bands[0], mask=bands[1], connectivity=8, transform=transform):
+            if number:  # nodata of the mask is no change
+                outlines.append(shapely.geometry.shape(outline))
+                found.append(int(number))
+    # Where pixels touch by a corner an outline touches itself: not valid as one ring.
+    frame = geopandas.GeoDataFrame(geometry=shapely.make_valid(np.array(outlines, object)), crs=crs)
     frame["area_m2"] = areas(frame)
-    own = np.array(numbers, dtype=np.int64)
-    frame["mean_probability"] = total[own] / np.maximum(count[own], 1) / highest
-    frame["max_probability"] = peak[own] / highest
+    own = np.array(found, dtype=np.int64)
+    frame["mean_probability"] = changes.total[own] / np.maximum(changes.pixels[own], 1) / highest
+    frame["max_probability"] = changes.highest[own] / highest
     frame = frame[frame["area_m2"] >= min_area].sort_values("area_m2", ascending=False, ignore_index=True)
     if simplify:
         side = np.sqrt(abs(transform.determinant))
@@ -62,3 +147,15 @@ def areas(frame: Any) -> NDArray[np.float64]:
     """Of a GeoDataFrame's polygons, geodesic, in square metres."""
     geod = geo("pyproj").Geod(ellps="WGS84")
     return np.array([abs(geod.geometry_area_perimeter(outline)[0]) for outline in frame.geometry.to_crs(4326)])
+
+
+def on_earth(crs: Any) -> bool:
+    """Whether a coordinate reference system, or None, says where on earth its coordinates lie."""
+    if crs is None:
+        return False
+    pyproj = geo("pyproj")
+    try:
+        pyproj.Transformer.from_crs(crs.to_wkt(), 4326)
+    except pyproj.exceptions.ProjError:
+        return False
+    return True

@@ -2,9 +2,10 @@
 
 BEFORE and AFTER are two rasters (`change.scene` says what becomes of them), two image files, or two folders whose files
 belong together by stem; or BEFORE alone is a text file of pairs, `before TAB after [TAB name]` a line. Of image files
-come `probability.png` (255 for 1), `mask.png` (255 where changed), `preview.png` and `metadata.json`. One pair is
-written to OUT, several to OUT/NAME each; what is there already is skipped, and processes started by torchrun share the
-pairs. A folder appears whole or not at all.
+come `probability.png` (255 for 1), `mask.png` (255 where changed), `preview.png` and `metadata.json`; where either one
+is transparent no change is reported. One pair is written to OUT, several to OUT/NAME each; what is there already is
+skipped, and processes started by torchrun share the pairs. A folder appears whole or not at all, and takes the place of
+nothing but what this program wrote.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from change import distributed
 from change.detector import OVERLAP, TILE, ChangeDetector
 from change.errors import OneLineParser, UserError, listed
 from change.files import make_folder, write_whole
-from change.images import read_image
+from change.images import read_opaque
 from change.pictures import mask_picture, panel, save_png
 from change.precision import CHOICES
 from change.raster import SUFFIXES
@@ -35,6 +36,7 @@ from change.scene import VECTORS, Settings, predict_rasters
 log = logging.getLogger(__name__)
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "prx_change_r18.pth"
+METADATA = "metadata.json"  # of every result
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -60,10 +62,7 @@ def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
             if not path.is_file():
                 raise UserError(f"no file at {path}: check the path")
         return [Job(before, after, out)]
-    files = [
-        {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES + PICTURES}
-        for folder in (before, after)
-    ]
+    files = [by_stem(folder) for folder in (before, after)]
     if alone := sorted(files[0].keys() ^ files[1].keys()):
         raise UserError(f"without a partner in {before} and {after}: {listed(alone)}")
     if not files[0]:
@@ -71,17 +70,29 @@ def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
     return [Job(files[0][stem], files[1][stem], out / stem) for stem in files[0]]
 
 
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The rasters and images of a folder. Raises UserError where two share a stem."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES + PICTURES:
+            if path.stem in files:
+                raise UserError(f"{files[path.stem]} and {path.name}: keep one file of a stem")
+            files[path.stem] = path
+    return files
+
+
 def listed_jobs(path: Path, out: Path) -> list[Job]:
     """The pairs of a text file; relative paths are relative to it."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     jobs: list[Job] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        parts = re.split(r"\t|,", line) if re.search(r"\t|,", line) else line.split()
+        between = next((sign for sign in ("\t", ",") if sign in line), None)
+        parts = line.split(between)
         parts = [part.strip() for part in parts]
         if len(parts) not in (2, 3):
             raise UserError(f"{path}, line {number}: write before TAB after, and a name if you like")
@@ -100,34 +111,62 @@ def listed_jobs(path: Path, out: Path) -> list[Job]:
 
 def predict_pictures(job: Job, folder: Path, detector: ChangeDetector, threshold: float, about: dict[str, Any]) -> None:
     """Write an image pair's files into `folder`, which is there and empty."""
-    before, after = read_image(job.before), read_image(job.after)
+    (before, opaque), (after, also) = (read_opaque(path) for path in (job.before, job.after))
     if before.shape != after.shape:
         sizes = [
             f"{path} has {i.shape[1]} x {i.shape[0]} pixels" for path, i in ((job.before, before), (job.after, after))
         ]
         raise UserError(f"{', '.join(sizes)}: bring both to one grid")
-    probability = detector.predict(before, after)
-    changed = probability > threshold
+    data = opaque & also
+    probability = detector.predict(before, after) * data
+    changed = (probability > threshold) & data
     save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
     save_png(mask_picture(changed), folder / "mask.png")
     save_png(panel(before, after, changed, None), folder / "preview.png")
     size = {"before": str(job.before), "after": str(job.after), "height": len(before), "width": before.shape[1]}
-    metadata = {**size, **about, "pixels": {"data": changed.size, "changed": int(changed.sum())}}
-    write_whole(folder / "metadata.json", (json.dumps(metadata, indent=1) + "\n").encode())
+    metadata = {**size, **about, "pixels": {"data": int(data.sum()), "changed": int(changed.sum())}}
+    write_whole(folder / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())
 
 
-def written_whole(folder: Path, overwrite: bool, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside, which then takes its name; without `overwrite` nothing may be there."""
+def state_of(folder: Path, kept: Sequence[Path]) -> str:
+    """What is at a folder to be made: nothing, an empty folder counting as none, or "ours".
+
+    Puts an earlier result back that was lost between two renames. Raises UserError for anything else, and for a folder
+    that holds one of the files in `kept`: neither may be replaced.
+    """
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+    if inside := [path for path in kept if path.resolve().is_relative_to(folder)]:
+        raise UserError(f"-o {folder} holds {inside[0]}: choose a folder of its own")
+    if not folder.exists():
+        return ""
+    if os.path.ismount(folder):
+        raise UserError(f"{folder} is a mount point: choose a folder in it")
+    if folder.is_dir() and not any(folder.iterdir()):
+        return ""
+    if not (folder / METADATA).is_file():
+        raise UserError(f"{folder} is there already, and no result of this program: choose another -o")
+    return "ours"
+
+
+def written_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside, which then takes the place of `folder`."""
     aside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
     try:
         make_folder(folder.parent)
         shutil.rmtree(aside, ignore_errors=True)
         make_folder(aside)
         write(aside)
-        if folder.exists() and overwrite:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
             folder.replace(old)
-        aside.replace(folder)
+        try:
+            aside.replace(folder)
+        except OSError:
+            if old.exists():
+                old.replace(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -190,11 +229,18 @@ def main(arguments: Sequence[str]) -> int:
     given = parsed(arguments)
     process, processes = distributed.rank(), distributed.processes()
     start_logging(process)
-    jobs = find_jobs(given.before, given.after, given.out)
-    alone = len(jobs) == 1 and jobs[0].folder == given.out
-    if alone and given.out.exists() and not given.overwrite and (not given.out.is_dir() or any(given.out.iterdir())):
+    out = given.out.resolve()
+    jobs = find_jobs(given.before, given.after, out)
+    alone = len(jobs) == 1 and jobs[0].folder == out
+    kept = [
+        Path.cwd(),
+        given.before,
+        given.checkpoint_path,
+        *(path for job in jobs for path in (job.before, job.after)),
+    ]
+    if alone and state_of(out, kept) and not given.overwrite:
         raise UserError(f"{given.out} is there already: choose another -o, or add --overwrite")
-    tiling = given.tile, given.overlap, given.tta
+    tiling = given.tile, given.overlap, given.tta, given.batch
     detector = ChangeDetector(given.checkpoint_path, given.device, given.amp, *tiling)
     threshold = detector.checkpoint.chosen_threshold(given.threshold)
     settings = Settings(
@@ -212,9 +258,6 @@ def main(arguments: Sequence[str]) -> int:
     about = detector.about()
     failed = []
     for job in jobs[process::processes]:
-        if not alone and job.folder.exists() and not given.overwrite:
-            log.info("%s is there already: skipped", job.folder)
-            continue
 
         def write(folder: Path, job: Job = job) -> None:
             if all(path.suffix.lower() in PICTURES for path in (job.before, job.after)):
@@ -223,7 +266,10 @@ def main(arguments: Sequence[str]) -> int:
                 predict_rasters(job.before, job.after, folder, detector.each, settings, about, process == 0)
 
         try:
-            written_whole(job.folder, given.overwrite, write)
+            if not alone and state_of(job.folder, kept) and not given.overwrite:
+                log.info("%s is there already: skipped", job.folder)
+                continue
+            written_whole(job.folder, write)
         except UserError as error:
             if alone:
                 raise
@@ -231,6 +277,6 @@ def main(arguments: Sequence[str]) -> int:
             failed.append(job.folder.name)
         else:
             log.info("written to %s", job.folder)
-    if failed:
+    if failed := sorted(name for names in distributed.gathered(failed) for name in names):
         raise UserError(f"{len(failed)} of {len(jobs)} pairs failed: {listed(failed)}; the others are done")
     return 0

@@ -1,7 +1,8 @@
 """Pairs of georeferenced rasters as 8-bit RGB on one grid, read a few rows at a time.
 
 The grid is the first raster's, cut to what both cover; the second is warped to it on the fly, or read as it is where
-its pixels already lie on that grid. Rows come with where both dates hold data: neither nodata, nor masked, nor NaN.
+its pixels already lie on that grid. Rows come with where both dates hold data: neither masked nor transparent nor
+outside, and, of the chosen bands, not all nodata where levels are integers, none nodata or NaN where they are floats.
 Shapes: rows h, columns W; images uint8 RGB (1, 3, h, W), data bool (h, W).
 """
 
@@ -47,18 +48,19 @@ class Stretch:
         if levels.dtype == np.uint8 and self.low == (0, 0, 0) and self.high == (255, 255, 255):
             return levels
         low, high = (np.array(side, np.float32)[:, None, None] for side in (self.low, self.high))
-        scaled = (levels.astype(np.float32) - low) * (255 / np.maximum(high - low, 1e-12))
-        return np.asarray(np.clip(np.nan_to_num(scaled) + 0.5, 0, 255), np.uint8)
+        with np.errstate(over="ignore", invalid="ignore"):  # of nodata: the largest floats, and NaN
+            scaled = (levels.astype(np.float32) - low) * (255 / np.maximum(high - low, 1e-12))
+            return np.asarray(np.clip(np.nan_to_num(scaled) + 0.5, 0, 255), np.uint8)
 
 
-def choose_stretch(text: str, band_levels: NDArray[Any], data: NDArray[np.bool_]) -> Stretch:
-    """The stretch that `text` asks for, from a sample of levels (3, h, W) and where they are data.
+def choose_stretch(text: str, levels: NDArray[Any], valid: NDArray[np.bool_]) -> Stretch:
+    """The stretch that `text` asks for, from a sample of levels (3, h, W) and where they are any.
 
     auto: none for 8 bits, else 2,98; none: levels stay as they are; "P,Q": the P-th and Q-th percentile of each band
     become 0 and 255. Raises UserError for another text.
     """
     if text == "auto":
-        text = "none" if band_levels.dtype == np.uint8 else "2,98"
+        text = "none" if levels.dtype == np.uint8 else "2,98"
     if text == "none":
         return Stretch((0, 0, 0), (255, 255, 255))
     try:
@@ -67,44 +69,58 @@ def choose_stretch(text: str, band_levels: NDArray[Any], data: NDArray[np.bool_]
         low = high = np.nan
     if not 0 <= low < high <= 100:
         raise UserError(f"--stretch {text}: choose auto, none, or two percentiles such as 2,98")
-    inside = [band[data & np.isfinite(band)] for band in band_levels]
-    if not all(band.size for band in inside):
-        return Stretch((0, 0, 0), (255, 255, 255))  # nothing to see
+    inside = [band[where] if where.any() else np.zeros(1) for band, where in zip(levels, valid, strict=True)]
     ends = [np.percentile(band, (low, high)).tolist() for band in inside]
     return Stretch(tuple(end[0] for end in ends), tuple(end[1] for end in ends))
 
 
 class Date:
-    """One raster of a pair, on the common grid: `window` of a data set that lies on it, or of one warped to it."""
+    """One raster of a pair, on the common grid: `window` of the raster itself, or of what it is `warped` to."""
 
-    def __init__(self, dataset: Any, path: Path, bands: Sequence[int], window: Any, stretch: str) -> None:
-        self.dataset, self.path, self.window = dataset, path, window
-        self.palette = palette(dataset)
-        count = dataset.count
+    def __init__(
+        self, raster: Any, path: Path, bands: Sequence[int], window: Any, stretch: str, warped: Any = None
+    ) -> None:
+        self.dataset, self.path, self.window = warped or raster, path, window
+        self.palette, self.alpha = palette(raster), alpha_band(self.dataset)
+        count = raster.count
         if self.palette is None and (wrong := [band for band in bands if not 1 <= band <= count]):
             remedy = "--bands 1,1,1 reads it as grey" if count == 1 else f"choose --bands from 1 to {count}"
             raise UserError(f"{path} has {count} band{'s' * (count > 1)}, not {wrong[0]}: {remedy}")
         self.bands = [1] if self.palette is not None else list(bands)
-        scale = min(1.0, SAMPLE / max(window.width, window.height))
-        shape = max(1, round(window.height * scale)), max(1, round(window.width * scale))
-        levels, data = self.levels(window, shape)
-        if not data.any():
-            raise UserError(f"{path} holds no data where both rasters lie: all is nodata or masked")
-        self.stretch = choose_stretch(stretch, levels, data)
+        self.stretch = choose_stretch(stretch, *self.sample())
+
+    def sample(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """As `levels`, of all of it, small; where that hits no data by chance, of the first rows that hold some.
+        Raises UserError where none do."""
+        windows, whole = geo("rasterio.windows"), self.window
+        scale = min(1.0, SAMPLE / max(whole.width, whole.height))
+        found = self.levels(whole, (max(1, round(whole.height * scale)), max(1, round(whole.width * scale))))
+        for row in range(0, int(whole.height), SAMPLE):
+            if has_data(*found).any():
+                return found
+            height = min(SAMPLE, whole.height - row)
+            part = windows.Window(whole.col_off, whole.row_off + row, whole.width, height)
+            found = self.levels(part, (int(height), int(whole.width)))
+        if not has_data(*found).any():
+            raise UserError(f"{self.path} holds no data where both rasters lie: all is nodata or masked")
+        return found
 
     def levels(self, window: Any, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Levels (3, *shape) as stored, and where they are data."""
-        rasterio = geo("rasterio")
+        """Levels (3, *shape) as stored, and which of them are any."""
+        how = {"window": window, "out_shape": shape}
         try:
-            levels = self.dataset.read(self.bands, window=window, out_shape=(len(self.bands), *shape))
-            data = self.dataset.dataset_mask(window=window, out_shape=shape) > 0
-        except (rasterio.errors.RasterioError, OSError) as error:
+            levels, valid = (
+                read(self.bands, window=window, out_shape=(len(self.bands), *shape))
+                for read in (self.dataset.read, self.dataset.read_masks)
+            )
+            valid = valid > 0
+            if self.alpha:  # GDAL takes it for a mask in some numbers of bands and types alone
+                valid &= self.dataset.read(self.alpha, **how) > 0
+        except gdal_errors() as error:
             raise UserError(f"{self.path} cannot be read ({error}): fetch or make it again") from error
         if self.palette is not None:
-            levels = self.palette[levels[0]].transpose(2, 0, 1)
-        if levels.dtype.kind == "f":
-            data &= np.isfinite(levels).all(0)
-        return levels, data
+            levels, valid = self.palette[levels[0]].transpose(2, 0, 1), np.repeat(valid, 3, axis=0)
+        return levels, valid & np.isfinite(levels) if levels.dtype.kind == "f" else valid
 
     def part(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """A part of the grid, uint8 (3, height, width), black without data, and where data is."""
@@ -117,9 +133,16 @@ class Date:
         return self.stretched(self.window, shape)[0]
 
     def stretched(self, window: Any, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """As `levels`, in 8 bits."""
-        levels, data = self.levels(window, shape)
+        """A window in 8 bits, (3, *shape), and where it holds data."""
+        levels, valid = self.levels(window, shape)
+        data = has_data(levels, valid)
         return self.stretch.applied(levels) * data, data
+
+
+def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where a pixel is one, of levels (3, h, W) and which of them are any: nodata of integers may be a level of one
+    band, such as a red of 0; that of floats is no colour."""
+    return valid.all(0) if levels.dtype.kind == "f" else valid.any(0)
 
 
 def palette(dataset: Any) -> NDArray[np.uint8] | None:
@@ -131,6 +154,17 @@ def palette(dataset: Any) -> NDArray[np.uint8] | None:
     for level, colour in table.items():
         colours[level] = colour[:3]
     return colours
+
+
+def alpha_band(dataset: Any) -> int | None:
+    """The number of the band that says where the others are transparent."""
+    alphas = [number for number, kind in enumerate(dataset.colorinterp, start=1) if kind.name == "alpha"]
+    return alphas[-1] if alphas else None
+
+
+def gdal_errors() -> tuple[type[Exception], ...]:
+    """What GDAL's readers and writers raise."""
+    return geo("rasterio.errors").RasterioError, geo("rasterio._err").CPLE_BaseError, OSError
 
 
 class RasterPair:
@@ -157,7 +191,7 @@ class RasterPair:
                     f"--assume_aligned: {before} has {size[0]} x {size[1]} pixels, {after} {second.width} x "
                     f"{second.height}; cut both to one grid"
                 )
-            self.window, seconds, other = whole, second, whole
+            self.window, onto, other = whole, None, whole
         else:
             lacking = [str(path) for path, d in ((before, first), (after, second)) if d.crs is None]
             if lacking:
@@ -166,9 +200,8 @@ class RasterPair:
                     "assign it, or add --assume_aligned if pixel lies on pixel"
                 )
             self.window = overlap(first, second, before, after)
-            shift = whole_shift(first, second)
+            shift, onto = whole_shift(first, second), None
             if shift is not None:
-                seconds = second
                 other = windows.Window(
                     self.window.col_off + shift[0],
                     self.window.row_off + shift[1],
@@ -176,12 +209,12 @@ class RasterPair:
                     self.window.height,
                 )
             else:
-                seconds = self.stack.enter_context(warped(second, first))
+                onto = self.stack.enter_context(warped(second, first))
                 other = self.window
         self.height, self.width = int(self.window.height), int(self.window.width)
         self.transform = windows.transform(self.window, first.transform)
         self.before = Date(first, before, bands, self.window, stretch)
-        self.after = Date(seconds, after, bands, other, stretch)
+        self.after = Date(second, after, bands, other, stretch, onto)
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
         """Rows `first` to below `last`: both dates, and where both hold data; black elsewhere."""
@@ -197,14 +230,16 @@ class RasterPair:
 
 
 def open_raster(path: Path) -> Any:
-    """Open a file with rasterio. Raises UserError where it is no raster, or one of complex numbers."""
+    """Open a file with rasterio. Raises UserError where it is no raster, several, or one of complex numbers."""
     rasterio = geo("rasterio")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # said where it matters
             dataset = rasterio.open(path)
-    except (rasterio.errors.RasterioError, OSError) as error:
+    except gdal_errors() as error:
         raise UserError(f"{path} is no raster that can be read ({error}): check the path and the file") from error
+    if not dataset.count:
+        raise UserError(f"{path} holds {len(dataset.subdatasets)} rasters: save the one to use as a GeoTIFF")
     if "complex" in dataset.dtypes[0]:
         dataset.close()
         raise UserError(f"{path} holds complex numbers: give an image")
@@ -215,7 +250,7 @@ def warped(second: Any, first: Any) -> Any:
     """A raster on another one's grid: bilinear, a palette by the nearest level."""
     vrt, enums = geo("rasterio.vrt"), geo("rasterio.enums")
     nearest = palette(second) is not None
-    has_mask = second.nodata is not None or enums.ColorInterp.alpha in second.colorinterp
+    has_mask = second.nodata is not None or alpha_band(second) is not None
     return vrt.WarpedVRT(
         second,
         crs=first.crs,
@@ -234,7 +269,13 @@ def overlap(first: Any, second: Any, before: Path, after: Path) -> Any:
     sides = [(along, 0 * along), (along, 0 * along + 1), (0 * along, along), (0 * along + 1, along)]
     columns, rows = (np.concatenate([side[i] for side in sides]) for i in (0, 1))
     x, y = placed(second.transform, columns * second.width, rows * second.height)
-    xs, ys = (np.asarray(v) for v in warp.transform(second.crs, first.crs, x.tolist(), y.tolist()))
+    try:
+        xs, ys = (np.asarray(v) for v in warp.transform(second.crs, first.crs, x.tolist(), y.tolist()))
+    except gdal_errors() as error:
+        raise UserError(
+            f"{after} in {second.crs} cannot be brought to {first.crs} of {before} ({error}): assign the true one, or "
+            "add --assume_aligned if pixel lies on pixel"
+        ) from error
     there = np.isfinite(xs) & np.isfinite(ys)
     columns, rows = placed(~first.transform, xs[there], ys[there])
     left, top = (max(0, int(np.floor(np.min(v) + SAME))) if v.size else 0 for v in (columns, rows))

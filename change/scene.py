@@ -8,8 +8,7 @@
     report.html      the report's page with a before/after slider: the whole scene, and its largest changes
     metadata.json    checkpoint, threshold, tiles, stretch, sizes, times
 
-Memory holds one row of tiles whatever the scene; of the whole scene the mask, the probability and the labels of its
-polygons alone, 6 bytes a pixel.
+Memory holds one row of tiles and, of the whole scene, its polygons: the rest passes through files.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from change.errors import UserError
 from change.files import write_whole
 from change.pictures import panel, save_png
-from change.polygons import change_polygons
-from change.raster import RasterPair, geo
+from change.polygons import Changes, change_polygons, number_changes, on_earth, strips
+from change.raster import RasterPair, gdal_errors, geo
 from change.report import ImageCase, write_report
 from change.runlog import versions
 from change.tiles import Predict, bands, weighted_starts
@@ -75,39 +74,46 @@ class Rows:
         self.tall = min(tile, pair.height)
         self.data = np.zeros((0, pair.width), np.bool_)
 
+    def read(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Before, its fourth channel 1 where both dates hold data, and after; uint8 (1, 4 and 3, last - first, W)."""
+        before, after, data = self.pair.rows(first, last)
+        return torch.cat((before, torch.from_numpy(data)[None, None].to(torch.uint8)), 1), after
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Before and after, uint8 (1, 3, tile, W), a row of tiles after the other; nothing is read twice."""
+        """Before and after as by `read`, a row of tiles after the other; nothing is read twice."""
         ends = [start + self.tall for start in self.starts]
         with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self.pair.rows, 0, ends[0])
+            coming = reader.submit(self.read, 0, ends[0])
             before = after = torch.empty(0)
             for index, end in enumerate(ends):
                 new = coming.result()
                 if index + 1 < len(ends):
-                    coming = reader.submit(self.pair.rows, end, ends[index + 1])
+                    coming = reader.submit(self.read, end, ends[index + 1])
                 if index == 0:
-                    before, after, self.data = new
+                    before, after = new
                 else:
                     shift = end - ends[index - 1]
-                    before, after = (torch.cat((i[:, :, shift:], n), 2) for i, n in ((before, new[0]), (after, new[1])))
-                    self.data = np.concatenate((self.data[shift:], new[2]))
+                    before, after = (
+                        torch.cat((i[:, :, shift:], n), 2) for i, n in zip((before, after), new, strict=True)
+                    )
+                self.data = before[0, 3].numpy() > 0
                 yield before, after
 
 
 class WhereThereIsData:
-    """`predict` for the windows that hold anything at both dates; 0 for the others, which are black at one of them.
-    `seconds`: how long it took so far."""
+    """`predict` for the windows that hold any, by before's fourth channel; 0 for the others. `seconds`: how long it
+    took so far."""
 
     def __init__(self, predict: Predict) -> None:
         self.predict, self.seconds = predict, 0.0
 
     def __call__(self, before: Tensor, after: Tensor) -> Tensor:
-        """As `predict`; the result is on the CPU."""
+        """(B, 4, h, w) and (B, 3, h, w) -> (B, 1, h, w), on the CPU."""
         began = time.perf_counter()
-        alive = (before.flatten(1).amax(1) > 0) & (after.flatten(1).amax(1) > 0)
+        alive = (before[:, 3] > 0).flatten(1).any(1)
         out = torch.zeros(len(before), 1, *before.shape[2:])
         if alive.any():
-            out[alive] = self.predict(before[alive], after[alive]).cpu()
+            out[alive] = self.predict(before[alive, :3], after[alive]).cpu()
         self.seconds += time.perf_counter() - began
         return out
 
@@ -132,28 +138,34 @@ def predict_rasters(
 ) -> dict[str, Any]:
     """Write a scene's files into `folder`, which is there and empty; return the content of metadata.json.
 
-    `about`: what goes into it beside; `shown`: with a progress bar. Raises UserError as `RasterPair` does.
+    `about`: what goes into it beside; `shown`: with a progress bar. Raises UserError as `RasterPair` does, and where
+    files cannot be written.
     """
     began = time.perf_counter()
     how, network = (settings.bands, settings.stretch, settings.assume_aligned), WhereThereIsData(predict)
+    probability, mask, numbers = folder / "probability.tif", folder / "mask.tif", folder / ".numbers.tif"
     with contextlib.closing(RasterPair(before, after, *how)) as pair:
-        raw = write_rows(pair, predicted_rows(pair, network, settings), folder, before.stem, shown)
-        predicted = time.perf_counter()
         metadata = described(before, after, pair, settings) | about
-        for name, values in zip(("probability", "mask"), raw, strict=True):
-            optimised(values, folder / f"{name}.tif", metadata)
-            values.unlink()
-        levels, mask = (read_whole(folder / f"{name}.tif") for name in ("probability", "mask"))
-        changed = np.asarray(mask == 1, np.uint8)
-        metadata["pixels"] = {"data": int((mask != NO_DATA).sum()), "changed": int(changed.sum())}
-        if settings.vectors != "none" and pair.crs is None:
-            log.warning("%s has no coordinate reference system: no polygons are written", before)
-        elif settings.vectors != "none":
-            shape = HIGHEST, pair.transform, pair.crs, settings.min_area, settings.simplify
-            frame = change_polygons(changed, levels, *shape)
-            write_vectors(frame, folder, settings.vectors)
-            metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
-        write_pictures(scene_cases(pair, changed), folder, metadata)
+        try:
+            raw, data = write_rows(pair, predicted_rows(pair, network, settings), folder, before.stem, shown)
+            predicted = time.perf_counter()
+            for values, out in zip(raw, (probability, mask), strict=True):
+                optimised(values, out, metadata)
+                values.unlink()
+            changes = number_changes(mask, probability, numbers)
+            metadata["pixels"] = {"data": data, "changed": int(changes.pixels.sum())}
+            if settings.vectors != "none" and on_earth(pair.crs):
+                frame = change_polygons(numbers, mask, changes, HIGHEST, settings.min_area, settings.simplify)
+                write_vectors(frame, folder, settings.vectors)
+                metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+            elif settings.vectors != "none":
+                log.warning("%s does not say where on earth it lies (%s): no polygons are written", before, pair.crs)
+            numbers.unlink()
+            write_pictures(scene_cases(pair, mask, changes), folder, metadata)
+        except gdal_errors() as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise UserError(f"the files of {before} cannot be written ({error}): is the disk full?") from error
     seconds = {"network": network.seconds, "prediction": predicted - began, "all": time.perf_counter() - began}
     metadata["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
     write_whole(folder / "metadata.json", (json.dumps(metadata, indent=1) + "\n").encode())
@@ -180,8 +192,8 @@ def described(before: Path, after: Path, pair: RasterPair, settings: Settings) -
 
 def write_rows(
     pair: RasterPair, rows: Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]], folder: Path, name: str, shown: bool
-) -> tuple[Path, Path]:
-    """Write rows as they come, in a thread, into two plain GeoTIFFs; return their names."""
+) -> tuple[tuple[Path, Path], int]:
+    """Write rows as they come, in a thread, into two plain GeoTIFFs; return these, and how many pixels are data."""
     rasterio = geo("rasterio")
     windows = geo("rasterio.windows")
     paths = folder / ".probability.tif", folder / ".mask.tif"
@@ -204,7 +216,7 @@ def write_rows(
     ):
         probability.scales = (1 / HIGHEST,)
         writing: Future[None] | None = None
-        row = 0
+        row = data = 0
         for parts in rows:
             window = windows.Window(0, row, pair.width, len(parts[0]))
 
@@ -216,10 +228,11 @@ def write_rows(
                 writing.result()
             writing = writer.submit(write)
             row += len(parts[0])
+            data += int((parts[0] != NO_DATA).sum())
             bar.update(len(parts[0]))
         if writing:
             writing.result()
-    return paths
+    return paths, data
 
 
 def optimised(values: Path, out: Path, metadata: dict[str, Any]) -> None:
@@ -238,50 +251,55 @@ def optimised(values: Path, out: Path, metadata: dict[str, Any]) -> None:
     )
 
 
-def read_whole(path: Path) -> NDArray[np.uint8]:
-    """The first band."""
-    with geo("rasterio").open(path) as dataset:
-        levels: NDArray[np.uint8] = dataset.read(1)
-    return levels
-
-
 def write_vectors(frame: Any, folder: Path, kind: str) -> None:
     """The polygons as changes.gpkg or changes.geojson, and a style for QGIS beside."""
     path = folder / f"changes.{kind}"
-    if kind == "geojson":
-        frame.to_crs(4326).to_file(path, driver="GeoJSON")
-    else:
-        frame.to_file(path, driver="GPKG", layer="changes")
+    try:
+        if kind == "geojson":
+            frame.to_crs(4326).to_file(path, driver="GeoJSON")
+        else:
+            frame.to_file(path, driver="GPKG", layer="changes")
+    except RuntimeError as error:  # pyogrio's errors are
+        raise UserError(f"{path.name} cannot be written ({error}): is the disk full?") from error
     shutil.copy(Path(__file__).with_name("changes.qml"), folder / "changes.qml")
 
 
 # --- pictures of a scene -------------------------------------------------------------------------------------------
 
 
-def scene_cases(pair: RasterPair, changed: NDArray[np.uint8]) -> list[ImageCase]:
+def scene_cases(pair: RasterPair, mask: Path, changes: Changes) -> list[ImageCase]:
     """The whole scene, small, and its largest changes at full resolution, for the preview and the report."""
     scale = min(1.0, OVERVIEW / max(pair.height, pair.width))
     shape = max(1, round(pair.height * scale)), max(1, round(pair.width * scale))
     before, after = (date.overview(shape).transpose(1, 2, 0) for date in (pair.before, pair.after))
-    small = cv2.resize(changed.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA) > 0
-    cases = [ImageCase("the whole scene", before, after, small, None)]
-    _, _, found, centres = cv2.connectedComponentsWithStats(changed, connectivity=8)
-    order = np.argsort(-found[1:, cv2.CC_STAT_AREA])
+    cases = [ImageCase("the whole scene", before, after, small_mask(mask, shape), None)]
+    order = np.argsort(-changes.pixels[1:], kind="stable")[:200] + 1
     height, width = min(SPOT, pair.height), min(SPOT, pair.width)
     taken: list[tuple[int, int]] = []
-    for index in order[:200]:
+    for number in order.tolist():
         if len(taken) == SPOTS or scale == 1:
             break
-        x, y = centres[1 + index]
-        top = int(np.clip(y - height / 2, 0, pair.height - height))
-        left = int(np.clip(x - width / 2, 0, pair.width - width))
+        y, x = (int(sums[number] / changes.pixels[number]) for sums in (changes.rows, changes.columns))
+        top = min(max(0, y - height // 2), pair.height - height)
+        left = min(max(0, x - width // 2), pair.width - width)
         if any(abs(top - other[0]) < height // 2 and abs(left - other[1]) < width // 2 for other in taken):
             continue
         taken.append((top, left))
         images = [date.part(top, left, height, width)[0].transpose(1, 2, 0) for date in (pair.before, pair.after)]
-        part = changed[top : top + height, left : left + width] > 0
+        with geo("rasterio").open(mask) as dataset:
+            part = dataset.read(1, window=geo("rasterio.windows").Window(left, top, width, height)) == 1
         cases.append(ImageCase(f"row {top}, column {left}", images[0], images[1], part, None))
     return cases
+
+
+def small_mask(mask: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Where anything has changed, small: no change is too small to be seen."""
+    small = np.zeros(shape, np.bool_)
+    with geo("rasterio").open(mask) as dataset:
+        for row, window in strips(dataset):
+            y, x = np.nonzero(dataset.read(1, window=window) == 1)
+            small[(y + row) * shape[0] // dataset.height, x * shape[1] // dataset.width] = True
+    return small
 
 
 def write_pictures(cases: Sequence[ImageCase], folder: Path, metadata: dict[str, Any]) -> None:

@@ -48,16 +48,19 @@ def symmetric(predict: Predict) -> Predict:
     return mean
 
 
-def sliding(predict: Predict, window: int, overlap: int) -> Predict:
-    """Predict square windows of `window` pixels that overlap by `overlap`, and blend them; the result is on the CPU."""
+def sliding(predict: Predict, window: int, overlap: int, batch: int = 0) -> Predict:
+    """Predict square windows of `window` pixels that overlap by `overlap`, and blend them; the result is on the CPU.
+
+    `batch`: windows at once, at most; 0: as many as have the pixels of the whole image.
+    """
 
     def blended(before: Tensor, after: Tensor) -> Tensor:
         height, width = before.shape[-2:]
         tall, wide = min(window, height), min(window, width)
-        batch = max(1, height * width // (tall * wide))  # as many pixels at once as the whole image has
+        some = batch or max(1, height * width // (tall * wide))
         starts = [start for start, _ in weighted_starts(height, window, overlap)]
         rows = ((before[..., row : row + tall, :], after[..., row : row + tall, :]) for row in starts)
-        return torch.cat(list(bands(rows, predict, height, window, overlap, batch)), dim=2)
+        return torch.cat(list(bands(rows, predict, height, window, overlap, some)), dim=2)
 
     return blended
 

@@ -58,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "change.raster": {"change.errors"},
     "change.polygons": {"change.raster"},
     "change.scene": {
+        "change.errors",
         "change.files",
         "change.pictures",
         "change.polygons",

@@ -15,7 +15,7 @@ from rasterio.transform import Affine, from_origin, xy
 from rasterio.warp import transform as transform_points
 
 from change.errors import UserError
-from change.raster import RasterPair
+from change.raster import RasterPair, placed
 
 UTM, WEB, WORLD = (CRS.from_epsg(code) for code in (32633, 3857, 4326))
 EAST, NORTH = 500_000.0, 5_000_000.0
@@ -107,6 +107,75 @@ def test_no_data(tmp_path: Path) -> None:
     assert not data[3, 4] and data[3, 5]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bands", "profile"),
+    [
+        ("uint8", 3, {}),
+        ("uint8", 5, {}),
+        ("uint16", 4, {}),
+        ("int16", 3, {}),
+        ("float32", 3, {}),
+        ("float32", 3, {"nodata": -9999}),
+        ("uint16", 4, {"nodata": 0}),
+    ],
+)
+def test_outside_of_a_warped_raster(tmp_path: Path, dtype: str, bands: int, profile: dict[str, Any]) -> None:
+    """The corners around a raster that lies turned hold no data, whatever its type."""
+    turned = Affine(1.53, -1.28, EAST + 50, -1.28, -1.53, NORTH - 10)  # by 40 degrees
+    second = write_raster(tmp_path / "2.tif", noise(60, 60, bands).astype(dtype), transform=turned, **profile)
+    pair = RasterPair(write_raster(tmp_path / "1.tif", noise(100, 120)), second)
+    rows, columns = np.mgrid[: pair.height, : pair.width] + 0.5
+    column, row = placed(~turned, *placed(pair.transform, columns, rows))
+    inside = (column > 0) & (column < 60) & (row > 0) & (row < 60)
+    _, after, data = read(pair)
+    assert 0.5 < inside.mean() < 0.65 and (data == inside).mean() > 0.95
+    assert not after[:, ~data].any()
+
+
+def test_masks_of_files(tmp_path: Path) -> None:
+    """Alpha in any number of bands and type, and a file's own mask, on its grid and warped."""
+    first = write_raster(tmp_path / "1.tif", noise(40, 60))
+    for dtype, bands in (("uint8", 5), ("uint16", 4), ("float32", 4)):
+        levels = noise(40, 60, bands).astype(dtype)
+        levels[3] = 255  # GDAL takes the first band after blue
+        levels[3, :, 30:] = 0
+        path = tmp_path / "alpha.tif"
+        for grid in (GRID, from_origin(EAST, NORTH, 2.01, 2.01)):
+            write_raster(path, levels, transform=grid, alpha="yes", photometric="RGB")
+            _, _, data = read(RasterPair(first, path))
+            assert data[:39, :30].all() and not data[:, 31:].any(), (dtype, bands, grid)
+    path = write_raster(tmp_path / "masked.tif", noise(40, 60, 4).astype(np.uint16))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(np.arange(60) < np.full((40, 1), 30))
+    for other in (first, write_raster(tmp_path / "3.tif", noise(40, 60), transform=from_origin(EAST, NORTH, 1.9, 1.9))):
+        _, _, data = read(RasterPair(other, path))
+        assert 0.45 < data.mean() < 0.56
+
+
+def test_nodata_of_the_bands_that_are_read(tmp_path: Path) -> None:
+    """Of integers, a pixel is none where all bands are; of floats, where any is. It is no level to stretch by."""
+    deep = np.random.default_rng(0).integers(200, 3000, (4, 20, 30)).astype(np.uint16)
+    deep[:3, :, :10] = deep[0, :, 20:] = 0
+    other = write_raster(tmp_path / "2.tif", noise(20, 30))
+    pair = RasterPair(write_raster(tmp_path / "1.tif", deep, nodata=0), other)
+    _, _, data = read(pair)
+    assert data[:, 10:].all() and not data[:, :10].any()
+    assert min(pair.before.stretch.low) >= 200
+    real = deep[:3].astype(np.float32)
+    real[0, :, 20:] = np.finfo(np.float32).min
+    pair = RasterPair(write_raster(tmp_path / "1.tif", real, nodata=float(np.finfo(np.float32).min)), other)
+    _, _, data = read(pair)
+    assert data[:, :20].all() and not data[:, 20:].any() and min(pair.before.stretch.low) >= 0
+
+
+def test_a_sliver_of_data(tmp_path: Path) -> None:
+    """Too narrow for the sample that is looked at first."""
+    levels = np.zeros((3, 30, 5000), np.uint8)
+    levels[:, :, 4999] = 7
+    path = write_raster(tmp_path / "1.tif", levels, nodata=0)
+    assert read(RasterPair(path, path))[2].sum() == 30
+
+
 def test_stretch(tmp_path: Path) -> None:
     """16 bits: the 2nd and 98th percentile become 0 and 255; or others; 8 bits stay as they are unless asked."""
     deep = np.random.default_rng(0).integers(200, 3000, (3, 60, 60)).astype(np.uint16)
@@ -130,6 +199,12 @@ def test_palette_and_bands(tmp_path: Path) -> None:
     before, after, _ = read(RasterPair(path, write_raster(tmp_path / "2.tif", many), bands=(1, 2, 3)))
     assert np.array_equal(before[:, levels[0] == 2].T, np.tile([50, 60, 70], ((levels == 2).sum(), 1)))
     assert np.array_equal(after, many[:3])
+    warped = write_raster(tmp_path / "3.tif", noise(40, 60), transform=from_origin(EAST, NORTH, 1.5, 1.5))
+    _, after, data = read(RasterPair(warped, path))
+    assert {*map(tuple, after[:, data].T.tolist())} == {(9, 8, 7), (1, 2, 3), (50, 60, 70)}
+    radar = write_raster(tmp_path / "4.tif", noise(20, 30, 2))
+    with pytest.raises(UserError, match=r"4.tif has 2 bands, not 3: choose --bands from 1 to 2"):
+        RasterPair(warped, radar)
     other = tmp_path / "2.tif"
     swapped, _, _ = read(RasterPair(other, other, bands=(5, 1, 1)))
     assert np.array_equal(swapped, many[[4, 0, 0]])
@@ -171,5 +246,22 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             RasterPair(good, path)
+    nowhere = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    with pytest.raises(UserError, match=r"site.tif .* cannot be brought to EPSG:32633 of .*good.tif"):
+        RasterPair(good, write_raster(tmp_path / "site.tif", noise(20, 30), nowhere))
+    for name in ("one", "two"):
+        with (
+            rasterio.open(good) as dataset,
+            rasterio.open(
+                tmp_path / "many.gpkg",
+                "w",
+                **{**dataset.profile, "driver": "GPKG"},
+                RASTER_TABLE=name,
+                APPEND_SUBDATASET="YES",
+            ) as out,
+        ):
+            out.write(dataset.read())
+    with pytest.raises(UserError, match=r"many.gpkg holds 2 rasters"):
+        RasterPair(good, tmp_path / "many.gpkg")
     with pytest.raises(UserError, match=r"cut.tif cannot be read"):
         RasterPair(cut, cut).rows(0, 400)
