@@ -5,9 +5,9 @@ Mercator projection of the web. `python -m change predict` runs on them as a pro
 that begins half a tile further down and right, so that no tile lies where one lay before. Given are peak memory of the
 process, its time and the network's share, and how far the two masks agree where both have data.
 
-The floor: a row of tiles of before and after, 7 bytes a pixel, and its blended probabilities and weights, 16 bytes: 0.28
-GB for a width of 12,000 and tiles of 1024; torch and the network beside. The network's arithmetic is 264 GFLOP a tile of
-1024 (`tests/benchmark.py`), of which 12,000 takes 16 x 16.
+The floor: a row of tiles of before and after, 7 bytes a pixel, and its blended probabilities and weights, 16 bytes:
+0.28 GB for a width of 12,000 and tiles of 1024; torch and the network beside. The network's arithmetic is 264 GFLOP a
+tile of 1024 (`tests/benchmark.py`), of which 12,000 takes 16 x 16.
 """
 
 from __future__ import annotations
