@@ -1,4 +1,4 @@
-"""Change detection from Python: `ChangeDetector("checkpoints/prx_change_r18.pth").predict(before, after)`."""
+"""Change detection from Python: `ChangeDetector("checkpoints/buildings_r18.pth").predict(before, after)`."""
 
 from __future__ import annotations
 
@@ -36,11 +36,14 @@ class ChangeDetector:
         overlap: int = OVERLAP,
         tta: bool = False,
         batch: int = 1,
+        compiling: str = "off",
+        pixels: float = 0,
     ) -> None:
         """`device`: auto, cpu, cuda, mps or a GPU's number; `amp`: off (float32), bf16, fp16 or auto; images with a
         side above `tile` pixels are predicted in tiles, `batch` at once, that overlap by `overlap` and are blended;
-        `tta`: the mean over the eight flips and quarter turns. Raises UserError for a file, device or precision that is
-        not there, and for an overlap of a tile or more."""
+        `tta`: the mean over the eight flips and quarter turns; `compiling`: torch.compile off, on, or auto, where it is
+        expected to pay for so many `pixels`. Raises UserError for a file, device or precision that is not there, and
+        for an overlap of a tile or more."""
         if not 0 <= overlap < tile:
             raise UserError(f"overlap {overlap}: choose 0 or more, and less than the tile, {tile}")
         precision = Precision(amp, choose_device(device))
@@ -48,7 +51,8 @@ class ChangeDetector:
         self.threshold = self.checkpoint.threshold
         network, _ = network_for_prediction(self.checkpoint)
         self.precision = precision
-        each = predictor(network.to(precision.device), precision, self.checkpoint)
+        area = pixels * (8 if tta else 1)
+        each = predictor(network.to(precision.device), precision, self.checkpoint, area, compiling)
         self.each: Predict = symmetric(each) if tta else each  # of one tile
         self._predict = sliding(self.each, tile, overlap, batch)
 

@@ -21,21 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from change import distributed
+from change.compiling import CHOICES as COMPILING
 from change.detector import OVERLAP, TILE, ChangeDetector
 from change.errors import OneLineParser, UserError, listed
 from change.files import make_folder, write_whole
 from change.images import read_opaque
 from change.pictures import mask_picture, panel, save_png
 from change.precision import CHOICES
-from change.raster import SUFFIXES
+from change.raster import SUFFIXES, open_raster
 from change.runlog import start_logging
 from change.scene import VECTORS, Settings, predict_rasters
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "prx_change_r18.pth"
+CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "buildings_r18.pth"
 METADATA = "metadata.json"  # of every result
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -128,6 +130,18 @@ def predict_pictures(job: Job, folder: Path, detector: ChangeDetector, threshold
     write_whole(folder / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())
 
 
+def area(path: Path) -> int:
+    """Pixels of a raster or an image; 0 where it cannot be read, which is said when its turn comes."""
+    try:
+        if path.suffix.lower() in PICTURES:
+            with PIL.Image.open(path) as image:
+                return int(image.width * image.height)
+        with open_raster(path) as raster:
+            return int(raster.width * raster.height)
+    except (UserError, OSError):
+        return 0
+
+
 def state_of(folder: Path, kept: Sequence[Path]) -> str:
     """What is at a folder to be made: nothing, an empty folder counting as none, or "ours".
 
@@ -191,6 +205,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tile", type=int, default=TILE, help=f"side of the tiles in pixels (default: {TILE})")
     parser.add_argument("--overlap", type=int, default=OVERLAP, help=f"of the tiles, in pixels (default: {OVERLAP})")
     parser.add_argument("--batch", type=int, default=1, help="tiles predicted at once (default: 1)")
+    parser.add_argument("--compile", default="auto", choices=COMPILING, help="torch.compile (default: auto)")
     parser.add_argument("--tta", action="store_true", help="mean over the eight flips and quarter turns")
     rasters = parser.add_argument_group("rasters")
     rasters.add_argument("--bands", type=band_numbers, default=(1, 2, 3), help="red,green,blue (default: 1,2,3)")
@@ -241,7 +256,8 @@ def main(arguments: Sequence[str]) -> int:
     if alone and state_of(out, kept) and not given.overwrite:
         raise UserError(f"{given.out} is there already: choose another -o, or add --overwrite")
     tiling = given.tile, given.overlap, given.tta, given.batch
-    detector = ChangeDetector(given.checkpoint_path, given.device, given.amp, *tiling)
+    pixels = sum(area(job.before) for job in jobs[process::processes])
+    detector = ChangeDetector(given.checkpoint_path, given.device, given.amp, *tiling, given.compile, pixels)
     threshold = detector.checkpoint.chosen_threshold(given.threshold)
     settings = Settings(
         threshold,

@@ -4,7 +4,7 @@
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 : "${test_root:=$here/../test_samples}" "${save_path:=$here/../results/qs}"
-: "${checkpoint_path:=$here/../checkpoints/prx_change_r18.pth}"
+: "${checkpoint_path:=$here/../checkpoints/buildings_r18.pth}"
 : "${save_result:=True}" "${save_panels:=True}"
 [ ! -d "$test_root/label" ] || : "${save_iou_map:=True}"
 program=test

@@ -1,4 +1,5 @@
-"""The quick start as a process: the checkpoint that comes along, on the test samples, as a stranger runs it."""
+"""The quick start as a process: the default checkpoint, on the test samples, as a stranger runs it; and what comes
+along beside it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint
@@ -16,7 +18,8 @@ from tests.test_scripts import run_script
 from tests.test_synthetic import otsu_f1
 
 SAMPLES = REPOSITORY / "test_samples"
-CHECKPOINT = REPOSITORY / "checkpoints" / "prx_change_r18.pth"
+SCENE_PASSES = ["base", "refine", "refine+cross"]
+CHECKPOINT, SCENES = (REPOSITORY / "checkpoints" / f"{name}_r18.pth" for name in ("buildings", "prx_change"))
 
 
 def test_quick_start(tmp_path: Path) -> None:
@@ -52,12 +55,17 @@ def test_quick_start_on_pairs_without_labels(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "panels").is_dir() and not (tmp_path / "out" / "iou_map").exists()
 
 
-def test_checkpoint_has_seen_synthetic_scenes_alone() -> None:
-    """Three passes, none of them on the test samples; small enough to come along."""
-    checkpoint = load_checkpoint(CHECKPOINT)
-    assert CHECKPOINT.stat().st_size < 18e6
-    assert [record.name for record in checkpoint.lineage] == ["base", "refine", "refine+cross"]
+@pytest.mark.parametrize(
+    ("path", "passes"),
+    [(SCENES, SCENE_PASSES), (CHECKPOINT, [*SCENE_PASSES, "refine+cross"])],
+)
+def test_checkpoints_know_what_they_have_seen(path: Path, passes: list[str]) -> None:
+    """Which passes, none of them on the test samples; small enough to come along, without paths of another machine."""
+    checkpoint = load_checkpoint(path)
+    assert path.stat().st_size < 18e6
+    assert [record.name for record in checkpoint.lineage] == passes
     assert checkpoint.knows_its_images()
     pairs = find_split(SAMPLES, "").pairs
     shown = {image_hash(read_image(path)) for pair in pairs for path in (pair.before, pair.after)}
     assert not shown & checkpoint.trained_on()
+    assert not any("/" in str(value) for record in checkpoint.lineage for value in record.options.values())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Any change of cropland and land cover, on CLCD (root, as prepare leaves it), from the weights of synthetic scenes:
-# packed.pth in save_path, how checkpoints/land_r18.pth was made. On one core: two hours.
+# packed.pth in save_path. On one core: two hours.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 [ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.environment requirements.txt)"
