@@ -28,7 +28,7 @@ from change.polygons import change_polygons, number_changes
 from change.predict import find_jobs, main
 from change.scene import HIGHEST, NO_DATA, Settings, predict_rasters
 from tests.conftest import REPOSITORY, draw_pair, run_verb, verb
-from tests.test_quick_start import CHECKPOINT
+from tests.test_quick_start import CHECKPOINT, SCENES
 from tests.test_raster import EAST, GRID, NORTH, UTM, WORLD, noise, write_raster
 
 ABOUT: dict[str, Any] = {"precision": "float32", "checkpoint": {}}
@@ -287,7 +287,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         (["--tile", "16"], "--tile 16"),
         (["--overlap", "64"], "overlap 64"),
         (["--bands", "1,2"], "give three numbers"),
-        (["--threshold", "val"], "threshold"),
+        (["--threshold", "val", "--checkpoint_path", str(SCENES)], "threshold"),
         (["--stretch", "most"], "--stretch most"),
     ],
 )
