@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from change.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)  # with a process that has more to do: one that ended is noticed at once
+PATIENCE = timedelta(days=1)  # with a process that has more to do; gloo notices at once one that has ended
 
 
 # --- who is there --------------------------------------------------------------------------------------------------

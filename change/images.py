@@ -29,6 +29,15 @@ def bits(image: PIL.Image.Image) -> int:
     return 16 if ";16" in stored else 8
 
 
+def mode_and_bits(path: Path) -> tuple[str, int]:
+    """Pillow's mode of a file, and `bits`. Raises UserError where its header cannot be read."""
+    try:
+        with PIL.Image.open(path) as image:
+            return image.mode, bits(image)
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
+
+
 def open_array(path: Path, convert: str | None) -> NDArray[np.integer[Any]]:
     """Decode a file, converted to a Pillow mode if given. Raises UserError naming the file where that fails."""
     try:
@@ -45,11 +54,7 @@ def read_image(path: Path) -> Image:
 
 def read_opaque(path: Path) -> tuple[Image, NDArray[np.bool_]]:
     """As `read_image`, and where the image is not transparent, (H, W). Raises UserError for more than 8 bits too."""
-    try:
-        with PIL.Image.open(path) as image:
-            depth = bits(image)
-    except UNREADABLE as error:
-        raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
+    _, depth = mode_and_bits(path)
     if depth > 8:
         raise UserError(f"{path} has {depth} bits: bring it to 8, or save it as .tif, for which --stretch does that")
     colours = open_array(path, "RGBA").astype(np.uint8, copy=False)
@@ -61,11 +66,7 @@ def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
 
     Raises UserError for masks in colour, whose meaning only their maker knows, and for other types.
     """
-    try:
-        with PIL.Image.open(path) as image:
-            mode, depth = image.mode, bits(image)
-    except UNREADABLE as error:
-        raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
+    mode, depth = mode_and_bits(path)
     if mode == "1":
         return open_array(path, None).astype(np.uint8), 1
     if mode == "L":

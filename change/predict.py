@@ -33,12 +33,11 @@ from change.pictures import mask_picture, panel, save_png
 from change.precision import CHOICES
 from change.raster import SUFFIXES, open_raster
 from change.runlog import start_logging
-from change.scene import VECTORS, Settings, predict_rasters
+from change.scene import METADATA, VECTORS, Settings, predict_rasters
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "buildings_r18.pth"
-METADATA = "metadata.json"  # of every result
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 

@@ -41,6 +41,7 @@ from change.tiles import Predict, bands, weighted_starts
 
 log = logging.getLogger(__name__)
 
+METADATA = "metadata.json"
 HIGHEST, NO_DATA = 254, 255
 VECTORS = ("gpkg", "geojson", "none")
 OVERVIEW, SPOT, SPOTS = 1024, 768, 8  # pixels of the whole scene and of a change shown large, and how many of those
@@ -168,7 +169,7 @@ def predict_rasters(
             raise UserError(f"the files of {before} cannot be written ({error}): is the disk full?") from error
     seconds = {"network": network.seconds, "prediction": predicted - began, "all": time.perf_counter() - began}
     metadata["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-    write_whole(folder / "metadata.json", (json.dumps(metadata, indent=1) + "\n").encode())
+    write_whole(folder / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())
     return metadata
 
 
