@@ -142,7 +142,7 @@ class Date:
 def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Where a pixel is one, of levels (3, h, W) and which of them are any: nodata of integers may be a level of one
     band, such as a red of 0; that of floats is no colour."""
-    return valid.all(0) if levels.dtype.kind == "f" else valid.any(0)
+    return np.all(valid, 0) if levels.dtype.kind == "f" else np.any(valid, 0)
 
 
 def palette(dataset: Any) -> NDArray[np.uint8] | None:
