@@ -231,18 +231,24 @@ class TestOptions(CommonOptions):
             raise UserError("--checkpoint_path is missing: the weights to test")
         if self.overlap >= self.window:
             raise UserError(f"--overlap {self.overlap}: choose less than --window {self.window}")
-        if self.threshold not in ("", "val"):
-            try:
-                value = float(self.threshold)
-            except ValueError:
-                value = math.nan
-            if not 0 <= value < 1:
-                raise UserError(f"--threshold {self.threshold}: choose a number from 0 to below 1, or val")
+        check_threshold(self.threshold)
 
     def prediction(self) -> Protocol:
         """How images are predicted."""
         window, overlap = PROTOCOLS[self.protocol] or (self.window, self.overlap)
         return Protocol(self.protocol, window, overlap, self.tta)
+
+
+def check_threshold(text: str) -> None:
+    """Raise UserError for a --threshold that is neither left out, nor val, nor a number from 0 to below 1."""
+    if text in ("", "val"):
+        return
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise UserError(f"--threshold {text}: choose a number from 0 to below 1, or val")
 
 
 def at_least(options: object, bound: int, *names: str) -> None:

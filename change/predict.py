@@ -25,6 +25,7 @@ import PIL.Image
 
 from change import distributed
 from change.compiling import CHOICES as COMPILING
+from change.config import check_threshold
 from change.detector import OVERLAP, TILE, ChangeDetector
 from change.errors import OneLineParser, UserError, listed
 from change.files import make_folder, write_whole
@@ -223,6 +224,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     for name, least in (("tile", 32), ("overlap", 0), ("batch", 1), ("min_area", 0), ("simplify", 0)):
         if not least <= getattr(given, name) < 2**31:
             raise UserError(f"--{name} {getattr(given, name)}: choose {least} or more")
+    check_threshold(given.threshold)
     return given
 
 

@@ -309,5 +309,10 @@ def write_pictures(cases: Sequence[ImageCase], folder: Path, metadata: dict[str,
     save_png(panel(first.before, first.after, first.changed, None), folder / "preview.png")
     rows = [{"image": case.name, "predicted_share": float(case.changed.mean())} for case in cases]
     protocol = {name: metadata[name] for name in ("threshold", "tile", "overlap", "precision")}
-    result = {"protocol": protocol, "checkpoint": metadata["checkpoint"], "versions": versions(), "images": len(cases)}
+    title = f"Change from {Path(metadata['before']).stem} to {Path(metadata['after']).stem}"
+    summary = f"{metadata['width']} x {metadata['height']} pixels, {metadata['pixels']['changed']} of them changed"
+    if polygons := metadata.get("polygons"):
+        summary += f" · {polygons['count']} polygons, {polygons['area_m2']:.0f} m²"
+    result = {"title": title, "summary": summary, "protocol": protocol, "checkpoint": metadata["checkpoint"]}
+    result |= {"versions": versions(), "images": len(cases)}
     write_report(folder / "report.html", result, rows, cases)

@@ -287,6 +287,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         (["--tile", "16"], "--tile 16"),
         (["--overlap", "64"], "overlap 64"),
         (["--bands", "1,2"], "give three numbers"),
+        (["--threshold", "7"], "0 to below 1"),
         (["--threshold", "val", "--checkpoint_path", str(SCENES)], "threshold"),
         (["--stretch", "most"], "--stretch most"),
     ],
