@@ -130,8 +130,10 @@ def change_polygons(numbers: Path, mask: Path, changes: Changes, highest: int, m
             if number:  # nodata of the mask is no change
                 outlines.append(shapely.geometry.shape(outline))
                 found.append(int(number))
-    # Where pixels touch by a corner an outline touches itself: not valid as one ring.
-    frame = geopandas.GeoDataFrame(geometry=shapely.make_valid(np.array(outlines, object)), crs=crs)
+    shapes = np.array(outlines, object)
+    crossing = ~shapely.is_valid(shapes)  # where pixels touch by a corner an outline touches itself
+    shapes[crossing] = shapely.make_valid(shapes[crossing])
+    frame = geopandas.GeoDataFrame(geometry=shapes, crs=crs)
     frame["area_m2"] = areas(frame)
     own = np.array(found, dtype=np.int64)
     frame["mean_probability"] = changes.total[own] / np.maximum(changes.pixels[own], 1) / highest

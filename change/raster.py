@@ -9,6 +9,7 @@ Shapes: rows h, columns W; images uint8 RGB (1, 3, h, W), data bool (h, W).
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,7 +25,8 @@ from torch import Tensor
 from change.errors import UserError, needed
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
-SAMPLE = 1024  # pixels of the longer side at which levels are looked at for a stretch
+SAMPLE, SQUARES = 128, 8  # side in pixels of the squares at which levels are looked at for a stretch; how many a side
+CACHE = "256"  # MB of blocks that GDAL may keep, which would be a twentieth of the machine's memory
 EDGE = 32  # points along each side of the second raster, for where it lies on the first one's grid
 SAME = 0.01  # of a pixel: grids that lie closer are one
 
@@ -33,6 +35,7 @@ def geo(name: str) -> Any:
     """A module of the packages for rasters, which keep GDAL's remarks to themselves. Raises UserError without them."""
     for talkative in ("rasterio", "pyogrio"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
+    os.environ.setdefault("GDAL_CACHEMAX", CACHE)
     return needed(name, "pip install -r requirements-geo.txt")
 
 
@@ -80,7 +83,7 @@ class Date:
     def __init__(
         self, raster: Any, path: Path, bands: Sequence[int], window: Any, stretch: str, warped: Any = None
     ) -> None:
-        self.dataset, self.path, self.window = warped or raster, path, window
+        self.dataset, self.path, self.window, self.warped = warped or raster, path, window, warped is not None
         self.palette, self.alpha = palette(raster), alpha_band(self.dataset)
         count = raster.count
         if self.palette is None and (wrong := [band for band in bands if not 1 <= band <= count]):
@@ -90,51 +93,47 @@ class Date:
         self.stretch = choose_stretch(stretch, *self.sample())
 
     def sample(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """As `levels`, of all of it, small; where that hits no data by chance, of the first rows that hold some.
-        Raises UserError where none do."""
-        windows, whole = geo("rasterio.windows"), self.window
-        scale = min(1.0, SAMPLE / max(whole.width, whole.height))
-        found = self.levels(whole, (max(1, round(whole.height * scale)), max(1, round(whole.width * scale))))
-        for row in range(0, int(whole.height), SAMPLE):
+        """As `levels`, of squares spread evenly, since all of a warped raster takes as long at any scale; where these
+        hit no data by chance, of the first rows that hold some. Raises UserError where none do."""
+        sides = int(self.window.height), int(self.window.width)
+        height, width = small = tuple(min(SAMPLE, side) for side in sides)
+        tops, lefts = (
+            np.linspace(0, side - part, min(SQUARES, -(-side // part))).astype(int).tolist()
+            for side, part in zip(sides, small, strict=True)
+        )
+        squares = [(top, left, height, width) for top in tops for left in lefts]
+        rows = [(top, 0, min(SAMPLE, sides[0] - top), sides[1]) for top in range(0, sides[0], SAMPLE)]
+        for places in (squares, *([place] for place in rows)):
+            parts = [self.levels(*place) for place in places]
+            levels, valid = zip(*((a.reshape(3, 1, -1), b.reshape(3, 1, -1)) for a, b in parts), strict=True)
+            found = np.concatenate(levels, axis=2), np.concatenate(valid, axis=2)
             if has_data(*found).any():
                 return found
-            height = min(SAMPLE, whole.height - row)
-            part = windows.Window(whole.col_off, whole.row_off + row, whole.width, height)
-            found = self.levels(part, (int(height), int(whole.width)))
-        if not has_data(*found).any():
-            raise UserError(f"{self.path} holds no data where both rasters lie: all is nodata or masked")
-        return found
+        raise UserError(f"{self.path} holds no data where both rasters lie: all is nodata or masked")
 
-    def levels(self, window: Any, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Levels (3, *shape) as stored, and which of them are any."""
-        how = {"window": window, "out_shape": shape}
+    def levels(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Of a part of the grid, levels (3, height, width) as stored, and which of them are any."""
+        data, windows, parts = self.dataset, geo("rasterio.windows"), []
+        left, top = left + self.window.col_off, top + self.window.row_off
+        # Of more rows at once GDAL warps each band anew.
+        rows = data.block_shapes[0][0] if self.warped else height
         try:
-            levels, valid = (
-                read(self.bands, window=window, out_shape=(len(self.bands), *shape))
-                for read in (self.dataset.read, self.dataset.read_masks)
-            )
-            valid = valid > 0
-            if self.alpha:  # GDAL takes it for a mask in some numbers of bands and types alone
-                valid &= self.dataset.read(self.alpha, **how) > 0
+            for row in range(0, height, rows):
+                window = windows.Window(left, top + row, width, min(rows, height - row))
+                masks = data.read_masks(self.bands, window=window) > 0
+                if self.alpha:  # GDAL takes it for a mask in some numbers of bands and types alone
+                    masks &= data.read(self.alpha, window=window) > 0
+                parts.append((data.read(self.bands, window=window), masks))
         except gdal_errors() as error:
             raise UserError(f"{self.path} cannot be read ({error}): fetch or make it again") from error
+        levels, valid = (np.concatenate(some, axis=1) for some in zip(*parts, strict=True))
         if self.palette is not None:
             levels, valid = self.palette[levels[0]].transpose(2, 0, 1), np.repeat(valid, 3, axis=0)
         return levels, valid & np.isfinite(levels) if levels.dtype.kind == "f" else valid
 
     def part(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """A part of the grid, uint8 (3, height, width), black without data, and where data is."""
-        windows = geo("rasterio.windows")
-        window = windows.Window(self.window.col_off + left, self.window.row_off + top, width, height)
-        return self.stretched(window, (height, width))
-
-    def overview(self, shape: tuple[int, int]) -> NDArray[np.uint8]:
-        """All of it, uint8 (3, *shape)."""
-        return self.stretched(self.window, shape)[0]
-
-    def stretched(self, window: Any, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """A window in 8 bits, (3, *shape), and where it holds data."""
-        levels, valid = self.levels(window, shape)
+        """A part of the grid in 8 bits, (3, height, width), black without data, and where data is."""
+        levels, valid = self.levels(top, left, height, width)
         data = has_data(levels, valid)
         return self.stretch.applied(levels) * data, data
 

@@ -68,16 +68,24 @@ class Settings:
 
 
 class Rows:
-    """A pair's rows of tiles, read ahead in a thread; `data`: where both dates hold data in those given last."""
+    """A pair's rows of tiles, read ahead in a thread; `data`: where both dates hold data in those given last; `small`:
+    before and after, uint8 (h, w, 3) of at most OVERVIEW pixels a side, as far as they were read."""
 
     def __init__(self, pair: RasterPair, tile: int, overlap: int) -> None:
         self.pair, self.starts = pair, [start for start, _ in weighted_starts(pair.height, tile, overlap)]
         self.tall = min(tile, pair.height)
         self.data = np.zeros((0, pair.width), np.bool_)
+        scale = min(1.0, OVERVIEW / max(pair.height, pair.width))
+        self.taken = [(np.arange(max(1, round(n * scale))) / scale).astype(int) for n in (pair.height, pair.width)]
+        self.small = [np.zeros((len(self.taken[0]), len(self.taken[1]), 3), np.uint8) for _ in range(2)]
 
     def read(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Before, its fourth channel 1 where both dates hold data, and after; uint8 (1, 4 and 3, last - first, W)."""
         before, after, data = self.pair.rows(first, last)
+        down, across = self.taken
+        inside = (down >= first) & (down < last)
+        for small, image in zip(self.small, (before, after), strict=True):
+            small[inside] = image[0].numpy()[:, (down[inside] - first)[:, None], across].transpose(1, 2, 0)
         return torch.cat((before, torch.from_numpy(data)[None, None].to(torch.uint8)), 1), after
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -120,11 +128,10 @@ class WhereThereIsData:
 
 
 def predicted_rows(
-    pair: RasterPair, predict: Predict, settings: Settings
+    rows: Rows, predict: Predict, settings: Settings
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Probability and mask, uint8 (rows, W) each, as they are stored, from the top down without a gap."""
-    rows = Rows(pair, settings.tile, settings.overlap)
-    sizes = pair.height, settings.tile, settings.overlap, settings.batch
+    sizes = rows.pair.height, settings.tile, settings.overlap, settings.batch
     for part in bands(rows, predict, *sizes):
         probability, data = part[0, 0].numpy(), rows.data[: part.shape[2]]
         levels = np.where(data, (probability * HIGHEST + 0.5).astype(np.uint8), NO_DATA)
@@ -147,8 +154,9 @@ def predict_rasters(
     probability, mask, numbers = folder / "probability.tif", folder / "mask.tif", folder / ".numbers.tif"
     with contextlib.closing(RasterPair(before, after, *how)) as pair:
         metadata = described(before, after, pair, settings) | about
+        rows = Rows(pair, settings.tile, settings.overlap)
         try:
-            raw, data = write_rows(pair, predicted_rows(pair, network, settings), folder, before.stem, shown)
+            raw, data = write_rows(pair, predicted_rows(rows, network, settings), folder, before.stem, shown)
             predicted = time.perf_counter()
             for values, out in zip(raw, (probability, mask), strict=True):
                 optimised(values, out, metadata)
@@ -162,7 +170,7 @@ def predict_rasters(
             elif settings.vectors != "none":
                 log.warning("%s does not say where on earth it lies (%s): no polygons are written", before, pair.crs)
             numbers.unlink()
-            write_pictures(scene_cases(pair, mask, changes), folder, metadata)
+            write_pictures(scene_cases(rows, mask, changes), folder, metadata)
         except gdal_errors() as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -268,17 +276,15 @@ def write_vectors(frame: Any, folder: Path, kind: str) -> None:
 # --- pictures of a scene -------------------------------------------------------------------------------------------
 
 
-def scene_cases(pair: RasterPair, mask: Path, changes: Changes) -> list[ImageCase]:
+def scene_cases(rows: Rows, mask: Path, changes: Changes) -> list[ImageCase]:
     """The whole scene, small, and its largest changes at full resolution, for the preview and the report."""
-    scale = min(1.0, OVERVIEW / max(pair.height, pair.width))
-    shape = max(1, round(pair.height * scale)), max(1, round(pair.width * scale))
-    before, after = (date.overview(shape).transpose(1, 2, 0) for date in (pair.before, pair.after))
-    cases = [ImageCase("the whole scene", before, after, small_mask(mask, shape), None)]
+    pair, (before, after) = rows.pair, rows.small
+    cases = [ImageCase("the whole scene", before, after, small_mask(mask, before.shape[:2]), None)]
     order = np.argsort(-changes.pixels[1:], kind="stable")[:200] + 1
     height, width = min(SPOT, pair.height), min(SPOT, pair.width)
     taken: list[tuple[int, int]] = []
     for number in order.tolist():
-        if len(taken) == SPOTS or scale == 1:
+        if len(taken) == SPOTS or before.shape[:2] == (pair.height, pair.width):
             break
         y, x = (int(sums[number] / changes.pixels[number]) for sums in (changes.rows, changes.columns))
         top = min(max(0, y - height // 2), pair.height - height)
