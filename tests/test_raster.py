@@ -90,6 +90,17 @@ def test_warped(tmp_path: Path, crs: CRS, pixel: float) -> None:
     assert not before[:, ~data].any() and not after[:, ~data].any()
 
 
+def test_warped_in_strips(tmp_path: Path) -> None:
+    """More rows than are warped at once: what GDAL gives for all of them."""
+    first, transform = noise(300, 90), from_origin(EAST, NORTH, 2.1, 2.1)
+    other = write_raster(tmp_path / "2.tif", ground(transform, UTM, 300, 90), transform=transform, nodata=0)
+    pair = RasterPair(write_raster(tmp_path / "1.tif", first), other)
+    rows = pair.rows(5, 295)
+    expected = pair.after.dataset.read([1, 2, 3], window=rasterio.windows.Window(0, 5, pair.width, 290))
+    assert pair.height == 300 and np.array_equal(rows[1][0].numpy(), expected * rows[2])
+    assert rows[2].all()
+
+
 def test_no_data(tmp_path: Path) -> None:
     """Nodata, alpha and NaN, of either date."""
     first = noise(20, 30, seed=1)
