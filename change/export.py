@@ -156,9 +156,7 @@ def write_onnx(
     for name in ("onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     names, first = list(cases[0]), list(cases[0].values())
-    sizes = {0: Dim("batch", min=1, max=4096)}
-    if len(cases) > 1:
-        sizes |= {2: Dim("height", min=2, max=65536), 3: Dim("width", min=2, max=65536)}
+    sizes = dict.fromkeys((0, 2, 3) if len(cases) > 1 else (0,), Dim.AUTO)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         # Of two pairs: a batch of one would be taken for the number 1.
