@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.torch_version import TorchVersion
 
 from change.checkpoint import Checkpoint, load_checkpoint, network_for_prediction, save_tensors
 from change.errors import OneLineParser, UserError, needed
@@ -38,6 +39,7 @@ INSTALL = "pip install onnx onnxscript onnxruntime"
 FORMATS = ("onnx", "deepness", "pth")
 PAIR = Path(__file__).resolve().parent.parent / "test_samples"
 OPSET = 18
+OLDEST = "2.9"  # torch whose exporter leaves sizes open; 2.6 does not, those between were not tried
 # Of probabilities; half precision was measured to change them by up to 0.002.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
 
@@ -150,8 +152,10 @@ def write_onnx(
     with PyTorch; write the file whole. `settings` become its metadata, as JSON.
 
     Batch and, where the sizes of `cases` differ, height and width stay open. Raises UserError where a package is
-    missing, where any output differs by more than `tolerance`, or where the file cannot be written.
+    missing or torch too old, where any output differs by more than `tolerance`, or where the file cannot be written.
     """
+    if TorchVersion(torch.__version__) < OLDEST:
+        raise UserError(f"torch {torch.__version__} cannot export this network to ONNX: pip install 'torch>={OLDEST}'")
     onnx, runtime, _ = (needed(name, INSTALL) for name in ("onnx", "onnxruntime", "onnxscript"))
     for name in ("onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -27,6 +27,7 @@ from change.errors import UserError, needed
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 SAMPLE, SQUARES = 128, 8  # side in pixels of the squares at which levels are looked at for a stretch; how many a side
 CACHE = "256"  # MB of blocks that GDAL may keep, which would be a twentieth of the machine's memory
+ROWS = 256  # of a raster that are read at once
 EDGE = 32  # points along each side of the second raster, for where it lies on the first one's grid
 SAME = 0.01  # of a pixel: grids that lie closer are one
 
@@ -94,7 +95,7 @@ class Date:
 
     def sample(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """As `levels`, of squares spread evenly, since all of a warped raster takes as long at any scale; where these
-        hit no data by chance, of the first rows that hold some. Raises UserError where none do."""
+        hit little data by chance, of rows from the top too, as far as it takes. Raises UserError without any."""
         sides = int(self.window.height), int(self.window.width)
         height, width = small = tuple(min(SAMPLE, side) for side in sides)
         tops, lefts = (
@@ -103,20 +104,25 @@ class Date:
         )
         squares = [(top, left, height, width) for top in tops for left in lefts]
         rows = [(top, 0, min(SAMPLE, sides[0] - top), sides[1]) for top in range(0, sides[0], SAMPLE)]
+        parts: list[tuple[NDArray[Any], NDArray[np.bool_]]] = []
+        count = 0
         for places in (squares, *([place] for place in rows)):
-            parts = [self.levels(*place) for place in places]
-            levels, valid = zip(*((a.reshape(3, 1, -1), b.reshape(3, 1, -1)) for a, b in parts), strict=True)
-            found = np.concatenate(levels, axis=2), np.concatenate(valid, axis=2)
-            if has_data(*found).any():
-                return found
-        raise UserError(f"{self.path} holds no data where both rasters lie: all is nodata or masked")
+            found = [self.levels(*place) for place in places]
+            count += sum(int(has_data(*part).sum()) for part in found)
+            parts += [(levels.reshape(3, 1, -1), valid.reshape(3, 1, -1)) for levels, valid in found]
+            if count >= SAMPLE**2:
+                break
+        if not count:
+            raise UserError(f"{self.path} holds no data where both rasters lie: all is nodata or masked")
+        return np.concatenate([part[0] for part in parts], 2), np.concatenate([part[1] for part in parts], 2)
 
     def levels(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Of a part of the grid, levels (3, height, width) as stored, and which of them are any."""
         data, windows, parts = self.dataset, geo("rasterio.windows"), []
         left, top = left + self.window.col_off, top + self.window.row_off
-        # Of more rows at once GDAL warps each band anew.
-        rows = data.block_shapes[0][0] if self.warped else height
+        # Of more rows at once GDAL warps each band anew, or decodes blocks anew that did not fit into its cache.
+        rows = data.block_shapes[0][0]
+        rows = rows if self.warped else max(rows, ROWS // rows * rows)
         try:
             for row in range(0, height, rows):
                 window = windows.Window(left, top + row, width, min(rows, height - row))

@@ -69,7 +69,8 @@ class Settings:
 
 class Rows:
     """A pair's rows of tiles, read ahead in a thread; `data`: where both dates hold data in those given last; `small`:
-    before and after, uint8 (h, w, 3) of at most OVERVIEW pixels a side, as far as they were read."""
+    before and after, uint8 (h, w, 3) of at most OVERVIEW pixels a side, as far as they were read; black where one holds
+    no data."""
 
     def __init__(self, pair: RasterPair, tile: int, overlap: int) -> None:
         self.pair, self.starts = pair, [start for start, _ in weighted_starts(pair.height, tile, overlap)]

@@ -13,11 +13,12 @@ import PIL.Image
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.torch_version import TorchVersion
 
 from change.checkpoint import load_checkpoint, load_strict, network_for_prediction, read_tensors
 from change.detector import ChangeDetector
 from change.errors import UserError
-from change.export import main, padding, write_onnx
+from change.export import OLDEST, main, padding, write_onnx
 from models.network import build_network, pad_side
 from tests.conftest import draw_pair, last_line, run_verb
 from tests.test_quick_start import CHECKPOINT
@@ -29,6 +30,11 @@ def run(path: Path, **inputs: NDArray[np.generic]) -> NDArray[np.float32]:
     return found
 
 
+exports = pytest.mark.skipif(
+    TorchVersion(torch.__version__) < OLDEST, reason=f"torch {torch.__version__} cannot export the network to ONNX"
+)
+
+
 @pytest.mark.parametrize("length", [1, 17, 31, 32, 33, 64, 100])
 def test_padding(length: int) -> None:
     """That of prediction, but for the sides of 2 to 16 that reflection does not fill."""
@@ -36,6 +42,7 @@ def test_padding(length: int) -> None:
     assert torch.equal(row[..., padding(length)], pad_side(row, 3))
 
 
+@exports
 def test_onnx(tmp_path: Path) -> None:
     """Any batch, any size, whole numbers in, probabilities out."""
     out = tmp_path / "network.onnx"
@@ -54,6 +61,7 @@ def test_onnx(tmp_path: Path) -> None:
             assert np.abs(found[i, 0] - detector.predict(*pair)).max() <= 1e-4
 
 
+@exports
 def test_deepness(tmp_path: Path) -> None:
     """Its metadata, read back, and its one stacked input; in half precision."""
     out = tmp_path / "plugin.onnx"
@@ -90,6 +98,7 @@ def test_plain_weights(tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
+@exports
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, and what is there stays."""
     out = tmp_path / "there.onnx"

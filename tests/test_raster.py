@@ -187,6 +187,17 @@ def test_a_sliver_of_data(tmp_path: Path) -> None:
     assert read(RasterPair(path, path))[2].sum() == 30
 
 
+def test_stretch_of_little_data(tmp_path: Path) -> None:
+    """Where the squares that are looked at hit a pixel or two, more is looked at."""
+    levels = np.zeros((3, 1600, 1600), np.uint16)
+    levels[:, 127:190, 127:200] = np.random.default_rng(0).integers(3000, 9000, (3, 63, 73))
+    first, second = (write_raster(tmp_path / f"{name}.tif", levels, nodata=0) for name in "12")
+    stretch = RasterPair(first, second).before.stretch
+    inside = levels[:, 127:190, 127:200].reshape(3, -1)
+    low, high = np.percentile(inside, (2, 98), axis=1)
+    assert np.allclose(stretch.low, low, atol=60) and np.allclose(stretch.high, high, atol=60)
+
+
 def test_stretch(tmp_path: Path) -> None:
     """16 bits: the 2nd and 98th percentile become 0 and 255; or others; 8 bits stay as they are unless asked."""
     deep = np.random.default_rng(0).integers(200, 3000, (3, 60, 60)).astype(np.uint16)

@@ -283,6 +283,31 @@ def recorded(script: str, place: Path, **values: object) -> list[list[str]]:
     return [line.split() for line in (place / "recorder.log").read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("folder", "given", "expected"),
+    [
+        ("train/A", {}, ["--epoch=800", "--val_epoch=267", "--train_batchsize=4"]),
+        ("A", {}, ["--epoch=1200", "--val_epoch=400"]),
+        ("A", {"list": "names"}, ["--epoch=2400"]),
+        ("train/A", {"epoch": 5, "nproc": 8}, ["--epoch=5"]),
+        ("nothing", {"list": "nowhere"}, ["--epoch=1"]),
+    ],
+)
+def test_epochs_of_finetuning(tmp_path: Path, folder: str, given: dict[str, object], expected: list[str]) -> None:
+    """2,400 crops, whatever the number of pairs: those that train.py will find, in its own layouts."""
+    place = tmp_path / "my data"
+    (place / folder).mkdir(parents=True)
+    (place / "list").mkdir()
+    (place / "list" / "train.txt").write_text("1\n2\n\n")
+    (tmp_path / "names").mkdir()
+    (tmp_path / "names" / "train.txt").write_text("1\n")
+    for name in ("1.png", "2.TIF", "3.jpeg", "1.png.aux.xml", ".4.png"):
+        (place / folder / name).touch()
+    (words,) = recorded("train_script/finetune.sh", tmp_path, data=place, **given)
+    assert set(expected) <= set(words)
+    assert ("--train_batchsize=4" in words) == ("nproc" not in given)
+
+
 def test_ablation(tmp_path: Path) -> None:
     """Every arm is trained, from where it should be, and scored; once more, nothing is done."""
     stray = {"model": "unet", "refine": True, "cross": True}  # of the user's environment: no arm may take them

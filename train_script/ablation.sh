@@ -9,7 +9,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"; extra=("$@"); unset model 
 arm() { save_path="$out/$1_$seed"; [ ! -f "$save_path/test/metrics.json" ] || return 0
   [ -z "$2" ] || set -- "$@" --resume --checkpoint_path "$out/$2_$seed/w.pth"; shift 2
   [ ! -f "$save_path/w.state.pth" ] || set -- "$@" --continue_run "$save_path"; (program=train; . "$here/run.sh" "$@" ${extra[@]+"${extra[@]}"})
-  "$python" "$here/../test.py" --test_root "$root/val" --checkpoint_path "$save_path/w.pth" --save_path "$save_path/test" --amp "${amp:-auto}" ${device:+--device "$device"}; }
+  "$python" "$here/../test.py" --test_root "$root/val" --checkpoint_path "$save_path/w.pth" --save_path "$save_path/test" --amp "${test_amp:-auto}" ${device:+--device "$device"}; }
 for seed in $seeds; do arm unet1 "" --model unet; arm base1 ""; arm unet unet1 --model unet; arm base base1; arm refine base1 --refine
   arm cross base1 --cross; arm within base1 --cross --within; arm both base1 --refine --cross
   (epoch=$(((epoch + 1) / 2)); arm turn2 base1 --refine; arm turn3 turn2 --refine --cross); done

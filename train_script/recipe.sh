@@ -12,4 +12,4 @@ for step in published optimizer average geometry colour loss pseudo; do options+
   case $step in geometry) scale="0.5 2" ;; colour) color_setting="0.3 0.3 0.3 0.05" ;; esac
   for fold in $folds; do save_path="$out/${step}_$fold" list="$lists/$fold"; [ ! -f "$save_path/test/metrics.json" ] || continue; set -- ${options[@]+"${options[@]}"}
     [ ! -f "$save_path/w.state.pth" ] || set -- "$@" --continue_run "$save_path"; (program=train; . "$here/run.sh" "$@" ${extra[@]+"${extra[@]}"})
-    "$python" "$here/../test.py" --test_root "$root" --list "$list/val.txt" --checkpoint_path "$save_path/w.pth" --save_path "$save_path/test" --amp "${amp:-auto}"; done; done
+    "$python" "$here/../test.py" --test_root "$root" --list "$list/val.txt" --checkpoint_path "$save_path/w.pth" --save_path "$save_path/test" --amp "${test_amp:-auto}"; done; done
