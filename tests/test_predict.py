@@ -91,6 +91,7 @@ def test_rasters(tmp_path: Path) -> None:
         assert json.loads(mask.tags()["PRX_CHANGE"])["checkpoint"]["sha256"] == metadata["checkpoint"]["sha256"]
     assert changed.any() and (levels[changed] >= HIGHEST // 2).all() and (levels[~changed] <= HIGHEST // 2).all()
     assert metadata["pixels"] == {"data": changed.size, "changed": int(changed.sum())}
+    assert f"Change from {pair[0].stem} to {pair[1].stem}" in (out / "report.html").read_text()
     frame = geopandas.read_file(out / "changes.gpkg")
     assert frame.crs == UTM and frame["area_m2"].sum() == pytest.approx(4 * changed.sum(), rel=0.01)
     weighted = (frame["mean_probability"] * frame["area_m2"]).sum() / frame["area_m2"].sum()
