@@ -1,7 +1,8 @@
 """Whether one system is better than another, or luckier: `python -m change compare RUN_A RUN_B`.
 
 A run is a folder that test.py wrote: metrics.json, and images.csv with the counts of every image. Several runs of one
-system, trained from different seeds, are separated by commas.
+system, trained from different seeds, are separated by commas; those of the folds of a cross-validation, whose images
+together are the run's, are joined by plus signs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,28 @@ def read_run(folder: Path) -> Run:
     except (csv.Error, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{images_path} is not what test.py writes ({error!r}): run test.py again") from error
     return Run(folder, metrics, images, [row.get("group") or "" for row in rows], counts)
+
+
+def read_folds(text: str) -> Run:
+    """Read a run, or several of disjoint images, joined by + (no folder has that name), as one. Raises UserError as
+    read_run, where folds share an image, and where they were tested differently."""
+    runs = [read_run(Path(folder)) for folder in ([text] if Path(text).is_dir() else text.split("+"))]
+    for other in runs[1:]:
+        if differences := protocol_differences(runs[0], other):
+            raise UserError(f"{runs[0].folder} and {other.folder} were tested differently: {', '.join(differences)}")
+    rows = sorted(
+        (row for run in runs for row in zip(run.images, run.groups, run.counts, strict=True)), key=lambda row: row[0]
+    )
+    images = [row[0] for row in rows]
+    if twice := sorted({image for image, after in pairwise(images) if image == after}):
+        raise UserError(f"{text}: folds share no image, these do: {listed(twice)}")
+    prints = sorted(str(run.metrics["data"].get("fingerprint")) for run in runs)
+    metrics = {
+        **runs[0].metrics,
+        "trained_on": [image for run in runs for image in run.metrics.get("trained_on") or []],
+        "data": {"fingerprint": None if "None" in prints else "+".join(prints)},
+    }
+    return Run(Path(text), metrics, images, [row[1] for row in rows], np.stack([row[2] for row in rows]))
 
 
 def check_same_images(run: Run, other: Run) -> None:
@@ -170,11 +194,11 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, read, compare, print; return the exit code."""
     parser = OneLineParser(prog="python -m change compare", description="Compare two systems on the same images.")
     for side in ("A", "B"):
-        text = f"folder that test.py wrote for {side}; several, of one system from different seeds: separated by commas"
+        text = f"folder that test.py wrote for {side}; several, of one system: seeds separated by commas, folds by +"
         parser.add_argument(side.lower(), metavar=f"RUN_{side}", help=text)
     parser.add_argument("--json", metavar="PATH", type=Path, help="write the same to this file")
     given = parser.parse_args(arguments)
-    a, b = ([read_run(Path(folder)) for folder in side.split(",")] for side in (given.a, given.b))
+    a, b = ([read_folds(run) for run in side.split(",")] for side in (given.a, given.b))
     result = compare(a, b)
     sys.stdout.write(table(result))
     if given.json:

@@ -87,6 +87,28 @@ def test_finds_a_difference_and_writes_it(tmp_path: Path) -> None:
     assert len(written["warnings"]) == 2 and written["a"] == [str(folder) for folder in folders]
 
 
+def test_folds_are_one_run(tmp_path: Path) -> None:
+    """Two folds a side score as the whole does; folds that share images or were tested differently are refused."""
+    groups = [f"place {i // 4}" for i in range(60)]
+    for side, recall in (("a", 0.6), ("b", 0.7)):
+        counts = draw_images(recall, seed=len(groups))
+        write_run(tmp_path / side, counts, groups, fingerprint="whole")
+        for fold, (start, stop) in enumerate(((32, 60), (0, 32))):
+            path = write_run(tmp_path / f"{side}{fold}", counts, groups, fingerprint=str(fold))
+            rows = (path / "images.csv").read_text().splitlines(keepends=True)
+            (path / "images.csv").write_text("".join([rows[0], *rows[1 + start : 1 + stop]]))
+    a, b = (f"{tmp_path / side}0+{tmp_path / side}1" for side in "ab")
+    result = run_compare(a, b, "--json", tmp_path / "folds.json")
+    assert result.returncode == 0, result.stderr
+    assert run_compare(tmp_path / "a", tmp_path / "b", "--json", tmp_path / "whole.json").returncode == 0
+    folds, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("folds", "whole"))
+    assert folds["scores"] == whole["scores"] and folds["units"] == whole["units"] == 15
+    assert "share no image, these do: tile_032" in refused(f"{tmp_path / 'a'}0+{tmp_path / 'a'}", b)
+    assert run_compare(a, f"{tmp_path / 'b'}1+{tmp_path / 'b'}0").returncode == 0
+    path = write_run(tmp_path / "other", draw_images(0.6), threshold=0.4)
+    assert "tested differently: threshold" in refused(f"{tmp_path / 'a'}0+{path}", b)
+
+
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
     """Images without a group are units of their own, also one whose name is that of a group."""
     groups = ["tile_001", "tile_001", *[""] * 58]

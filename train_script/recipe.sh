@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What each step of the recipe gains over the one before, on folds inside train (lists: of python -m change folds): scores
-# in out/STEP_FOLD/test. No step sees val. Run again, it goes on; other settings need another out.
+# in out/STEP_FOLD/test, for python -m change compare A_0/test+A_1/test+A_2/test B_0/test+... No step sees val. Run again,
+# it goes on; other settings need another out.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"; extra=("$@") options=(); unset resume checkpoint_path continue_run
 [ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.environment requirements.txt)"
