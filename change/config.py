@@ -40,7 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "keep": "last",
         "symmetries": True,
         "swap": True,
-        "scale": "0.5 2",
+        "scale": "0.8 1.25",
         "color_setting": "0.3 0.3 0.3 0.05",
         "dice": 1.0,
         "prior": True,

@@ -87,7 +87,7 @@ def test_recipes() -> None:
     assert all(set(values) <= names for values in RECIPES.values())
     given = parse_given(TrainOptions, [*NEEDED, "--recipe=scratch", "--lr=0.5"], "")
     options = TrainOptions(**{**RECIPES["scratch"], **given})
-    assert (options.lr, options.eps, options.schedule, options.scale_range()) == (0.5, 1e-8, "cosine", (0.5, 2.0))
+    assert (options.lr, options.eps, options.schedule, options.scale_range()) == (0.5, 1e-8, "cosine", (0.8, 1.25))
 
 
 @pytest.mark.parametrize(

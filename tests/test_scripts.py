@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import subprocess
@@ -252,6 +251,24 @@ def test_land_and_buildings(tmp_path: Path) -> None:
     assert len(load_checkpoint(tmp_path / "tuned" / "best.pth").lineage) == 5
 
 
+def test_finetuning_again_on_other_pairs(tmp_path: Path) -> None:
+    """A run that is done is not taken for one on them."""
+    first, second = large_enough(tmp_path / "1", 256), large_enough(tmp_path / "2", 320)
+    values = {"save_path": "tuned", "epoch": 1, "workers": 0, "device": "cpu", "amp": "off"}
+    assert run_script("train_script/finetune.sh", tmp_path, data=first, **values).returncode == 0
+    weights = (tmp_path / "tuned" / "best.pth").read_bytes()
+    again = run_script("train_script/finetune.sh", tmp_path, data=second, **values)
+    assert again.returncode == 2 and "choose another --save_path" in again.stderr.splitlines()[-1]
+    assert (tmp_path / "tuned" / "best.pth").read_bytes() == weights
+
+
+@pytest.mark.parametrize("name", ["train_all", "train_demo", "finetune", "train_land", "ablation", "recipe"])
+def test_save_path_stands_in_front(tmp_path: Path, name: str) -> None:
+    given = ["levir"] if name == "train_all" else []
+    result = run_script(f"train_script/{name}.sh", tmp_path, *given, "--save_path", "x", data=tmp_path, root=tmp_path)
+    assert result.returncode == 2 and result.stderr.startswith("error: --save_path: set it in front, save_path=FOLDER")
+
+
 def test_finetuning_needs_data(tmp_path: Path) -> None:
     result = run_script("train_script/finetune.sh", tmp_path)
     assert (result.returncode, result.stderr) == (2, "error: which pairs? data=FOLDER bash finetune.sh\n")
@@ -330,10 +347,10 @@ def test_ablation(tmp_path: Path) -> None:
 
 
 def test_steps_of_the_recipe(tmp_path: Path) -> None:
-    """Each step adds to the one before, on every fold; together they are the recipe for random weights."""
+    """Optimizer adds to published, average to that, each other step to average, on every fold."""
     values = {"root": "data", "out": tmp_path / "steps", "lists": "lists", "folds": "0 2"}
     lines = recorded("train_script/recipe.sh", tmp_path, **values)
-    assert len(lines) == 2 * 7 * 2
+    assert len(lines) == 2 * 10 * 2
     text = [" ".join(words[1:]) for words in lines[::2]]
     for name in ("scale", "color_setting"):  # the recorder's words are split at spaces
         text = [re.sub(rf"(--{name}=\S+(?: [\d.]+)*)", lambda m: m[0].replace(" ", "_"), line) for line in text]
@@ -346,7 +363,10 @@ def test_steps_of_the_recipe(tmp_path: Path) -> None:
         "optimizer_2",
     ]
     assert all(g["root"] == "data/train" and g["list"] == f"lists/{g['save_path'][-1]}" for g in given)
-    names = [set(g) for g in given[::2]]
-    assert all(before < after for before, after in itertools.pairwise(names))
-    assert RECIPES["scratch"].items() <= given[-1].items()
+    steps = {Path(g["save_path"]).name[:-2]: {k: v for k, v in g.items() if k != "save_path"} for g in given[::2]}
+    assert steps["published"].items() < steps["optimizer"].items() < steps["average"].items()
+    own = {step: g.items() - steps["average"].items() for step, g in steps.items()}
+    assert all(len(own[step]) >= 1 for step in list(steps)[3:])
+    parts = steps["average"] | dict(item for step in own if step != "wide" for item in own[step])
+    assert RECIPES["scratch"].items() <= parts.items()
     assert recorded("train_script/recipe.sh", tmp_path, **values) == lines
