@@ -12,6 +12,7 @@ from change import distributed
 from change.average import WeightAverage
 from change.cache import DecodedCache
 from change.change_dataloader import (
+    Split,
     TrainLoader,
     TrainSamples,
     WholeSamples,
@@ -36,6 +37,15 @@ from models.network import TrainingLoss, build_network
 log = logging.getLogger("train")
 
 
+def find_splits(options: TrainOptions) -> tuple[Split, Split]:
+    """The pairs to train on, and val. Raises UserError as `find_split`."""
+    lists = Path(options.list) if options.list else None
+    train, val = (
+        find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
+    )
+    return train, val
+
+
 @distributed.joined()
 def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
@@ -48,6 +58,11 @@ def main(arguments: list[str]) -> int:
         name, state = find_state(folder, given.get("best_name", ""))
         options = continued(state["options"], given)
         if state["progress"]["epoch"] == options.epoch:
+            if "root" in given and state["data"] != "".join(split.digest() for split in find_splits(options)):
+                raise UserError(
+                    f"{folder} holds a run that is done, on other pairs than lie in --root {options.root} now: choose "
+                    "another --save_path"
+                )
             log.info("%s: all %d epochs are done, nothing left to do", folder / f"{name}.pth", options.epoch)
             return 0
     else:
@@ -61,10 +76,7 @@ def main(arguments: list[str]) -> int:
     if precision.apex and processes > 1:
         raise UserError("--amp apex is for one process: use --amp bf16 or --amp fp16")
     workers = default_workers(distributed.neighbours()) if options.workers < 0 else options.workers
-    lists = Path(options.list) if options.list else None
-    train, val = (
-        find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
-    )
+    train, val = find_splits(options)
     samples = TrainSamples(
         train,
         options.cropsize,

@@ -109,8 +109,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{given.out} is there already: choose another name, or add --overwrite")
     if given.tile < MULTIPLE or given.tile % MULTIPLE:
         raise UserError(f"--tile {given.tile}: choose a multiple of {MULTIPLE}")
-    if given.half and given.format == "pth":
-        raise UserError("--half is for onnx and deepness: --format pth holds float32")
+    if (given.half or given.pair) and given.format == "pth":
+        raise UserError("--half and --pair are for onnx and deepness: --format pth holds float32 weights alone")
     if not 0 <= given.overlap < 100 or not 0 < given.resolution < 1e6 or given.min_segment < 0:
         raise UserError("--overlap is 0 to 99, --resolution above 0, --min_segment 0 or more")
     checkpoint = load_checkpoint(given.checkpoint)
@@ -199,16 +199,24 @@ def sample_pair() -> tuple[Path, Path]:
 
 
 def pairs_of_sizes(pair: Sequence[NDArray[np.uint8]]) -> list[dict[str, Tensor]]:
-    """A pair of images, uint8 (H, W, 3), whole, and a piece of it with odd sides, as inputs of `AnySize`."""
-    images = {
-        name: torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
-        for name, image in zip(("before", "after"), pair, strict=True)
-    }
-    return [images, {name: image[..., :101, :67] for name, image in images.items()}]
+    """A pair of images, uint8 (H, W, 3), whole, and a piece of it with odd sides, as inputs of `AnySize`. Images that
+    are small are repeated: of sides that agree, or need no padding, the exporter would take less than any size."""
+    sizes = (max(160, len(pair[0])), max(128, pair[0].shape[1])), (101, 67)
+    return [
+        {
+            name: torch.from_numpy(repeated(image, *size).transpose(2, 0, 1).copy())[None]
+            for name, image in zip(("before", "after"), pair, strict=True)
+        }
+        for size in sizes
+    ]
+
+
+def repeated(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The upper left part of an image (H, W, C), repeated where it ends."""
+    return image[np.arange(height) % len(image)][:, np.arange(width) % image.shape[1]]
 
 
 def stacked(pair: Sequence[NDArray[np.uint8]], side: int) -> dict[str, Tensor]:
     """The upper left square of a pair as the input of `Stacked`, repeated where the images end."""
-    both = np.concatenate(pair, axis=2)
-    both = both[np.arange(side) % len(both)][:, np.arange(side) % both.shape[1]]
+    both = repeated(np.concatenate(pair, axis=2), side, side)
     return {"both": torch.from_numpy(both.transpose(2, 0, 1).astype(np.float32) / 255)[None]}

@@ -12,6 +12,8 @@ from change.errors import UserError
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write `data` to `path` or leave what was there. Raises UserError where it cannot be written."""
+    if not path.name:
+        raise UserError(f"cannot write {path}: name a file")
     aside = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from change.config import check_threshold
 from change.detector import OVERLAP, TILE, ChangeDetector
 from change.errors import OneLineParser, UserError, listed
 from change.files import make_folder, write_whole
-from change.images import read_opaque
+from change.images import UNREADABLE, read_opaque
 from change.pictures import mask_picture, panel, save_png
 from change.precision import CHOICES
 from change.raster import SUFFIXES, open_raster
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "buildings_r18.pth"
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+WRITTEN = {f"{name}.{kind}" for name in ("probability", "mask") for kind in ("tif", "png")}
+WRITTEN |= {f"changes.{kind}" for kind in (*VECTORS, "qml")} | {METADATA, "preview.png", "report.html"}
+LEFT = (".aux.xml", "-wal", "-shm", "-journal")  # what QGIS puts beside files that it opens
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def by_stem(folder: Path) -> dict[str, Path]:
     """The rasters and images of a folder. Raises UserError where two share a stem."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES + PICTURES:
+        if path.suffix.lower() in SUFFIXES + PICTURES and not path.name.startswith("."):
             if path.stem in files:
                 raise UserError(f"{files[path.stem]} and {path.name}: keep one file of a stem")
             files[path.stem] = path
@@ -99,8 +103,8 @@ def listed_jobs(path: Path, out: Path) -> list[Job]:
         if len(parts) not in (2, 3):
             raise UserError(f"{path}, line {number}: write before TAB after, and a name if you like")
         first, second = (path.parent / part for part in parts[:2])
-        name = parts[2] if len(parts) == 3 else first.stem
-        if Path(name).name != name or name.startswith("."):
+        name = (parts[2] if len(parts) == 3 else "") or first.stem
+        if not name or Path(name).name != name or name.startswith(".") or "\0" in line:
             raise UserError(f"{path}, line {number}: {name!r} is no name of a folder")
         jobs.append(Job(first, second, out / name))
     names = [job.folder for job in jobs]
@@ -138,16 +142,28 @@ def area(path: Path) -> int:
                 return int(image.width * image.height)
         with open_raster(path) as raster:
             return int(raster.width * raster.height)
-    except (UserError, OSError):
+    except (UserError, *UNREADABLE):
         return 0
 
 
-def state_of(folder: Path, kept: Sequence[Path]) -> str:
+def is_result(folder: Path) -> bool:
+    """Whether a folder holds what this program wrote, whatever else is in it."""
+    try:
+        metadata = json.loads((folder / METADATA).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(metadata, dict) and {"threshold", "checkpoint"} <= metadata.keys()
+
+
+def state_of(folder: Path, kept: Sequence[Path], overwrite: bool) -> str:
     """What is at a folder to be made: nothing, an empty folder counting as none, or "ours".
 
-    Puts an earlier result back that was lost between two renames. Raises UserError for anything else, and for a folder
-    that holds one of the files in `kept`: neither may be replaced.
+    Puts an earlier result back that was lost between two renames. Raises UserError for anything else, for a folder that
+    holds one of the files in `kept`, and, with `overwrite`, for one that holds a file of another kind than this program
+    writes: none of them may be replaced.
     """
+    if not folder.name:
+        raise UserError(f"-o {folder}: choose a folder of its own")
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         old.replace(folder)
@@ -159,8 +175,13 @@ def state_of(folder: Path, kept: Sequence[Path]) -> str:
         raise UserError(f"{folder} is a mount point: choose a folder in it")
     if folder.is_dir() and not any(folder.iterdir()):
         return ""
-    if not (folder / METADATA).is_file():
+    if not is_result(folder):
         raise UserError(f"{folder} is there already, and no result of this program: choose another -o")
+    names = (path.name for path in folder.iterdir()) if overwrite else ()
+    if others := sorted(
+        name for name in names if re.sub(f"({'|'.join(map(re.escape, LEFT))})$", "", name) not in WRITTEN
+    ):
+        raise UserError(f"{folder} holds more than a result of this program: {listed(others)}; move that first")
     return "ours"
 
 
@@ -246,7 +267,7 @@ def main(arguments: Sequence[str]) -> int:
     process, processes = distributed.rank(), distributed.processes()
     start_logging(process)
     out = given.out.resolve()
-    jobs = find_jobs(given.before, given.after, out)
+    jobs = [Job(j.before, j.after, j.folder.resolve()) for j in find_jobs(given.before, given.after, out)]
     alone = len(jobs) == 1 and jobs[0].folder == out
     kept = [
         Path.cwd(),
@@ -254,7 +275,7 @@ def main(arguments: Sequence[str]) -> int:
         given.checkpoint_path,
         *(path for job in jobs for path in (job.before, job.after)),
     ]
-    if alone and state_of(out, kept) and not given.overwrite:
+    if alone and state_of(out, kept, given.overwrite) and not given.overwrite:
         raise UserError(f"{given.out} is there already: choose another -o, or add --overwrite")
     tiling = given.tile, given.overlap, given.tta, given.batch
     pixels = sum(area(job.before) for job in jobs[process::processes])
@@ -283,7 +304,7 @@ def main(arguments: Sequence[str]) -> int:
                 predict_rasters(job.before, job.after, folder, detector.each, settings, about, process == 0)
 
         try:
-            if not alone and state_of(job.folder, kept) and not given.overwrite:
+            if not alone and state_of(job.folder, kept, given.overwrite) and not given.overwrite:
                 log.info("%s is there already: skipped", job.folder)
                 continue
             written_whole(job.folder, write)

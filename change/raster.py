@@ -91,6 +91,11 @@ class Date:
             remedy = "--bands 1,1,1 reads it as grey" if count == 1 else f"choose --bands from 1 to {count}"
             raise UserError(f"{path} has {count} band{'s' * (count > 1)}, not {wrong[0]}: {remedy}")
         self.bands = [1] if self.palette is not None else list(bands)
+        kinds = sorted({str(raster.dtypes[band - 1]) for band in self.bands})
+        if any("complex" in kind for kind in kinds):
+            raise UserError(f"{path} holds complex numbers: give an image")
+        if len(kinds) > 1:
+            raise UserError(f"{path} has bands of {' and '.join(kinds)}: choose --bands of one type")
         self.stretch = choose_stretch(stretch, *self.sample())
 
     def sample(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -108,8 +113,9 @@ class Date:
         count = 0
         for places in (squares, *([place] for place in rows)):
             found = [self.levels(*place) for place in places]
-            count += sum(int(has_data(*part).sum()) for part in found)
-            parts += [(levels.reshape(3, 1, -1), valid.reshape(3, 1, -1)) for levels, valid in found]
+            inside = [(levels, valid, has_data(levels, valid)) for levels, valid in found]
+            parts += [(levels[:, None, where], valid[:, None, where]) for levels, valid, where in inside]
+            count += sum(int(where.sum()) for _, _, where in inside)
             if count >= SAMPLE**2:
                 break
         if not count:
@@ -134,7 +140,8 @@ class Date:
             raise UserError(f"{self.path} cannot be read ({error}): fetch or make it again") from error
         levels, valid = (np.concatenate(some, axis=1) for some in zip(*parts, strict=True))
         if self.palette is not None:
-            levels, valid = self.palette[levels[0]].transpose(2, 0, 1), np.repeat(valid, 3, axis=0)
+            colours = self.palette[levels[0]].transpose(2, 0, 1)
+            levels, valid = colours[:3], np.repeat(valid & (colours[3:] > 0), 3, axis=0)
         return levels, valid & np.isfinite(levels) if levels.dtype.kind == "f" else valid
 
     def part(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -151,13 +158,15 @@ def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_
 
 
 def palette(dataset: Any) -> NDArray[np.uint8] | None:
-    """The colours of a raster of one band that has a colour table, (256 or more, 3), else None."""
-    if dataset.count != 1 or dataset.colorinterp[0].name != "palette":
+    """The colours, red, green, blue and alpha, of every level of a raster of one band that has a colour table, else
+    None. Levels that are not in the table are transparent."""
+    kind = dataset.dtypes[0]
+    if dataset.count != 1 or dataset.colorinterp[0].name != "palette" or kind not in ("uint8", "uint16"):
         return None
     table = dataset.colormap(1)
-    colours = np.zeros((max(256, 1 + max(table)), 3), np.uint8)
+    colours = np.zeros((max(1 + np.iinfo(kind).max, 1 + max(table)), 4), np.uint8)
     for level, colour in table.items():
-        colours[level] = colour[:3]
+        colours[level] = colour
     return colours
 
 
@@ -235,19 +244,16 @@ class RasterPair:
 
 
 def open_raster(path: Path) -> Any:
-    """Open a file with rasterio. Raises UserError where it is no raster, several, or one of complex numbers."""
+    """Open a file with rasterio. Raises UserError where it is no raster, or several."""
     rasterio = geo("rasterio")
+    for remark in (rasterio.errors.NotGeoreferencedWarning, rasterio.errors.NodataShadowWarning):
+        warnings.simplefilter("ignore", remark)  # said where it matters
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # said where it matters
-            dataset = rasterio.open(path)
+        dataset = rasterio.open(path)
     except gdal_errors() as error:
         raise UserError(f"{path} is no raster that can be read ({error}): check the path and the file") from error
     if not dataset.count:
         raise UserError(f"{path} holds {len(dataset.subdatasets)} rasters: save the one to use as a GeoTIFF")
-    if "complex" in dataset.dtypes[0]:
-        dataset.close()
-        raise UserError(f"{path} holds complex numbers: give an image")
     return dataset
 
 
@@ -288,6 +294,7 @@ def overlap(first: Any, second: Any, before: Path, after: Path) -> Any:
         min(side, int(np.ceil(np.max(v) - SAME))) if v.size else 0
         for side, v in ((first.width, columns), (first.height, rows))
     )
+    left, top, right, bottom = widened(first, second, (left, top, right, bottom))
     if right <= left or bottom <= top:
         places = [
             f"{path} covers {', '.join(f'{bound:.8g}' for bound in dataset.bounds)} in {dataset.crs}"
@@ -295,6 +302,36 @@ def overlap(first: Any, second: Any, before: Path, after: Path) -> Any:
         ]
         raise UserError(f"the rasters do not overlap: {'; '.join(places)} (left, bottom, right, top)")
     return windows.Window(left, top, right - left, bottom - top)
+
+
+def widened(first: Any, second: Any, inside: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """A window of `first` (left, top, right, bottom), widened to ground further in that the edges of `second` do not
+    tell of, where it holds a pole or reaches across the date line: to the points of a coarse grid that lie in `second`,
+    and one step around them."""
+    sides = first.width, first.height
+    steps = [max(1, side / EDGE) for side in sides]
+    grid = np.meshgrid(*(np.arange(0.5, side, step) for side, step in zip(sides, steps, strict=True)))
+    columns, rows = (axis.ravel() for axis in grid)
+    x, y = placed(first.transform, columns, rows)
+    try:
+        xs, ys = (np.asarray(v) for v in geo("rasterio.warp").transform(first.crs, second.crs, x.tolist(), y.tolist()))
+    except gdal_errors():
+        return inside
+    there = np.isfinite(xs) & np.isfinite(ys)
+    columns, rows = columns[there], rows[there]
+    across, down = placed(~second.transform, xs[there], ys[there])
+    held = (across > 0) & (across < second.width) & (down > 0) & (down < second.height)
+    left, top, right, bottom = inside
+    held &= (columns < left) | (columns > right) | (rows < top) | (rows > bottom)
+    if not held.any():
+        return inside
+    lows = [int(max(0, v[held].min() - step)) for v, step in zip((columns, rows), steps, strict=True)]
+    highs = [
+        int(min(side, v[held].max() + step + 1)) for v, side, step in zip((columns, rows), sides, steps, strict=True)
+    ]
+    if right <= left or bottom <= top:
+        return lows[0], lows[1], highs[0], highs[1]
+    return min(left, lows[0]), min(top, lows[1]), max(right, highs[0]), max(bottom, highs[1])
 
 
 def whole_shift(first: Any, second: Any) -> tuple[int, int] | None:

@@ -164,6 +164,8 @@ def predict_rasters(
                 values.unlink()
             changes = number_changes(mask, probability, numbers)
             metadata["pixels"] = {"data": data, "changed": int(changes.pixels.sum())}
+            if not data:
+                log.warning("%s and %s hold data nowhere at the same place: nothing is compared", before, after)
             if settings.vectors != "none" and on_earth(pair.crs):
                 frame = change_polygons(numbers, mask, changes, HIGHEST, settings.min_area, settings.simplify)
                 write_vectors(frame, folder, settings.vectors)
@@ -314,7 +316,9 @@ def write_pictures(cases: Sequence[ImageCase], folder: Path, metadata: dict[str,
     """preview.png, of the first case, and report.html."""
     first = cases[0]
     save_png(panel(first.before, first.after, first.changed, None), folder / "preview.png")
-    rows = [{"image": case.name, "predicted_share": float(case.changed.mean())} for case in cases]
+    shares = [float(case.changed.mean()) for case in cases]
+    shares[0] = metadata["pixels"]["changed"] / (metadata["height"] * metadata["width"])  # small, changes look larger
+    rows = [{"image": case.name, "predicted_share": share} for case, share in zip(cases, shares, strict=True)]
     protocol = {name: metadata[name] for name in ("threshold", "tile", "overlap", "precision")}
     title = f"Change from {Path(metadata['before']).stem} to {Path(metadata['after']).stem}"
     summary = f"{metadata['width']} x {metadata['height']} pixels, {metadata['pixels']['changed']} of them changed"

@@ -62,6 +62,23 @@ def test_onnx(tmp_path: Path) -> None:
 
 
 @exports
+def test_onnx_from_a_small_pair(tmp_path: Path) -> None:
+    """Sizes stay open, whatever the size of the pair for the comparison."""
+    paths = [str(tmp_path / f"{date}.png") for date in ("before", "after")]
+    pair = draw_pair(np.random.default_rng(9), 64, 64)[:2]
+    for path, image in zip(paths, pair, strict=True):
+        PIL.Image.fromarray(image[:32, :32]).save(path)
+    out = tmp_path / "network.onnx"
+    assert main([str(CHECKPOINT), "-o", str(out), "--pair", *paths]) == 0
+    before, after = (image.transpose(2, 0, 1)[None, :, :61, :43] for image in pair)
+    found = run(out, before=before, after=after)[0, 0]
+    assert (
+        np.abs(found - ChangeDetector(CHECKPOINT, device="cpu").predict(pair[0][:61, :43], pair[1][:61, :43])).max()
+        <= 1e-4
+    )
+
+
+@exports
 def test_deepness(tmp_path: Path) -> None:
     """Its metadata, read back, and its one stacked input; in half precision."""
     out = tmp_path / "plugin.onnx"

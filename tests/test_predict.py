@@ -176,6 +176,8 @@ def test_folders_of_images(tmp_path: Path) -> None:
         assert mask.shape == probability.shape == (70, 90)
         assert ((mask == 255) == (probability >= 128)).mean() > 0.999
         assert json.loads((folder / "metadata.json").read_text())["pixels"]["changed"] == (mask == 255).sum()
+    (tmp_path / "B" / "._1.png").write_bytes(b"of another system")
+    assert len(find_jobs(tmp_path / "A", tmp_path / "B", tmp_path / "out")) == 2
     (tmp_path / "B" / "1.png").rename(tmp_path / "B" / "0.jpg")
     with pytest.raises(UserError, match=r"0.jpg and 0.png: keep one"):
         find_jobs(tmp_path / "A", tmp_path / "B", tmp_path / "out")
@@ -186,12 +188,16 @@ def test_folders_of_images(tmp_path: Path) -> None:
 
 def test_text_files_of_pairs(tmp_path: Path) -> None:
     """As spreadsheets write them, too."""
-    (tmp_path / "pairs.csv").write_text("a.tif,b.tif,one\n\nc.tif,d.tif\n", encoding="utf-8-sig")
+    (tmp_path / "pairs.csv").write_text("a.tif,b.tif,one\n\nc.tif,d.tif,\n", encoding="utf-8-sig")
     (tmp_path / "pairs.txt").write_text("a, b.tif\tc.tif\td e\n")
     found = {(j.before.name, j.after.name, j.folder.name) for j in find_jobs(tmp_path / "pairs.csv", None, tmp_path)}
     assert found == {("a.tif", "b.tif", "one"), ("c.tif", "d.tif", "c")}
     (job,) = find_jobs(tmp_path / "pairs.txt", None, tmp_path)
     assert (job.before.name, job.folder.name) == ("a, b.tif", "d e")
+    for line in ("a.tif\tb.tif\t..\n", "a\0.tif\tb.tif\n", ".tif\tb.tif\t\n"):
+        (tmp_path / "pairs.txt").write_text(line)
+        with pytest.raises(UserError, match=r"line 1: .* is no name of a folder"):
+            find_jobs(tmp_path / "pairs.txt", None, tmp_path)
 
 
 def test_images_of_other_kinds(tmp_path: Path) -> None:
@@ -210,6 +216,18 @@ def test_images_of_other_kinds(tmp_path: Path) -> None:
     PIL.Image.fromarray(np.full((70, 90), 3000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UserError, match=r"deep.png has 16 bits: .*--stretch"):
         main(arguments(tmp_path / "before.png", tmp_path / "deep.png", "-o", tmp_path / "deep"))
+
+
+def test_the_share_that_a_report_gives(tmp_path: Path) -> None:
+    """That of the scene, not of its small picture, in which no change is too small to be seen."""
+    first, second = np.full((3, 1500, 1500), 100, np.uint8), np.full((3, 1500, 1500), 100, np.uint8)
+    second[:, ::5, ::5] = 255
+    paths = write_raster(tmp_path / "1.tif", first), write_raster(tmp_path / "2.tif", second)
+    (tmp_path / "out").mkdir()
+    settings = Settings(0.5, 512, 0, vectors="none")
+    found = predict_rasters(*paths, tmp_path / "out", pixelwise, settings, ABOUT, shown=False)
+    assert found["pixels"] == {"data": 1500**2, "changed": 300**2}
+    assert '"predicted_share":0.04' in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_black_is_a_colour(tmp_path: Path) -> None:
@@ -243,6 +261,18 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot make the folder"):
         main(arguments(*pair, "-o", pair[0] / "below"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    (out / "changes.gpkg-wal").touch()
+    assert main(arguments(*pair, "-o", out, "--overwrite")) == 0
+    (out / "map.qgz").touch()
+    with pytest.raises(UserError, match=r"out holds more than a result of this program: map.qgz"):
+        main(arguments(*pair, "-o", out, "--overwrite"))
+    assert (out / "map.qgz").exists() and not (out / "changes.gpkg-wal").exists()
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(UserError, match=r"link is there already"):
+        main(arguments(*pair, "-o", tmp_path / "link"))
+    (out / "map.qgz").unlink()
+    assert main(arguments(*pair, "-o", tmp_path / "link", "--overwrite")) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link", "out"]
 
 
 def test_folders_that_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,12 +281,16 @@ def test_folders_that_are_not_replaced(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "in" / "metadata.json").write_text("{}")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metadata.json").write_text('{"stac_version": "1.0"}')
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     before = sorted(tmp_path.rglob("*"))
     for out, said in (
         (tmp_path / "in", "holds .*before.tif"),
         (tmp_path / "mine", "no result of this program"),
+        (tmp_path / "other", "no result of this program"),
+        (Path("/"), "choose a folder of its own|holds"),
         (pair[0], "holds .*before.tif|no result of this program"),
         (Path(), "choose a folder of its own"),
     ):

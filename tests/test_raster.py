@@ -33,6 +33,20 @@ def write_raster(
     return path
 
 
+def write_vrt(path: Path, bands: list[tuple[str, Path, str]]) -> Path:
+    """Bands of a type each, the first ones of rasters of 20 x 30 on GRID, with further content each."""
+    sources = (
+        f'<VRTRasterBand dataType="{kind}" band="{i}">{extra}<SimpleSource><SourceFilename>{source}</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for i, (kind, source, extra) in enumerate(bands, start=1)
+    )
+    path.write_text(
+        f'<VRTDataset rasterXSize="30" rasterYSize="20"><SRS>EPSG:32633</SRS><GeoTransform>{EAST}, 2, 0, {NORTH}, 0, -2'
+        f"</GeoTransform>{''.join(sources)}</VRTDataset>"
+    )
+    return path
+
+
 def noise(height: int, width: int, bands: int = 3, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(1, 256, (bands, height, width), dtype=np.uint8)
 
@@ -224,12 +238,38 @@ def test_palette_and_bands(tmp_path: Path) -> None:
     warped = write_raster(tmp_path / "3.tif", noise(40, 60), transform=from_origin(EAST, NORTH, 1.5, 1.5))
     _, after, data = read(RasterPair(warped, path))
     assert {*map(tuple, after[:, data].T.tolist())} == {(9, 8, 7), (1, 2, 3), (50, 60, 70)}
+    wide = write_raster(tmp_path / "wide.tif", levels.astype(np.uint16) * 700)
+    table = "".join(f'<Entry c1="{9 + i}" c2="8" c3="7" c4="{255 * (i != 1)}"/>' for i in range(3))
+    for name, kind, held in (("1.vrt", "Byte", levels[0] != 1), ("wide.vrt", "UInt16", levels[0] == 0)):
+        extra = f"<ColorInterp>Palette</ColorInterp><ColorTable>{table}</ColorTable>"
+        source = write_vrt(tmp_path / name, [(kind, wide if kind == "UInt16" else path, extra)])
+        before, _, data = read(RasterPair(source, path))  # transparent, or no level of the table
+        assert np.array_equal(data, held) and (before[:, levels[0] == 0].T == (9, 8, 7)).all()
     radar = write_raster(tmp_path / "4.tif", noise(20, 30, 2))
     with pytest.raises(UserError, match=r"4.tif has 2 bands, not 3: choose --bands from 1 to 2"):
         RasterPair(warped, radar)
     other = tmp_path / "2.tif"
     swapped, _, _ = read(RasterPair(other, other, bands=(5, 1, 1)))
     assert np.array_equal(swapped, many[[4, 0, 0]])
+
+
+def test_a_pole_and_the_date_line(tmp_path: Path) -> None:
+    """Ground that the second raster's edges do not tell of: it lies further in, or beyond 180 degrees."""
+    north = write_raster(tmp_path / "n.tif", noise(60, 720), WORLD, from_origin(-180, 90, 0.5, 0.5))
+    polar = write_raster(
+        tmp_path / "p.tif", noise(400, 400), CRS.from_epsg(3413), from_origin(-2e6, 2e6, 10_000, 10_000)
+    )
+    pair = RasterPair(north, polar)
+    assert pair.height > 36 and pair.width == 720  # 90 to below 72 degrees
+    data = read(pair)[2]
+    assert data[:30].mean() > 0.98 and read(RasterPair(polar, north))[2].all()
+    east = write_raster(tmp_path / "e.tif", noise(40, 80), WORLD, from_origin(178, 2, 0.05, 0.05))
+    zone = CRS.from_epsg(32660)
+    (left,), (bottom,) = transform_points(WORLD, zone, [179.0], [0.5])
+    across = write_raster(tmp_path / "a.tif", noise(50, 250), zone, from_origin(left, bottom + 50_000, 1000, 1000))
+    pair = RasterPair(east, across)
+    data = read(pair)[2]
+    assert data.sum() * (0.05 * 111_000) ** 2 == pytest.approx(250_000 * 50_000, rel=0.05)
 
 
 def test_aligned_by_decree(tmp_path: Path) -> None:
@@ -268,6 +308,11 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             RasterPair(good, path)
+    parts = [write_raster(tmp_path / f"{n}.tif", noise(20, 30, 1).astype(n)) for n in ("uint8", "uint16")]
+    write_vrt(tmp_path / "mixed.vrt", [("Byte", parts[0], ""), ("Byte", parts[0], ""), ("UInt16", parts[1], "")])
+    with pytest.raises(UserError, match=r"mixed.vrt has bands of uint16 and uint8: choose --bands of one type"):
+        RasterPair(good, tmp_path / "mixed.vrt")
+    assert read(RasterPair(good, tmp_path / "mixed.vrt", bands=(1, 2, 1)))[2].all()
     nowhere = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
     with pytest.raises(UserError, match=r"site.tif .* cannot be brought to EPSG:32633 of .*good.tif"):
         RasterPair(good, write_raster(tmp_path / "site.tif", noise(20, 30), nowhere))

@@ -4,6 +4,7 @@
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 dataset="${1:?levir, dsifn or s2looking}"
+. "$here/in_front.sh"
 export save_path="${save_path:-$here/../results/$dataset/train}"
 each() {  # name, script, epochs, further arguments
   go_on=(); [ ! -f "$save_path/$1.state.pth" ] || go_on=(--continue_run "$save_path")
