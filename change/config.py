@@ -39,12 +39,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.999,
         "keep": "last",
         "symmetries": True,
-        "swap": True,
         "scale": "0.8 1.25",
         "color_setting": "0.3 0.3 0.3 0.05",
         "dice": 1.0,
         "prior": True,
-        "pseudo": 0.5,
     },
 }
 

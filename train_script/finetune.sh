@@ -7,7 +7,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"; names() { if [ -d "$data/t
 [ -n "${data:-}" ] || { echo "error: which pairs? data=FOLDER bash finetune.sh" >&2; exit 2; }
 . "$here/in_front.sh"
 root="$data" best_name=best; : "${save_path:=$here/../results/finetuned/$(basename "$(cd "$data" 2>/dev/null && pwd || echo "$data")")}"
-: "${checkpoint_path:=$here/../checkpoints/buildings_r18.pth}" "${recipe:=scratch}" "${lr:=2e-4}" "${pseudo:=0}" "${scale:=0.75 1.5}"
+: "${checkpoint_path:=$here/../checkpoints/buildings_r18.pth}" "${recipe:=scratch}" "${lr:=2e-4}" "${swap:=True}" "${scale:=0.75 1.5}"
 : "${trainsize:=0}" "${cropsize:=256}" "${val_batchsize:=1}" "${resume:=True}" "${cross:=True}" "${refine:=True}"
 [ "${nproc:-1}" != 1 ] || : "${train_batchsize:=4}"
 if [ -f "$save_path/best.state.pth" ]; then set -- "$@" --continue_run "$save_path"
