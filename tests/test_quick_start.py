@@ -19,7 +19,7 @@ from tests.test_synthetic import otsu_f1
 
 SAMPLES = REPOSITORY / "test_samples"
 SCENE_PASSES = ["base", "refine", "refine+cross"]
-CHECKPOINT, SCENES = (REPOSITORY / "checkpoints" / f"{name}_r18.pth" for name in ("buildings", "prx_change"))
+CHECKPOINT, LAND, SCENES = (REPOSITORY / "checkpoints" / f"{n}_r18.pth" for n in ("buildings", "land", "prx_change"))
 
 
 def test_quick_start(tmp_path: Path) -> None:
@@ -57,7 +57,11 @@ def test_quick_start_on_pairs_without_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "passes"),
-    [(SCENES, SCENE_PASSES), (CHECKPOINT, [*SCENE_PASSES, "refine+cross"])],
+    [
+        (SCENES, SCENE_PASSES),
+        (CHECKPOINT, [*SCENE_PASSES, "refine+cross"]),
+        (LAND, [*SCENE_PASSES, "refine+cross", "refine+cross"]),
+    ],
 )
 def test_checkpoints_know_what_they_have_seen(path: Path, passes: list[str]) -> None:
     """Which passes, none of them on the test samples; small enough to come along, without paths of another machine."""
