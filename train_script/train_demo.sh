@@ -3,8 +3,7 @@
 # 1.pth, 2.pth, best.pth in results/demo/train, and packed.pth: how checkpoints/prx_change_r18.pth was made.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-repo="$(cd "$here/.." && pwd)"
-. "$here/in_front.sh"
+repo="$(cd "$here/.." && pwd)"; . "$here/in_front.sh"
 [ -n "${python:-}" ] || python="$(cd "$repo" && python3 -m change.environment requirements.txt)"
 export python PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
 export root="${root:-$repo/data/synthetic}" save_path="${save_path:-$repo/results/demo/train}"
