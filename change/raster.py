@@ -154,7 +154,8 @@ class Date:
 def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Where a pixel is one, of levels (3, h, W) and which of them are any: nodata of integers may be a level of one
     band, such as a red of 0; that of floats is no colour."""
-    return np.all(valid, 0) if levels.dtype.kind == "f" else np.any(valid, 0)
+    found = np.all if levels.dtype.kind == "f" else np.any
+    return np.asarray(found(valid, 0), np.bool_)
 
 
 def palette(dataset: Any) -> NDArray[np.uint8] | None:
