@@ -74,16 +74,16 @@ def number_changes(mask: Path, probability: Path, out: Path) -> Changes:
             known, last = known + found - 1, own[-1]
         final = joined(known + 1, np.concatenate(touching))
         for _, window in strips(masks) if (final != np.arange(known + 1)).any() else ():
-            numbers.write(final[numbers.read(1, window=window)], 1, window=window)
+            numbers.write(np.take(final, numbers.read(1, window=window)), 1, window=window)
     pixels, total, highest, rows, columns = np.concatenate(parts, axis=1)
     return Changes(pixels, total, highest, rows, columns).merged(final.astype(np.int64))
 
 
 def measured(numbers: NDArray[np.int32], levels: NDArray[np.uint8], row: int, known: int, count: int) -> Numbers:
     """Pixels, sum and maximum of the levels, sums of rows and columns (5, count) of the numbers after `known`."""
-    at = np.nonzero(numbers)
-    own, values = numbers[at].astype(np.int64) - known - 1, levels[at].astype(np.int64)
-    weights = (None, values, at[0] + row, at[1])
+    at = np.flatnonzero(numbers > 0)
+    own, values = numbers.ravel()[at].astype(np.int64) - known - 1, levels.ravel()[at].astype(np.int64)
+    weights = (None, values, at // numbers.shape[1] + row, at % numbers.shape[1])
     pixels, total, rows, columns = (np.bincount(own, weights=w, minlength=count).astype(np.int64) for w in weights)
     highest = np.zeros(count, np.int64)
     np.maximum.at(highest, own, values)

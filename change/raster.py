@@ -96,11 +96,13 @@ class Date:
             raise UserError(f"{path} holds complex numbers: give an image")
         if len(kinds) > 1:
             raise UserError(f"{path} has bands of {' and '.join(kinds)}: choose --bands of one type")
-        self.stretch = choose_stretch(stretch, *self.sample())
+        as_it_is = stretch == "none" or (stretch == "auto" and kinds == ["uint8"])
+        self.stretch = choose_stretch(stretch, *self.sample(1 if as_it_is else SAMPLE**2))
 
-    def sample(self) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def sample(self, enough: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """As `levels`, of squares spread evenly, since all of a warped raster takes as long at any scale; where these
-        hit little data by chance, of rows from the top too, as far as it takes. Raises UserError without any."""
+        hit less data than `enough` by chance, of rows from the top too, as far as it takes. Raises UserError without
+        any."""
         sides = int(self.window.height), int(self.window.width)
         height, width = small = tuple(min(SAMPLE, side) for side in sides)
         tops, lefts = (
@@ -111,12 +113,13 @@ class Date:
         rows = [(top, 0, min(SAMPLE, sides[0] - top), sides[1]) for top in range(0, sides[0], SAMPLE)]
         parts: list[tuple[NDArray[Any], NDArray[np.bool_]]] = []
         count = 0
-        for places in (squares, *([place] for place in rows)):
+        groups = [squares] if enough > 1 else [[square] for square in squares]
+        for places in (*groups, *([place] for place in rows)):
             found = [self.levels(*place) for place in places]
             inside = [(levels, valid, has_data(levels, valid)) for levels, valid in found]
             parts += [(levels[:, None, where], valid[:, None, where]) for levels, valid, where in inside]
             count += sum(int(where.sum()) for _, _, where in inside)
-            if count >= SAMPLE**2:
+            if count >= enough:
                 break
         if not count:
             raise UserError(f"{self.path} holds no data where both rasters lie: all is nodata or masked")

@@ -135,8 +135,10 @@ def predicted_rows(
     sizes = rows.pair.height, settings.tile, settings.overlap, settings.batch
     for part in bands(rows, predict, *sizes):
         probability, data = part[0, 0].numpy(), rows.data[: part.shape[2]]
-        levels = np.where(data, (probability * HIGHEST + 0.5).astype(np.uint8), NO_DATA)
-        yield levels, np.where(data, probability > settings.threshold, NO_DATA).astype(np.uint8)
+        parts = (probability * HIGHEST + 0.5).astype(np.uint8), (probability > settings.threshold).astype(np.uint8)
+        for values in parts:
+            values[~data] = NO_DATA
+        yield parts
 
 
 # --- the files of a scene ------------------------------------------------------------------------------------------
@@ -152,28 +154,23 @@ def predict_rasters(
     """
     began = time.perf_counter()
     how, network = (settings.bands, settings.stretch, settings.assume_aligned), WhereThereIsData(predict)
-    probability, mask, numbers = folder / "probability.tif", folder / "mask.tif", folder / ".numbers.tif"
     with contextlib.closing(RasterPair(before, after, *how)) as pair:
         metadata = described(before, after, pair, settings) | about
         rows = Rows(pair, settings.tile, settings.overlap)
         try:
-            raw, data = write_rows(pair, predicted_rows(rows, network, settings), folder, before.stem, shown)
+            raw, data = write_rows(pair, predicted_rows(rows, network, settings), folder, metadata, shown)
             predicted = time.perf_counter()
-            for values, out in zip(raw, (probability, mask), strict=True):
-                optimised(values, out, metadata)
-                values.unlink()
-            changes = number_changes(mask, probability, numbers)
-            metadata["pixels"] = {"data": data, "changed": int(changes.pixels.sum())}
             if not data:
                 log.warning("%s and %s hold data nowhere at the same place: nothing is compared", before, after)
-            if settings.vectors != "none" and on_earth(pair.crs):
-                frame = change_polygons(numbers, mask, changes, HIGHEST, settings.min_area, settings.simplify)
-                write_vectors(frame, folder, settings.vectors)
-                metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
-            elif settings.vectors != "none":
-                log.warning("%s does not say where on earth it lies (%s): no polygons are written", before, pair.crs)
-            numbers.unlink()
-            write_pictures(scene_cases(rows, mask, changes), folder, metadata)
+            with ThreadPoolExecutor(len(raw)) as aside:
+                files = [aside.submit(optimised, path, folder / path.name[1:]) for path in raw]
+                changes = write_changes(*raw, folder, settings, metadata)
+                for done in files:
+                    done.result()
+            for path in raw:
+                path.unlink()
+            metadata["pixels"] = {"data": data, "changed": int(changes.pixels.sum())}
+            write_pictures(scene_cases(rows, folder / "mask.tif", changes), folder, metadata)
         except gdal_errors() as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -203,9 +200,14 @@ def described(before: Path, after: Path, pair: RasterPair, settings: Settings) -
 
 
 def write_rows(
-    pair: RasterPair, rows: Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]], folder: Path, name: str, shown: bool
+    pair: RasterPair,
+    rows: Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    folder: Path,
+    metadata: dict[str, Any],
+    shown: bool,
 ) -> tuple[tuple[Path, Path], int]:
-    """Write rows as they come, in a thread, into two plain GeoTIFFs; return these, and how many pixels are data."""
+    """Write rows as they come, in a thread, into two plain GeoTIFFs tagged with `metadata`; return these, and how many
+    pixels are data."""
     rasterio = geo("rasterio")
     windows = geo("rasterio.windows")
     paths = folder / ".probability.tif", folder / ".mask.tif"
@@ -224,9 +226,11 @@ def write_rows(
         rasterio.open(paths[0], "w", **profile) as probability,
         rasterio.open(paths[1], "w", **profile) as mask,
         ThreadPoolExecutor(1) as writer,
-        tqdm(total=pair.height, desc=name, unit="row", leave=False, disable=not shown) as bar,
+        tqdm(total=pair.height, desc=Path(metadata["before"]).stem, unit="row", leave=False, disable=not shown) as bar,
     ):
         probability.scales = (1 / HIGHEST,)
+        for dataset in (probability, mask):
+            dataset.update_tags(PRX_CHANGE=json.dumps(metadata))
         writing: Future[None] | None = None
         row = data = 0
         for parts in rows:
@@ -247,20 +251,32 @@ def write_rows(
     return paths, data
 
 
-def optimised(values: Path, out: Path, metadata: dict[str, Any]) -> None:
+def optimised(values: Path, out: Path) -> None:
     """A GeoTIFF as a cloud-optimised one, with tiles and overviews."""
-    rasterio, copy = geo("rasterio"), geo("rasterio.shutil").copy
-    with rasterio.open(values, "r+") as dataset:
-        dataset.update_tags(PRX_CHANGE=json.dumps(metadata))
-    copy(
+    geo("rasterio.shutil").copy(
         values,
         out,
         driver="COG",
         COMPRESS="DEFLATE",
         OVERVIEW_RESAMPLING="MODE" if out.stem == "mask" else "AVERAGE",
         BIGTIFF="IF_SAFER",
-        NUM_THREADS="ALL_CPUS",
     )
+
+
+def write_changes(probability: Path, mask: Path, folder: Path, settings: Settings, metadata: dict[str, Any]) -> Changes:
+    """Write the polygons of a mask, and into `metadata` how many there are; return its connected changes."""
+    numbers = folder / ".numbers.tif"
+    changes = number_changes(mask, probability, numbers)
+    with geo("rasterio").open(mask) as dataset:
+        crs = dataset.crs
+    if settings.vectors != "none" and on_earth(crs):
+        frame = change_polygons(numbers, mask, changes, HIGHEST, settings.min_area, settings.simplify)
+        write_vectors(frame, folder, settings.vectors)
+        metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+    elif settings.vectors != "none":
+        log.warning("%s does not say where on earth it lies (%s): no polygons", metadata["before"], crs)
+    numbers.unlink()
+    return changes
 
 
 def write_vectors(frame: Any, folder: Path, kind: str) -> None:

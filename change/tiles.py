@@ -79,27 +79,29 @@ def bands(
     image's border. Where windows agree the result is their very value: sums are exact, in float64.
     """
     starts = weighted_starts(height, window, overlap)
-    total = weights = torch.empty(0)
+    total = along = across = torch.empty(0)  # the sum, and the sums of weights down it and across it
+    columns: list[tuple[int, Tensor]] = []
     for index, ((top, down), (before, after)) in enumerate(zip(starts, rows, strict=True)):
         many, (tall, width) = len(before), before.shape[-2:]
         wide = min(window, width)
         if index == 0:
             total = torch.zeros(many, 1, tall, width, dtype=torch.float64)
-            weights = torch.zeros(tall, width, dtype=torch.float64)
-        columns = weighted_starts(width, window, overlap)
+            along, across = torch.zeros(tall, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+            columns = weighted_starts(width, window, overlap)
+            for c, weight in columns:
+                across[c : c + wide] += weight
         for first in range(0, len(columns), batch):
             some = columns[first : first + batch]
             cut = [torch.cat([images[..., c : c + wide] for c, _ in some]) for images in (before, after)]
             parts = predict(cut[0], cut[1]).cpu().double().view(len(some), many, 1, tall, wide)
-            for (c, across), part in zip(some, parts, strict=True):
-                weight = down[:, None] * across
-                total[..., c : c + wide] += weight * part
-                weights[:, c : c + wide] += weight
+            for (c, weight), part in zip(some, parts, strict=True):
+                total[..., c : c + wide] += down[:, None] * weight * part
+        along += down
         done = starts[index + 1][0] - top if index + 1 < len(starts) else tall
-        yield (total[..., :done, :] / weights[:done]).float()
-        for sums in (total, weights):
-            sums[..., : tall - done, :] = sums[..., done:, :].clone()
-            sums[..., tall - done :, :] = 0
+        yield (total[..., :done, :] / (along[:done, None] * across)).float()
+        for sums in (total.movedim(-2, 0), along):
+            sums[: tall - done] = sums[done:].clone()
+            sums[tall - done :] = 0
 
 
 def weighted_starts(length: int, window: int, overlap: int) -> list[tuple[int, Tensor]]:
