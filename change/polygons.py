@@ -7,7 +7,6 @@ raster's coordinate reference system. Rasters are uint8 (H, W): masks, 1 where c
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,31 +51,42 @@ def strips(dataset: Any) -> Iterator[tuple[int, Any]]:
         yield row, windows.Window(0, row, dataset.width, min(ROWS, dataset.height - row))
 
 
-def number_changes(mask: Path, probability: Path, out: Path) -> Changes:
-    """Write the connected changes' numbers as a raster, int32 (H, W), to `out`; return what is measured of them."""
-    rasterio = geo("rasterio")
-    parts = [np.zeros((5, 1), np.int64)]
-    touching: list[NDArray[np.int32]] = [np.zeros((0, 2), np.int32)]
-    with ExitStack() as stack:
-        masks, levels = (stack.enter_context(rasterio.open(path)) for path in (mask, probability))
+class Numbering:
+    """Numbers the connected changes of a mask that comes a few rows at a time, in a raster, int32 (H, W)."""
+
+    def __init__(self, path: Path, place: dict[str, Any]) -> None:
+        """`path`: of the raster; `place`: its height, width, crs and transform."""
         profile = {"driver": "GTiff", "dtype": "int32", "count": 1, "BIGTIFF": "IF_SAFER"}
-        place = {name: masks.profile[name] for name in ("height", "width", "crs", "transform")}
-        numbers = stack.enter_context(rasterio.open(out, "w+", **profile, **place))
-        known, last = 0, np.zeros(masks.width, np.int32)
-        for row, window in strips(masks):
-            changed = np.asarray(masks.read(1, window=window) == 1, np.uint8)
-            found, components = cv2.connectedComponents(changed, connectivity=8)
-            own = np.asarray(components, np.int32)
-            own[own > 0] += known
-            numbers.write(own, 1, window=window)
-            parts.append(measured(own, levels.read(1, window=window), row, known, found - 1))
-            touching += [pairs(last, own[0]), pairs(last[1:], own[0, :-1]), pairs(last[:-1], own[0, 1:])]
-            known, last = known + found - 1, own[-1]
-        final = joined(known + 1, np.concatenate(touching))
-        for _, window in strips(masks) if (final != np.arange(known + 1)).any() else ():
-            numbers.write(np.take(final, numbers.read(1, window=window)), 1, window=window)
-    pixels, total, highest, rows, columns = np.concatenate(parts, axis=1)
-    return Changes(pixels, total, highest, rows, columns).merged(final.astype(np.int64))
+        self.path, self.raster = path, geo("rasterio").open(path, "w+", **profile, **place)
+        self.row = self.known = 0
+        self.last = np.zeros(self.raster.width, np.int32)
+        self.parts = [np.zeros((5, 1), np.int64)]
+        self.touching: list[NDArray[np.int32]] = []
+
+    def add(self, mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> None:
+        """The next rows (h, W) of the mask and of the probabilities."""
+        found, components = cv2.connectedComponents(np.asarray(mask == 1, np.uint8), connectivity=8)
+        own = np.asarray(components, np.int32)
+        own[own > 0] += self.known
+        window = geo("rasterio.windows").Window(0, self.row, self.raster.width, len(own))
+        self.raster.write(own, 1, window=window)
+        self.parts.append(measured(own, levels, self.row, self.known, found - 1))
+        last = self.last
+        self.touching += [pairs(last, own[0]), pairs(last[1:], own[0, :-1]), pairs(last[:-1], own[0, 1:])]
+        self.row, self.known, self.last = self.row + len(own), self.known + found - 1, own[-1].copy()
+
+    def finished(self) -> Changes:
+        """After the last rows: what is measured of the changes, whose numbers are in the raster now; it is closed."""
+        final = joined(self.known + 1, np.concatenate(self.touching))
+        for _, window in strips(self.raster) if (final != np.arange(self.known + 1)).any() else ():
+            self.raster.write(np.take(final, self.raster.read(1, window=window)), 1, window=window)
+        self.close()
+        pixels, total, highest, rows, columns = np.concatenate(self.parts, axis=1)
+        return Changes(pixels, total, highest, rows, columns).merged(final.astype(np.int64))
+
+    def close(self) -> None:
+        """Close the raster."""
+        self.raster.close()
 
 
 def measured(numbers: NDArray[np.int32], levels: NDArray[np.uint8], row: int, known: int, count: int) -> Numbers:
@@ -115,7 +125,8 @@ def joined(count: int, touching: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def change_polygons(numbers: Path, mask: Path, changes: Changes, highest: int, min_area: float, simplify: float) -> Any:
-    """The rasters of `number_changes` -> a GeoDataFrame of area_m2, mean_probability, max_probability, largest first.
+    """The raster of a `Numbering` and the mask -> a GeoDataFrame of area_m2, mean_probability and max_probability, the
+    largest change first.
 
     `highest`: the level that stands for 1; `min_area`: in square metres; `simplify`: by how many pixels an outline may
     move.

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from change.errors import UserError
 from change.files import write_whole
 from change.pictures import panel, save_png
-from change.polygons import Changes, change_polygons, number_changes, on_earth, strips
+from change.polygons import Changes, Numbering, change_polygons, on_earth, strips
 from change.raster import RasterPair, gdal_errors, geo
 from change.report import ImageCase, write_report
 from change.runlog import versions
@@ -89,23 +89,22 @@ class Rows:
             small[inside] = image[0].numpy()[:, (down[inside] - first)[:, None], across].transpose(1, 2, 0)
         return torch.cat((before, torch.from_numpy(data)[None, None].to(torch.uint8)), 1), after
 
+    def following(self, index: int, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """As by `read`, a row of tiles from the one above it and what is new."""
+        start, above = self.starts[index], self.starts[index - 1] if index else 0
+        new = self.read(above + before.shape[2], start + self.tall)
+        kept = before[:, :, start - above :], after[:, :, start - above :]
+        return torch.cat((kept[0], new[0]), 2), torch.cat((kept[1], new[1]), 2)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Before and after as by `read`, a row of tiles after the other; nothing is read twice."""
-        ends = [start + self.tall for start in self.starts]
         with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self.read, 0, ends[0])
-            before = after = torch.empty(0)
-            for index, end in enumerate(ends):
-                new = coming.result()
-                if index + 1 < len(ends):
-                    coming = reader.submit(self.read, end, ends[index + 1])
-                if index == 0:
-                    before, after = new
-                else:
-                    shift = end - ends[index - 1]
-                    before, after = (
-                        torch.cat((i[:, :, shift:], n), 2) for i, n in zip((before, after), new, strict=True)
-                    )
+            none = [torch.empty(1, channels, 0, self.pair.width, dtype=torch.uint8) for channels in (4, 3)]
+            coming = reader.submit(self.following, 0, *none)
+            for following in range(1, len(self.starts) + 1):
+                before, after = coming.result()
+                if following < len(self.starts):
+                    coming = reader.submit(self.following, following, before, after)
                 self.data = before[0, 3].numpy() > 0
                 yield before, after
 
@@ -130,15 +129,21 @@ class WhereThereIsData:
 
 def predicted_rows(
     rows: Rows, predict: Predict, settings: Settings
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Probability and mask, uint8 (rows, W) each, as they are stored, from the top down without a gap."""
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Probability, and where there is data, (h, W) each, from the top down without a gap."""
     sizes = rows.pair.height, settings.tile, settings.overlap, settings.batch
     for part in bands(rows, predict, *sizes):
-        probability, data = part[0, 0].numpy(), rows.data[: part.shape[2]]
-        parts = (probability * HIGHEST + 0.5).astype(np.uint8), (probability > settings.threshold).astype(np.uint8)
-        for values in parts:
-            values[~data] = NO_DATA
-        yield parts
+        yield part[0, 0].numpy(), rows.data[: part.shape[2]]
+
+
+def as_stored(
+    probability: NDArray[np.float32], data: NDArray[np.bool_], threshold: float
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Probability and mask, uint8 (h, W), as they are stored."""
+    parts = (probability * HIGHEST + 0.5).astype(np.uint8), (probability > threshold).astype(np.uint8)
+    for values in parts:
+        values[~data] = NO_DATA
+    return parts
 
 
 # --- the files of a scene ------------------------------------------------------------------------------------------
@@ -157,20 +162,12 @@ def predict_rasters(
     with contextlib.closing(RasterPair(before, after, *how)) as pair:
         metadata = described(before, after, pair, settings) | about
         rows = Rows(pair, settings.tile, settings.overlap)
+        place = {name: getattr(pair, name) for name in ("height", "width", "crs", "transform")}
         try:
-            raw, data = write_rows(pair, predicted_rows(rows, network, settings), folder, metadata, shown)
-            predicted = time.perf_counter()
-            if not data:
-                log.warning("%s and %s hold data nowhere at the same place: nothing is compared", before, after)
-            with ThreadPoolExecutor(len(raw)) as aside:
-                files = [aside.submit(optimised, path, folder / path.name[1:]) for path in raw]
-                changes = write_changes(*raw, folder, settings, metadata)
-                for done in files:
-                    done.result()
-            for path in raw:
-                path.unlink()
-            metadata["pixels"] = {"data": data, "changed": int(changes.pixels.sum())}
-            write_pictures(scene_cases(rows, folder / "mask.tif", changes), folder, metadata)
+            with contextlib.closing(Numbering(folder / ".numbers.tif", place)) as numbering:
+                raw = write_rows(predicted_rows(rows, network, settings), numbering, place, folder, metadata, shown)
+                predicted = time.perf_counter()
+                write_rest(rows, raw, numbering, folder, settings, metadata)
         except gdal_errors() as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -200,55 +197,76 @@ def described(before: Path, after: Path, pair: RasterPair, settings: Settings) -
 
 
 def write_rows(
-    pair: RasterPair,
-    rows: Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    rows: Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]],
+    numbering: Numbering,
+    place: dict[str, Any],
     folder: Path,
     metadata: dict[str, Any],
     shown: bool,
-) -> tuple[tuple[Path, Path], int]:
-    """Write rows as they come, in a thread, into two plain GeoTIFFs tagged with `metadata`; return these, and how many
-    pixels are data."""
-    rasterio = geo("rasterio")
-    windows = geo("rasterio.windows")
+) -> tuple[Path, Path]:
+    """Write rows as they come, in a thread, into two plain GeoTIFFs that carry `metadata`, probability and mask, and
+    number their changes; return these files. What `metadata` gets: pixels, how many hold data."""
+    rasterio, windows = geo("rasterio"), geo("rasterio.windows")
     paths = folder / ".probability.tif", folder / ".mask.tif"
-    profile = {
-        "driver": "GTiff",
-        "dtype": "uint8",
-        "count": 1,
-        "height": pair.height,
-        "width": pair.width,
-        "crs": pair.crs,
-        "transform": pair.transform,
-        "nodata": NO_DATA,
-        "BIGTIFF": "IF_SAFER",
-    }
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "nodata": NO_DATA, "BIGTIFF": "IF_SAFER", **place}
+    name, height, threshold = Path(metadata["before"]).stem, place["height"], metadata["threshold"]
     with (
         rasterio.open(paths[0], "w", **profile) as probability,
         rasterio.open(paths[1], "w", **profile) as mask,
         ThreadPoolExecutor(1) as writer,
-        tqdm(total=pair.height, desc=Path(metadata["before"]).stem, unit="row", leave=False, disable=not shown) as bar,
+        tqdm(total=height, desc=name, unit="row", leave=False, disable=not shown) as bar,
     ):
         probability.scales = (1 / HIGHEST,)
         for dataset in (probability, mask):
             dataset.update_tags(PRX_CHANGE=json.dumps(metadata))
-        writing: Future[None] | None = None
-        row = data = 0
-        for parts in rows:
-            window = windows.Window(0, row, pair.width, len(parts[0]))
 
-            def write(parts: Any = parts, window: Any = window) -> None:
-                for dataset, part in zip((probability, mask), parts, strict=True):
-                    dataset.write(part, 1, window=window)
+        def write(values: NDArray[np.float32], data: NDArray[np.bool_]) -> int:
+            parts = as_stored(values, data, threshold)
+            window = windows.Window(0, numbering.row, place["width"], len(values))
+            for dataset, part in zip((probability, mask), parts, strict=True):
+                dataset.write(part, 1, window=window)
+            numbering.add(parts[1], parts[0])
+            return int(np.count_nonzero(data))
 
-            if writing:
-                writing.result()
-            writing = writer.submit(write)
-            row += len(parts[0])
-            data += int((parts[0] != NO_DATA).sum())
-            bar.update(len(parts[0]))
-        if writing:
-            writing.result()
-    return paths, data
+        written: list[Future[int]] = []
+        for values, data in rows:
+            for done in written[-1:]:
+                done.result()
+            written.append(writer.submit(write, values, data))
+            bar.update(len(values))
+        metadata["pixels"] = {"data": sum(done.result() for done in written)}
+    return paths
+
+
+def write_rest(
+    rows: Rows,
+    raw: tuple[Path, Path],
+    numbering: Numbering,
+    folder: Path,
+    settings: Settings,
+    metadata: dict[str, Any],
+) -> None:
+    """The cloud-optimised files of those by `write_rows`, polygons and pictures, side by side. What `metadata` gets:
+    of the pixels, how many have changed; and of the polygons, their number and area."""
+    crs, source = rows.pair.crs, metadata["before"]
+    if not metadata["pixels"]["data"]:
+        log.warning("%s and %s hold data nowhere at the same place: nothing is compared", source, metadata["after"])
+    with ThreadPoolExecutor(3) as aside:
+        files = [aside.submit(optimised, path, folder / path.name[1:]) for path in raw]
+        changes = numbering.finished()
+        cases = aside.submit(scene_cases, rows, raw[1], changes)
+        metadata["pixels"]["changed"] = int(changes.pixels.sum())
+        if settings.vectors != "none" and on_earth(crs):
+            frame = change_polygons(numbering.path, raw[1], changes, HIGHEST, settings.min_area, settings.simplify)
+            write_vectors(frame, folder, settings.vectors)
+            metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+        elif settings.vectors != "none":
+            log.warning("%s does not say where on earth it lies (%s): no polygons are written", source, crs)
+        write_pictures(cases.result(), folder, metadata)
+        for done in files:
+            done.result()
+    for path in (*raw, numbering.path):
+        path.unlink()
 
 
 def optimised(values: Path, out: Path) -> None:
@@ -261,22 +279,6 @@ def optimised(values: Path, out: Path) -> None:
         OVERVIEW_RESAMPLING="MODE" if out.stem == "mask" else "AVERAGE",
         BIGTIFF="IF_SAFER",
     )
-
-
-def write_changes(probability: Path, mask: Path, folder: Path, settings: Settings, metadata: dict[str, Any]) -> Changes:
-    """Write the polygons of a mask, and into `metadata` how many there are; return its connected changes."""
-    numbers = folder / ".numbers.tif"
-    changes = number_changes(mask, probability, numbers)
-    with geo("rasterio").open(mask) as dataset:
-        crs = dataset.crs
-    if settings.vectors != "none" and on_earth(crs):
-        frame = change_polygons(numbers, mask, changes, HIGHEST, settings.min_area, settings.simplify)
-        write_vectors(frame, folder, settings.vectors)
-        metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
-    elif settings.vectors != "none":
-        log.warning("%s does not say where on earth it lies (%s): no polygons", metadata["before"], crs)
-    numbers.unlink()
-    return changes
 
 
 def write_vectors(frame: Any, folder: Path, kind: str) -> None:

@@ -95,10 +95,10 @@ def bands(
             cut = [torch.cat([images[..., c : c + wide] for c, _ in some]) for images in (before, after)]
             parts = predict(cut[0], cut[1]).cpu().double().view(len(some), many, 1, tall, wide)
             for (c, weight), part in zip(some, parts, strict=True):
-                total[..., c : c + wide] += down[:, None] * weight * part
+                total[..., c : c + wide] += (part * weight).mul_(down[:, None])
         along += down
         done = starts[index + 1][0] - top if index + 1 < len(starts) else tall
-        yield (total[..., :done, :] / (along[:done, None] * across)).float()
+        yield total[..., :done, :].div_(along[:done, None]).div_(across).float()
         for sums in (total.movedim(-2, 0), along):
             sums[: tall - done] = sums[done:].clone()
             sums[tall - done :] = 0

@@ -24,7 +24,7 @@ from shapely import count_coordinates
 from torch import Tensor
 
 from change.errors import UserError
-from change.polygons import change_polygons, number_changes
+from change.polygons import Numbering, change_polygons
 from change.predict import find_jobs, main
 from change.scene import HIGHEST, NO_DATA, Settings, predict_rasters
 from tests.conftest import REPOSITORY, draw_pair, run_verb, verb
@@ -101,12 +101,12 @@ def test_rasters(tmp_path: Path) -> None:
 
 def polygons(folder: Path, changed: NDArray[np.uint8], levels: NDArray[np.uint8], grid: Affine, crs: CRS) -> Any:
     """Of a mask and a probability: a function of the highest level, the least area and by how much to simplify."""
-    mask, probability = (
-        write_raster(folder / f"{name}.tif", array[None], crs, grid, nodata=NO_DATA)
-        for name, array in (("mask", changed), ("probability", levels))
-    )
-    changes = number_changes(mask, probability, folder / "numbers.tif")
-    return functools.partial(change_polygons, folder / "numbers.tif", mask, changes)
+    mask = write_raster(folder / "mask.tif", changed[None], crs, grid, nodata=NO_DATA)
+    height, width = changed.shape
+    numbering = Numbering(folder / "numbers.tif", {"height": height, "width": width, "crs": crs, "transform": grid})
+    for row in range(0, height, 3):
+        numbering.add(changed[row : row + 3], levels[row : row + 3])
+    return functools.partial(change_polygons, numbering.path, mask, numbering.finished())
 
 
 def test_polygons_in_degrees(tmp_path: Path) -> None:
@@ -124,9 +124,8 @@ def test_polygons_in_degrees(tmp_path: Path) -> None:
     assert count_coordinates(simpler.geometry[0]) < count_coordinates(frame.geometry[0])
 
 
-def test_changes_across_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looked at three rows at a time, changes are those of the whole; their outlines are valid, areas add up."""
-    monkeypatch.setattr("change.polygons.ROWS", 3)
+def test_changes_across_strips(tmp_path: Path) -> None:
+    """Numbered three rows at a time, changes are those of the whole; their outlines are valid, areas add up."""
     rng = np.random.default_rng(0)
     changed = (rng.random((31, 40)) < 0.35).astype(np.uint8)
     levels = rng.integers(100, 255, changed.shape).astype(np.uint8)
