@@ -39,6 +39,7 @@ INSTALL = "pip install onnx onnxscript onnxruntime"
 FORMATS = ("onnx", "deepness", "pth")
 PAIR = Path(__file__).resolve().parent.parent / "test_samples"
 OPSET = 18
+SIDES = ("batch", "channels", "height", "width")
 OLDEST = "2.9"  # torch whose exporter leaves sizes open; 2.6 does not, those between were not tried
 # Of probabilities; half precision was measured to change them by up to 0.002.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
@@ -176,6 +177,10 @@ def write_onnx(
         )
     assert program is not None
     model = program.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        for side, name in zip(value.type.tensor_type.shape.dim, SIDES, strict=True):
+            if not side.HasField("dim_value"):
+                side.dim_param = name  # in place of the exporter's own symbols
     onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in settings.items()})
     data = model.SerializeToString()
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])

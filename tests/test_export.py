@@ -51,6 +51,10 @@ def test_onnx(tmp_path: Path) -> None:
         PIL.Image.fromarray(image).save(path)
     assert main([str(CHECKPOINT), "-o", str(out), "--pair", *paths]) == 0
     onnx.checker.check_model(out)
+    graph = onnx.load(out).graph
+    for put, channels in zip((*graph.input, *graph.output), (3, 3, 1), strict=True):
+        sides = [side.dim_param or side.dim_value for side in put.type.tensor_type.shape.dim]
+        assert sides == ["batch", channels, "height", "width"]
     detector = ChangeDetector(CHECKPOINT, device="cpu")
     for batch, height, width in ((1, 64, 96), (3, 75, 33)):
         pairs = [draw_pair(np.random.default_rng(seed), width, height)[:2] for seed in range(batch)]
