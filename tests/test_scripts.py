@@ -347,10 +347,10 @@ def test_ablation(tmp_path: Path) -> None:
 
 
 def test_steps_of_the_recipe(tmp_path: Path) -> None:
-    """Optimizer adds to published, average to that, each other step to average, on every fold."""
+    """Optimizer adds to published, average to that, each other step to average, on every fold; all is the recipe."""
     values = {"root": "data", "out": tmp_path / "steps", "lists": "lists", "folds": "0 2"}
     lines = recorded("train_script/recipe.sh", tmp_path, **values)
-    assert len(lines) == 2 * 9 * 2
+    assert len(lines) == 2 * 10 * 2
     text = [" ".join(words[1:]) for words in lines[::2]]
     for name in ("scale", "color_setting"):  # the recorder's words are split at spaces
         text = [re.sub(rf"(--{name}=\S+(?: [\d.]+)*)", lambda m: m[0].replace(" ", "_"), line) for line in text]
@@ -365,6 +365,7 @@ def test_steps_of_the_recipe(tmp_path: Path) -> None:
     assert all(g["root"] == "data/train" and g["list"] == f"lists/{g['save_path'][-1]}" for g in given)
     steps = {Path(g["save_path"]).name[:-2]: {k: v for k, v in g.items() if k != "save_path"} for g in given[::2]}
     assert steps["published"].items() < steps["optimizer"].items() < steps["average"].items()
+    assert steps.pop("all") == {**steps["published"], "recipe": "scratch"}
     own = {step: g.items() - steps["average"].items() for step, g in steps.items()}
     assert all(len(own[step]) >= 1 for step in list(steps)[3:])
     parts = steps["average"] | dict(item for step in own for item in own[step])
