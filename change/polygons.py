@@ -1,4 +1,4 @@
-"""Connected changes of a scene: numbered, measured, and as polygons; a few rows at a time, from and to files.
+"""Connected changes of a scene: numbered, measured, and as polygons; a few rows at a time, by way of a file.
 
 Pixels that touch by a corner are connected. Areas are geodesic, on the WGS 84 ellipsoid, in square metres, whatever the
 raster's coordinate reference system. Rasters are uint8 (H, W): masks, 1 where changed, and probabilities.
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from change.raster import geo
+from change.raster import check_whole, geo
 
 ROWS = 512  # looked at together
 Numbers = NDArray[np.int64]
@@ -65,22 +65,27 @@ class Numbering:
 
     def add(self, mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> None:
         """The next rows (h, W) of the mask and of the probabilities."""
-        found, components = cv2.connectedComponents(np.asarray(mask == 1, np.uint8), connectivity=8)
-        own = np.asarray(components, np.int32)
-        own[own > 0] += self.known
-        window = geo("rasterio.windows").Window(0, self.row, self.raster.width, len(own))
-        self.raster.write(own, 1, window=window)
-        self.parts.append(measured(own, levels, self.row, self.known, found - 1))
-        last = self.last
-        self.touching += [pairs(last, own[0]), pairs(last[1:], own[0, :-1]), pairs(last[:-1], own[0, 1:])]
-        self.row, self.known, self.last = self.row + len(own), self.known + found - 1, own[-1].copy()
+        for row in range(0, len(mask), ROWS):
+            found, components = cv2.connectedComponents((mask[row : row + ROWS] == 1).view(np.uint8), connectivity=8)
+            own = np.asarray(components, np.int32)
+            own[own > 0] += self.known
+            window = geo("rasterio.windows").Window(0, self.row, self.raster.width, len(own))
+            self.raster.write(own, 1, window=window)
+            self.parts.append(measured(own, levels[row : row + ROWS], self.row, self.known, found - 1))
+            last = self.last
+            self.touching += [pairs(last, own[0]), pairs(last[1:], own[0, :-1]), pairs(last[:-1], own[0, 1:])]
+            self.row, self.known, self.last = self.row + len(own), self.known + found - 1, own[-1].copy()
 
     def finished(self) -> Changes:
-        """After the last rows: what is measured of the changes, whose numbers are in the raster now; it is closed."""
+        """After the last rows: what is measured of the changes, whose numbers are in the raster now; it is closed.
+
+        Raises OSError where the disk is full.
+        """
         final = joined(self.known + 1, np.concatenate(self.touching))
         for _, window in strips(self.raster) if (final != np.arange(self.known + 1)).any() else ():
             self.raster.write(np.take(final, self.raster.read(1, window=window)), 1, window=window)
         self.close()
+        check_whole(self.path, 4 * self.row * len(self.last))
         pixels, total, highest, rows, columns = np.concatenate(self.parts, axis=1)
         return Changes(pixels, total, highest, rows, columns).merged(final.astype(np.int64))
 

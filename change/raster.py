@@ -8,6 +8,7 @@ Shapes: rows h, columns W; images uint8 RGB (1, 3, h, W), data bool (h, W).
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import warnings
@@ -185,8 +186,14 @@ def gdal_errors() -> tuple[type[Exception], ...]:
     return geo("rasterio.errors").RasterioError, geo("rasterio._err").CPLE_BaseError, OSError
 
 
+def check_whole(path: Path, size: int) -> None:
+    """Raise OSError for a file that was closed with fewer bytes than it must have, which GDAL does not say."""
+    if path.stat().st_size < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 class RasterPair:
-    """Two rasters on the grid of the first: `height`, `width`, `crs` and `transform`."""
+    """Two rasters on the grid of the first: `height`, `width`, `crs` and `transform`, which `place` holds together."""
 
     def __init__(
         self,
@@ -231,6 +238,7 @@ class RasterPair:
                 other = self.window
         self.height, self.width = int(self.window.height), int(self.window.width)
         self.transform = windows.transform(self.window, first.transform)
+        self.place = {"height": self.height, "width": self.width, "crs": self.crs, "transform": self.transform}
         self.before = Date(first, before, bands, self.window, stretch)
         self.after = Date(second, after, bands, other, stretch, onto)
 

@@ -8,7 +8,7 @@
     report.html      the report's page with a before/after slider: the whole scene, and its largest changes
     metadata.json    checkpoint, threshold, tiles, stretch, sizes, times
 
-Memory holds one row of tiles and, of the whole scene, its polygons: the rest passes through files.
+Memory holds two rows of tiles and, of the whole scene, its polygons: the rest passes through files.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from change.change_dataloader import default_workers
 from change.errors import UserError
 from change.files import write_whole
 from change.pictures import panel, save_png
 from change.polygons import Changes, Numbering, change_polygons, on_earth, strips
-from change.raster import RasterPair, gdal_errors, geo
+from change.raster import RasterPair, check_whole, gdal_errors, geo
 from change.report import ImageCase, write_report
 from change.runlog import versions
 from change.tiles import Predict, bands, weighted_starts
@@ -68,13 +69,13 @@ class Settings:
 
 
 class Rows:
-    """A pair's rows of tiles, read ahead in a thread; `data`: where both dates hold data in those given last; `small`:
-    before and after, uint8 (h, w, 3) of at most OVERVIEW pixels a side, as far as they were read; black where one holds
-    no data."""
+    """A pair's rows of tiles, read ahead in a thread until `close`; `data`: where both dates hold data in those given
+    last; `small`: before and after, uint8 (h, w, 3) of at most OVERVIEW pixels a side, as far as they were read; black
+    where one holds no data."""
 
     def __init__(self, pair: RasterPair, tile: int, overlap: int) -> None:
         self.pair, self.starts = pair, [start for start, _ in weighted_starts(pair.height, tile, overlap)]
-        self.tall = min(tile, pair.height)
+        self.tall, self.reader = min(tile, pair.height), ThreadPoolExecutor(1)
         self.data = np.zeros((0, pair.width), np.bool_)
         scale = min(1.0, OVERVIEW / max(pair.height, pair.width))
         self.taken = [(np.arange(max(1, round(n * scale))) / scale).astype(int) for n in (pair.height, pair.width)]
@@ -98,15 +99,18 @@ class Rows:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Before and after as by `read`, a row of tiles after the other; nothing is read twice."""
-        with ThreadPoolExecutor(1) as reader:
-            none = [torch.empty(1, channels, 0, self.pair.width, dtype=torch.uint8) for channels in (4, 3)]
-            coming = reader.submit(self.following, 0, *none)
-            for following in range(1, len(self.starts) + 1):
-                before, after = coming.result()
-                if following < len(self.starts):
-                    coming = reader.submit(self.following, following, before, after)
-                self.data = before[0, 3].numpy() > 0
-                yield before, after
+        none = [torch.empty(1, channels, 0, self.pair.width, dtype=torch.uint8) for channels in (4, 3)]
+        coming = self.reader.submit(self.following, 0, *none)
+        for following in range(1, len(self.starts) + 1):
+            before, after = coming.result()
+            if following < len(self.starts):
+                coming = self.reader.submit(self.following, following, before, after)
+            self.data = before[0, 3].numpy() > 0
+            yield before, after
+
+    def close(self) -> None:
+        """Wait for the thread, which must not read from files that are closed, and end it."""
+        self.reader.shutdown(cancel_futures=True)
 
 
 class WhereThereIsData:
@@ -159,15 +163,21 @@ def predict_rasters(
     """
     began = time.perf_counter()
     how, network = (settings.bands, settings.stretch, settings.assume_aligned), WhereThereIsData(predict)
-    with contextlib.closing(RasterPair(before, after, *how)) as pair:
+    with (
+        contextlib.closing(RasterPair(before, after, *how)) as pair,
+        contextlib.closing(Rows(pair, settings.tile, settings.overlap)) as rows,
+    ):
         metadata = described(before, after, pair, settings) | about
-        rows = Rows(pair, settings.tile, settings.overlap)
-        place = {name: getattr(pair, name) for name in ("height", "width", "crs", "transform")}
+        polygons = settings.vectors != "none" and on_earth(pair.crs)
+        if polygons:
+            geo("geopandas")  # where it is lacking, that is said before the work
+        elif settings.vectors != "none":
+            log.warning("%s does not say where on earth it lies (%s): no polygons are written", before, pair.crs)
         try:
-            with contextlib.closing(Numbering(folder / ".numbers.tif", place)) as numbering:
-                raw = write_rows(predicted_rows(rows, network, settings), numbering, place, folder, metadata, shown)
+            with contextlib.closing(Numbering(folder / ".numbers.tif", pair.place)) as numbering:
+                raw = write_rows(rows, network, numbering, folder, settings, metadata, shown)
                 predicted = time.perf_counter()
-                write_rest(rows, raw, numbering, folder, settings, metadata)
+                write_rest(rows, raw, numbering, folder, settings, metadata, polygons)
         except gdal_errors() as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -197,44 +207,50 @@ def described(before: Path, after: Path, pair: RasterPair, settings: Settings) -
 
 
 def write_rows(
-    rows: Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]],
+    rows: Rows,
+    predict: Predict,
     numbering: Numbering,
-    place: dict[str, Any],
     folder: Path,
+    settings: Settings,
     metadata: dict[str, Any],
     shown: bool,
 ) -> tuple[Path, Path]:
-    """Write rows as they come, in a thread, into two plain GeoTIFFs that carry `metadata`, probability and mask, and
-    number their changes; return these files. What `metadata` gets: pixels, how many hold data."""
-    rasterio, windows = geo("rasterio"), geo("rasterio.windows")
+    """Predict row after row and write them, in a thread, into two plain GeoTIFFs that carry `metadata`, probability and
+    mask, and number their changes; return these files. `metadata` gets how many pixels hold data."""
+    rasterio, windows, pair = geo("rasterio"), geo("rasterio.windows"), rows.pair
     paths = folder / ".probability.tif", folder / ".mask.tif"
-    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "nodata": NO_DATA, "BIGTIFF": "IF_SAFER", **place}
-    name, height, threshold = Path(metadata["before"]).stem, place["height"], metadata["threshold"]
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "nodata": NO_DATA, "BIGTIFF": "IF_SAFER", **pair.place}
+    name = Path(metadata["before"]).stem
     with (
         rasterio.open(paths[0], "w", **profile) as probability,
         rasterio.open(paths[1], "w", **profile) as mask,
         ThreadPoolExecutor(1) as writer,
-        tqdm(total=height, desc=name, unit="row", leave=False, disable=not shown) as bar,
+        tqdm(total=pair.height, desc=name, unit="row", leave=False, disable=not shown) as bar,
     ):
         probability.scales = (1 / HIGHEST,)
         for dataset in (probability, mask):
             dataset.update_tags(PRX_CHANGE=json.dumps(metadata))
 
-        def write(values: NDArray[np.float32], data: NDArray[np.bool_]) -> int:
-            parts = as_stored(values, data, threshold)
-            window = windows.Window(0, numbering.row, place["width"], len(values))
+        def write(values: NDArray[np.float32], data: NDArray[np.bool_]) -> None:
+            parts = as_stored(values, data, settings.threshold)
+            window = windows.Window(0, numbering.row, pair.width, len(values))
             for dataset, part in zip((probability, mask), parts, strict=True):
                 dataset.write(part, 1, window=window)
             numbering.add(parts[1], parts[0])
-            return int(np.count_nonzero(data))
 
-        written: list[Future[int]] = []
-        for values, data in rows:
-            for done in written[-1:]:
-                done.result()
-            written.append(writer.submit(write, values, data))
+        writing: Future[None] | None = None
+        count = 0
+        for values, data in predicted_rows(rows, predict, settings):
+            if writing:
+                writing.result()
+            writing = writer.submit(write, values, data)
+            count += int(np.count_nonzero(data))
             bar.update(len(values))
-        metadata["pixels"] = {"data": sum(done.result() for done in written)}
+        if writing:
+            writing.result()
+    for path in paths:
+        check_whole(path, pair.height * pair.width)
+    metadata["pixels"] = {"data": count}
     return paths
 
 
@@ -245,26 +261,25 @@ def write_rest(
     folder: Path,
     settings: Settings,
     metadata: dict[str, Any],
+    polygons: bool,
 ) -> None:
-    """The cloud-optimised files of those by `write_rows`, polygons and pictures, side by side. What `metadata` gets:
-    of the pixels, how many have changed; and of the polygons, their number and area."""
-    crs, source = rows.pair.crs, metadata["before"]
+    """The cloud-optimised files of those by `write_rows`, polygons if they are wanted, and pictures, side by side.
+    `metadata` gets how many pixels have changed, and the polygons' number and area."""
     if not metadata["pixels"]["data"]:
-        log.warning("%s and %s hold data nowhere at the same place: nothing is compared", source, metadata["after"])
+        places = metadata["before"], metadata["after"]
+        log.warning("%s and %s hold data nowhere at the same place: nothing is compared", *places)
     with ThreadPoolExecutor(3) as aside:
         files = [aside.submit(optimised, path, folder / path.name[1:]) for path in raw]
         changes = numbering.finished()
         cases = aside.submit(scene_cases, rows, raw[1], changes)
         metadata["pixels"]["changed"] = int(changes.pixels.sum())
-        if settings.vectors != "none" and on_earth(crs):
+        if polygons:
             frame = change_polygons(numbering.path, raw[1], changes, HIGHEST, settings.min_area, settings.simplify)
             write_vectors(frame, folder, settings.vectors)
             metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
-        elif settings.vectors != "none":
-            log.warning("%s does not say where on earth it lies (%s): no polygons are written", source, crs)
-        write_pictures(cases.result(), folder, metadata)
         for done in files:
             done.result()
+    write_pictures(cases.result(), folder, metadata)
     for path in (*raw, numbering.path):
         path.unlink()
 
@@ -278,6 +293,7 @@ def optimised(values: Path, out: Path) -> None:
         COMPRESS="DEFLATE",
         OVERVIEW_RESAMPLING="MODE" if out.stem == "mask" else "AVERAGE",
         BIGTIFF="IF_SAFER",
+        NUM_THREADS=max(1, default_workers() // 2),  # two files are made at once
     )
 
 

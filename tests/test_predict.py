@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import resource
 import subprocess
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,8 @@ from torch import Tensor
 
 from change.errors import UserError
 from change.polygons import Numbering, change_polygons
-from change.predict import find_jobs, main
+from change.predict import find_jobs, main, written_whole
+from change.raster import RasterPair
 from change.scene import HIGHEST, NO_DATA, Settings, predict_rasters
 from tests.conftest import REPOSITORY, draw_pair, run_verb, verb
 from tests.test_quick_start import CHECKPOINT, SCENES
@@ -104,8 +108,8 @@ def polygons(folder: Path, changed: NDArray[np.uint8], levels: NDArray[np.uint8]
     mask = write_raster(folder / "mask.tif", changed[None], crs, grid, nodata=NO_DATA)
     height, width = changed.shape
     numbering = Numbering(folder / "numbers.tif", {"height": height, "width": width, "crs": crs, "transform": grid})
-    for row in range(0, height, 3):
-        numbering.add(changed[row : row + 3], levels[row : row + 3])
+    for row in range(0, height, 8):
+        numbering.add(changed[row : row + 8], levels[row : row + 8])
     return functools.partial(change_polygons, numbering.path, mask, numbering.finished())
 
 
@@ -124,8 +128,9 @@ def test_polygons_in_degrees(tmp_path: Path) -> None:
     assert count_coordinates(simpler.geometry[0]) < count_coordinates(frame.geometry[0])
 
 
-def test_changes_across_strips(tmp_path: Path) -> None:
-    """Numbered three rows at a time, changes are those of the whole; their outlines are valid, areas add up."""
+def test_changes_across_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at three rows at a time, changes are those of the whole; their outlines are valid, areas add up."""
+    monkeypatch.setattr("change.polygons.ROWS", 3)
     rng = np.random.default_rng(0)
     changed = (rng.random((31, 40)) < 0.35).astype(np.uint8)
     levels = rng.integers(100, 255, changed.shape).astype(np.uint8)
@@ -272,6 +277,53 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     (out / "map.qgz").unlink()
     assert main(arguments(*pair, "-o", tmp_path / "link", "--overwrite")) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link", "out"]
+
+
+@pytest.mark.parametrize("limit", [2_000, 30_000, 60_000, 100_000, 235_000])
+def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """One line, and nothing is left; what reads ahead is waited for, since the rasters are closed then."""
+    before, after = scene(tmp_path / "in", 240, 256)
+    rows, seen = RasterPair.rows, [0, 0]
+
+    def slowly(self: RasterPair, first: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
+        seen[0] += 1
+        time.sleep(0.05)
+        found = rows(self, first, last)
+        seen[1] += 1
+        return found
+
+    monkeypatch.setattr(RasterPair, "rows", slowly)
+    settings, out = Settings(0.5, 32, 8), tmp_path / "out"
+
+    def write(folder: Path) -> None:
+        predict_rasters(before, after, folder, pixelwise, settings, ABOUT, False)
+
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write|cannot be written"):
+            written_whole(out, write)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert seen[0] == seen[1] and [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_without_geopandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before the work; without polygons it is not needed."""
+    monkeypatch.setitem(sys.modules, "geopandas", None)
+    before, after = scene(tmp_path / "in")
+    shown: list[str] = []
+
+    def watched(before: Tensor, after: Tensor) -> Tensor:
+        shown.append("tile")
+        return pixelwise(before, after)
+
+    for vectors, expected in (("gpkg", []), ("none", ["tile"])):
+        out = tmp_path / vectors
+        out.mkdir()
+        with nullcontext() if vectors == "none" else pytest.raises(UserError, match="requirements-geo"):
+            predict_rasters(before, after, out, watched, Settings(0.5, vectors=vectors), ABOUT, False)
+        assert shown == expected
 
 
 def test_folders_that_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
