@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from change.change_dataloader import default_workers
 from change.errors import UserError
 from change.files import write_whole
 from change.pictures import panel, save_png
@@ -293,7 +292,7 @@ def optimised(values: Path, out: Path) -> None:
         COMPRESS="DEFLATE",
         OVERVIEW_RESAMPLING="MODE" if out.stem == "mask" else "AVERAGE",
         BIGTIFF="IF_SAFER",
-        NUM_THREADS=max(1, default_workers() // 2),  # two files are made at once
+        NUM_THREADS=max(1, torch.get_num_threads() // 2),  # two files are made at once
     )
 
 
