@@ -61,11 +61,9 @@ class Stretch:
 def choose_stretch(text: str, levels: NDArray[Any], valid: NDArray[np.bool_]) -> Stretch:
     """The stretch that `text` asks for, from a sample of levels (3, h, W) and where they are any.
 
-    auto: none for 8 bits, else 2,98; none: levels stay as they are; "P,Q": the P-th and Q-th percentile of each band
-    become 0 and 255. Raises UserError for another text.
+    none: levels stay as they are; "P,Q": the P-th and Q-th percentile of each band become 0 and 255. Raises UserError
+    for another text.
     """
-    if text == "auto":
-        text = "none" if levels.dtype == np.uint8 else "2,98"
     if text == "none":
         return Stretch((0, 0, 0), (255, 255, 255))
     try:
@@ -97,8 +95,9 @@ class Date:
             raise UserError(f"{path} holds complex numbers: give an image")
         if len(kinds) > 1:
             raise UserError(f"{path} has bands of {' and '.join(kinds)}: choose --bands of one type")
-        as_it_is = stretch == "none" or (stretch == "auto" and kinds == ["uint8"])
-        self.stretch = choose_stretch(stretch, *self.sample(1 if as_it_is else SAMPLE**2))
+        if stretch == "auto":
+            stretch = "none" if self.palette is not None or kinds == ["uint8"] else "2,98"
+        self.stretch = choose_stretch(stretch, *self.sample(1 if stretch == "none" else SAMPLE**2))
 
     def sample(self, enough: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """As `levels`, of squares spread evenly, since all of a warped raster takes as long at any scale; where these
@@ -203,9 +202,9 @@ class RasterPair:
         stretch: str = "auto",
         assume_aligned: bool = False,
     ) -> None:
-        """`bands`: which are red, green and blue; `stretch`: as in `choose_stretch`; `assume_aligned`: pixels of one
-        row and column are one place, whatever the files say. Raises UserError where a file cannot be read, where one
-        has no coordinate reference system, or where the two do not overlap."""
+        """`bands`: which are red, green and blue; `stretch`: as in `choose_stretch`, or auto: none for 8 bits, else
+        2,98; `assume_aligned`: pixels of one row and column are one place, whatever the files say. Raises UserError
+        where a file cannot be read, where one has no coordinate reference system, or where the two do not overlap."""
         windows, self.stack = geo("rasterio.windows"), ExitStack()
         first, second = (self.stack.enter_context(open_raster(path)) for path in (before, after))
         self.crs, size = first.crs, (first.width, first.height)
