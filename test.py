@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from change import distributed
 from change.change_dataloader import WholeSamples, default_workers, find_split, whole_loader
 from change.checkpoint import load_checkpoint, network_for_prediction
-from change.config import TestOptions, parse_given
-from change.errors import run_command
-from change.evaluation import Evaluation, Outputs
-from change.groups import find_check, read_places
-from change.precision import Precision, choose_device
-from change.runlog import start_logging
+from change.common import distributed
+from change.common.devices import choose_amp, choose_device
+from change.common.errors import run_command
+from change.common.logs import start_logging
+from change.data.groups import find_check, read_places
+from change.evaluation.evaluate import Evaluation, Outputs
+from change.options import TestOptions, parse_given
 
 
 @distributed.joined()
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     process, processes = distributed.rank(), distributed.processes()
     start_logging(process)
     options = TestOptions(**parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label."))
-    precision = Precision(options.amp, distributed.own_device(choose_device(options.device)))
+    device = choose_device(options.device)
     checkpoint = load_checkpoint(Path(options.checkpoint_path))
     threshold = checkpoint.chosen_threshold(options.threshold)
     network, left_out = network_for_prediction(checkpoint)
@@ -40,9 +40,19 @@ def main(arguments: list[str]) -> int:
     workers = default_workers(distributed.neighbours()) if options.workers < 0 else options.workers
     samples = WholeSamples(split, options.testsize)
     batches = whole_loader(samples, options.test_batchsize, workers, process=process, processes=processes)
-    how = options.prediction(), threshold, places, options.compile
-    evaluation = Evaluation(checkpoint, split, precision, options.testsize, left_out, *how)
-    evaluation.run(network.to(precision.device), batches, outputs)
+    evaluation = Evaluation(
+        checkpoint=checkpoint,
+        split=split,
+        device=device,
+        amp=choose_amp(options.amp, device),
+        size=options.testsize,
+        left_out=left_out,
+        protocol=options.prediction(),
+        threshold=threshold,
+        places=places,
+        compiling=options.compile,
+    )
+    evaluation.run(network.to(device), batches, outputs)
     return 0
 
 

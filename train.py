@@ -8,9 +8,6 @@ from pathlib import Path
 
 import torch
 
-from change import distributed
-from change.average import WeightAverage
-from change.cache import DecodedCache
 from change.change_dataloader import (
     Split,
     TrainLoader,
@@ -23,16 +20,22 @@ from change.change_dataloader import (
     whole_loader,
 )
 from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, pass_name
-from change.compiling import worth_compiling
-from change.config import RECIPES, TrainOptions, continued, parse_given
-from change.engine import Training, parameter_groups
-from change.errors import UserError, listed, run_command
-from change.precision import Precision, choose_algorithms, choose_device
-from change.progress import Interrupted, Schedule
-from change.pseudo import PseudoShare
-from change.runlog import Run, find_state, start_logging, versions
-from change.transforms import ColorJitter, Geometry
-from models.network import TrainingLoss, build_network
+from change.common import distributed
+from change.common.devices import choose_device
+from change.common.errors import UserError, listed, run_command
+from change.common.logs import start_logging, versions
+from change.data.cache import DecodedCache
+from change.data.pseudo import PseudoShare
+from change.data.transforms import ColorJitter, Geometry
+from change.options import RECIPES, TrainOptions, continued, parse_given
+from change.prediction.compiling import worth_compiling
+from change.training.average import WeightAverage
+from change.training.precision import Precision, choose_algorithms
+from change.training.run_folder import Run, find_state
+from change.training.schedule import Interrupted, Schedule
+from change.training.trainer import Training, parameter_groups
+from models.losses import TrainingLoss
+from models.network import build_network
 
 log = logging.getLogger("train")
 
@@ -70,7 +73,7 @@ def main(arguments: list[str]) -> int:
         folder, name = Path(options.save_path), options.run_name()
         Run.refuse_existing(folder, name)
 
-    device = distributed.own_device(choose_device(options.device))
+    device = choose_device(options.device)
     choose_algorithms(options.deterministic, device)
     precision = Precision(state["precision_name"] if state else options.precision(), device)
     if precision.apex and processes > 1:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib
 
-from change.errors import UserError, run_command
+from change.common.errors import UserError, run_command
 
 VERBS = {
-    "prepare": "change.prepare",
-    "check": "change.check",
-    "folds": "change.folds",
-    "compare": "change.compare",
-    "samples": "change.synthetic",
-    "predict": "change.predict",
-    "pack": "change.pack",
-    "export": "change.export",
+    "prepare": "change.data.prepare",
+    "check": "change.data.check",
+    "folds": "change.data.folds",
+    "compare": "change.evaluation.compare",
+    "samples": "change.synthetic.render",
+    "predict": "change.rasters.predict",
+    "pack": "change.prediction.pack",
+    "export": "change.prediction.export",
 }
 
 

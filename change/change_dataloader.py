@@ -36,11 +36,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from change.errors import UserError, listed
-from change.files import file_hash
-from change.images import IMAGE_MODES, UNREADABLE, bits, image_hash, read_image, read_levels, read_mask
-from change.pseudo import NO_PSEUDO, PseudoShare, pseudo_pair
-from change.transforms import PLAIN, ColorJitter, Geometry, Image, augment, crop_pair
+from change.common.errors import UserError, listed
+from change.common.files import file_hash
+from change.common.images import IMAGE_MODES, UNREADABLE, Image, bits, image_hash, read_image, read_levels, read_mask
+from change.data.pseudo import NO_PSEUDO, PseudoShare, pseudo_pair
+from change.data.transforms import PLAIN, ColorJitter, Geometry, augment, crop_pair
 
 log = logging.getLogger(__name__)
 
@@ -518,3 +518,8 @@ def default_workers(processes: int = 1) -> int:
     """As many loader processes as there are cores for each of `processes` on this machine, 1 to 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // processes))
+
+
+def seen_in_training(batch: Batch, trained: frozenset[str]) -> list[str]:
+    """The names of a batch's pairs of which an image was trained on."""
+    return [name for name, hashes in zip(batch.names, batch.hashes, strict=True) if trained.intersection(hashes)]

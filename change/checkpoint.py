@@ -32,13 +32,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from change.errors import UserError, listed
-from change.files import file_hash, write_whole
-from models.encoder import ResNetEncoder
-from models.network import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig, PRXChange, build_network
+from change.common.errors import UserError, listed
+from change.common.files import file_hash, home_folder, write_whole
+from models.encoders import ResNetEncoder
+from models.network import NetworkConfig, PRXChange, build_network
+from models.padding import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = "prx-change/1"
-BASE_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints" / "base"
+BASE_FOLDER = home_folder() / "checkpoints" / "base"
 
 # Published names -> ours, applied in this order. The published `tf0.upsample` is used by nothing and left out.
 PUBLISHED_NAMES = (

@@ -45,15 +45,18 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ColorJitter as TorchvisionJitter
 from torchvision.transforms.functional import pil_to_tensor
 
-from change.cache import DecodedCache
 from change.change_dataloader import Split, TrainLoader, TrainSamples, default_workers, find_split
-from change.compiling import Compiled
-from change.errors import OneLineParser, UserError, run_command
-from change.fuse import Fused
-from change.metrics import count_pixels, histogram
-from change.precision import Precision, choose_device, cpu_has_bf16
-from change.transforms import ColorJitter
-from models.network import NetworkConfig, PRXChange, TrainingLoss, build_network, normalise
+from change.common.devices import choose_device, cpu_has_bf16
+from change.common.errors import OneLineParser, UserError, run_command
+from change.data.cache import DecodedCache
+from change.data.transforms import ColorJitter
+from change.evaluation.metrics import count_pixels, histogram
+from change.prediction.compiling import Compiled
+from change.prediction.folding import Fused
+from change.training.precision import Precision
+from models.losses import TrainingLoss
+from models.network import NetworkConfig, PRXChange, build_network
+from models.padding import normalise
 from tests.textbook import textbook
 
 GFLOP = {256: 12.7, 512: 53.9, 1024: 263.9}  # forward, one pair, with X-Cross; others by area and tokens, near enough

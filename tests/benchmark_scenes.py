@@ -29,9 +29,10 @@ from rasterio.transform import from_origin
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 from rasterio.windows import Window
 
-from change.errors import OneLineParser, UserError, run_command
-from change.images import read_image
-from change.predict import CHECKPOINT
+from change.common.errors import OneLineParser, UserError, run_command
+from change.common.files import shipped_file
+from change.common.images import read_image
+from change.rasters.predict import CHECKPOINT
 
 FORMAT: dict[str, Any] = {"driver": "GTiff", "dtype": "uint8", "count": 3, "nodata": 0, "tiled": True}
 PLACE = 600_000, 3_400_000, 0.5  # east, north, metres a pixel, in UTM zone 14
@@ -123,7 +124,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", type=int, default=12_000, help="pixels a side (default: 12000)")
     parser.add_argument("--tile", type=int, default=1024, help="pixels (default: 1024)")
     parser.add_argument("--overlap", type=int, default=256, help="pixels (default: 256)")
-    parser.add_argument("--checkpoint_path", type=Path, default=CHECKPOINT, help=f"default: {CHECKPOINT.name}")
+    parser.add_argument("--checkpoint_path", type=Path, default=shipped_file(CHECKPOINT), help=f"default: {CHECKPOINT}")
     parser.add_argument("--device", default="auto", help="default: auto")
     parser.add_argument("--amp", default="auto", help="default: auto")
     options = parser.parse_args(arguments)

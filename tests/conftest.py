@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from change.synthetic import draw_scene
+from change.synthetic.render import draw_scene
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background jobs do, and the programs they start
     signal.signal(signal.SIGINT, signal.default_int_handler)

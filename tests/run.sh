@@ -2,7 +2,7 @@
 # Style, types and tests, in the active environment, or else in .venv, which is made once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -n "${python:-}" ] || python="$(python3 -m change.environment requirements.txt requirements-geo.txt tests/requirements.txt)"
+[ -n "${python:-}" ] || python="$(python3 -m change.common.environment requirements.txt requirements-geo.txt tests/requirements.txt)"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy

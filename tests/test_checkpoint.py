@@ -20,9 +20,9 @@ from change.checkpoint import (
     network_for_prediction,
     read_tensors,
 )
-from change.errors import UserError
-from change.files import file_hash, write_whole
-from models.encoder import ResNetEncoder
+from change.common.errors import UserError
+from change.common.files import file_hash, write_whole
+from models.encoders import ResNetEncoder
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY
 from tests.reference.reference_weights import reference_state_dict

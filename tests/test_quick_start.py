@@ -12,10 +12,10 @@ import pytest
 
 from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint
-from change.images import image_hash, read_image, read_mask
+from change.common.images import image_hash, read_image, read_mask
 from tests.conftest import REPOSITORY
+from tests.synthetic.test_render import otsu_f1
 from tests.test_scripts import run_script
-from tests.test_synthetic import otsu_f1
 
 SAMPLES = REPOSITORY / "test_samples"
 SCENE_PASSES = ["base", "refine", "refine+cross"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from change.checkpoint import Checkpoint, load_checkpoint
-from change.config import RECIPES, TestOptions, TrainOptions, parse_given
+from change.options import RECIPES, TestOptions, TrainOptions, parse_given
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY, write_pairs
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.fusion import Decoder, FusionStage, Head
+from models.decoder import Decoder, FusionStage, Head
 from models.network import PRXChange
 from models.refinement import PointLogits, Refinement, StageRefinement, draw_points, full_precision
 from models.xcross import XCross, split_dates

@@ -3,7 +3,7 @@
 # scored on val in out/ARM_SEED/test, for python -m change compare. Run again, it goes on; other settings need another out.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"; extra=("$@"); unset model refine cross within resume checkpoint_path continue_run; . "$here/in_front.sh"
-[ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.environment requirements.txt)"
+[ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.common.environment requirements.txt)"
 : "${root:=$here/../data/CLCD}" "${out:=$here/../results/ablation}" "${recipe:=scratch}" "${epoch:=56}" "${seeds:=0 1 2}" "${val_epoch:=9999}"
 : "${cropsize:=128}" "${trainsize:=0}" "${val_batchsize:=1}" "${pretrained:=none}"; best_name=w
 arm() { save_path="$out/$1_$seed"; [ ! -f "$save_path/test/metrics.json" ] || return 0

@@ -4,7 +4,7 @@
 # compare A_0/test+A_1/test+A_2/test B_0/test+... No step sees val. Run again, it goes on; other settings need another out.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"; extra=("$@") base=(); unset resume checkpoint_path continue_run; . "$here/in_front.sh"
-[ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.environment requirements.txt)"
+[ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.common.environment requirements.txt)"
 : "${root:=$here/../data/CLCD}" "${lists:=$here/../list/CLCD-folds}" "${out:=$here/../results/recipe}" "${epoch:=14}" "${cropsize:=128}" "${folds:=0 1 2}" "${val_epoch:=9999}" "${trainsize:=0}" "${val_batchsize:=1}" "${pretrained:=none}"; root="$root/train" best_name=w
 more() { case "$1" in optimizer) echo --lr 1e-3 --eps 1e-8 --weight_decay 0.05 --no-decay_norms --schedule cosine --warmup 2 ;;
   average) echo --ema 0.999 --keep last ;; symmetries) echo --symmetries ;; swap) echo --swap ;; loss) echo --dice 1 --prior ;; pseudo) echo --pseudo 0.5 ;; esac; }

@@ -4,7 +4,7 @@
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 repo="$(cd "$here/.." && pwd)"; . "$here/in_front.sh"
-[ -n "${python:-}" ] || python="$(cd "$repo" && python3 -m change.environment requirements.txt)"
+[ -n "${python:-}" ] || python="$(cd "$repo" && python3 -m change.common.environment requirements.txt)"
 export python PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
 export root="${root:-$repo/data/synthetic}" save_path="${save_path:-$repo/results/demo/train}"
 [ -d "$root/train" ] || "$python" -m change samples "$root/train" --count "${count:-400}" --size 512 --seed 1

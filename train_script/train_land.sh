@@ -3,7 +3,7 @@
 # in save_path, how checkpoints/land_r18.pth was made. On one core: two and a half hours.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"; start="$here/../checkpoints/buildings_r18.pth"
-[ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.environment requirements.txt)"
+[ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.common.environment requirements.txt)"
 : "${root:=$here/../data/CLCD}" "${save_path:=$here/../results/land/train}" "${epoch:=130}" "${val_epoch:=10}"
 : "${train_batchsize:=8}" "${lr:=1e-3}"
 . "$here/from_weights.sh"

@@ -1,0 +1,98 @@
+"""Files and folders: written aside and renamed, so that whatever exists is complete; and files of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from change.common.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CLONE = PACKAGE.parent  # the repository, where this is not an installed package
+IS_CLONE = (CLONE / "train.py").is_file()
+
+
+def shipped_file(place: str) -> Path:
+    """Find a file that comes with the program, such as "checkpoints/buildings_r18.pth".
+
+    In a clone it lies at that place; in an installed package, below change/shipped. Raises UserError if it is missing.
+    """
+    path = (CLONE if IS_CLONE else PACKAGE / "shipped") / place
+    if not path.exists():
+        raise UserError(f"{path} is missing: it comes with PRX-Change; install it again or restore it with git")
+    return path
+
+
+def home_folder() -> Path:
+    """Return the folder that holds results, lists and checkpoints: the clone, or the current folder if installed."""
+    return CLONE if IS_CLONE else Path.cwd()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path` or leave what was there. Raises UserError where it cannot be written."""
+    if not path.name:
+        raise UserError(f"cannot write {path}: name a file")
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder, and those above it. Raises UserError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror or error}; choose another one") from error
+    return path
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder beside `folder`, then put it in place of `folder`.
+
+    If anything fails, `folder` stays as it was. Raises UserError if it cannot be written.
+    """
+    aside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
+    try:
+        make_folder(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+        make_folder(aside)
+        write(aside)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.replace(old)
+        try:
+            aside.replace(folder)
+        except OSError:
+            if old.exists():
+                old.replace(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+        raise
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Scores of checkpoints on image pairs, their intervals and comparisons."""

@@ -1,0 +1,1 @@
+"""From two images to probabilities and masks, with a trained network."""

@@ -1,0 +1,44 @@
+"""The prediction of a network: two images in, probabilities out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from change.checkpoint import Checkpoint
+from change.common.devices import exact_float32
+from change.prediction.compiling import WhenItPays
+from change.prediction.folding import Fused
+from change.prediction.tiles import Predict
+from models.network import PRXChange
+from models.padding import any_size, normalise
+
+
+def predictor(
+    network: PRXChange,
+    device: torch.device,
+    dtype: torch.dtype,
+    checkpoint: Checkpoint,
+    pixels: float = 0,
+    compiling: str = "off",
+) -> Predict:
+    """Make a function from uint8 images (B, 3, H, W) of any size to probabilities, float32 (B, 1, H, W) on `device`.
+
+    Args:
+        network: on `device`; it is copied, so later changes to it have no effect.
+        device: where the function computes.
+        dtype: float32, bfloat16 or float16: what it computes in.
+        checkpoint: whose normalisation is applied to the images.
+        pixels, compiling: as in `WhenItPays`.
+    """
+    forward = WhenItPays(Fused(network, dtype), device, pixels, compiling)
+
+    def predict(before: Tensor, after: Tensor) -> Tensor:
+        with torch.inference_mode(), exact_float32(dtype):
+            before, after = (
+                normalise(images.to(device, non_blocking=True), checkpoint.mean, checkpoint.std)
+                for images in (before, after)
+            )
+            return torch.sigmoid(any_size(forward, before, after))
+
+    return predict

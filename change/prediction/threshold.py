@@ -1,0 +1,35 @@
+"""From probabilities to masks: the one place where the threshold is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from change.common.errors import UserError, listed
+
+
+def changed_pixels(probability: Tensor, threshold: float, names: Sequence[str]) -> Tensor:
+    """Turn probabilities into masks: a pixel is changed if its probability exceeds the threshold.
+
+    Args:
+        probability: float (B, ...), 0 to 1.
+        threshold: 0 to below 1.
+        names: one per image, for the error.
+
+    Returns:
+        bool of the same shape, on the same device.
+
+    Raises:
+        UserError: if a probability is NaN or infinite, with the names of these images.
+    """
+    changed = probability > threshold
+    finite = probability.isfinite()
+    if not finite.all():
+        good = finite.flatten(1).all(1).tolist()
+        broken = [name for name, is_good in zip(names, good, strict=True) if not is_good]
+        raise UserError(
+            f"the network gives no finite probability for {listed(broken)}: use --amp off, or other weights if it "
+            "happens there too"
+        )
+    return changed

@@ -1,0 +1,1 @@
+"""Georeferenced scenes: from two rasters to masks and polygons."""

@@ -1,0 +1,1 @@
+"""Synthetic scenes: an invented world, drawn at two dates."""

@@ -1,0 +1,1 @@
+"""Training: the loop, what it leaves in a folder, and how it resumes."""

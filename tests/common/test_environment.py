@@ -1,0 +1,126 @@
+"""Set-up as real processes: real virtual environments and pip, with tiny packages from a folder for an index."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from change.common.environment import lacking, numbers
+from tests.conftest import REPOSITORY
+
+
+def make_wheel(folder: Path, name: str, version: str) -> None:
+    """A wheel of one empty module."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": "",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digests = {
+        path: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        for path, text in files.items()
+    }
+    record = "".join(f"{path},sha256={digests[path]},{len(text)}\n" for path, text in files.items())
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(place / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, text in {**files, f"{info}/RECORD": record + f"{info}/RECORD,,\n"}.items():
+            wheel.writestr(path, text)
+    links = "".join(f'<a href="{wheel.name}">{wheel.name}</a>' for wheel in sorted(place.glob("*.whl")))
+    (place / "index.html").write_text(links)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A repository of its own with two requirements, of which indexes in folders have packages."""
+    place = tmp_path / "a clone"
+    (place / "change" / "common").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "change" / "common" / "environment.py", place / "change" / "common")
+    for package in ("change", "change/common"):
+        (place / package / "__init__.py").write_text("")
+    (place / "requirements.txt").write_text("torchlike>=2.6\nsmall>=1.0\n")
+    make_wheel(tmp_path / "index", "torchlike", "2.9.0")
+    make_wheel(tmp_path / "index", "small", "1.1")
+    make_wheel(tmp_path / "cpu", "torchlike", "2.8.0")
+    return place
+
+
+def find(clone: Path, python: str = sys.executable, **values: str) -> subprocess.CompletedProcess[str]:
+    """Run the module as the scripts do, offline."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PRX_SETUP", "TORCH_INDEX")}
+    index = (clone.parent / "index").as_uri()
+    environment = {**kept, "PIP_INDEX_URL": index, "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull, **values}
+    command = [python, "-m", "change.common.environment", "requirements.txt"]
+    return subprocess.run(command, cwd=clone, capture_output=True, text=True, env=environment, check=False)
+
+
+def version_in(python: str, package: str) -> str:
+    code = f"from importlib.metadata import version; print(version('{package}'))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def test_no_environment_makes_one_once(clone: Path) -> None:
+    first = find(clone)
+    assert first.returncode == 0, first.stderr
+    assert (
+        "installing torchlike, small into" in first.stderr and "5 GB" in first.stderr and "TORCH_INDEX" in first.stderr
+    )
+    python = first.stdout.strip()
+    assert Path(python) == clone / ".venv" / "bin" / "python"
+    assert version_in(python, "torchlike") == "2.9.0" and version_in(python, "small") == "1.1"
+    again = find(clone)
+    assert again.stdout.strip() == python and again.stderr == ""
+    (clone / "requirements.txt").write_text("torchlike>=2.6\nsmall>=1.0\nlater>=1\n")
+    make_wheel(clone.parent / "index", "later", "1.0")
+    third = find(clone)
+    assert third.returncode == 0 and version_in(python, "later") == "1.0"
+    assert "installing later into" in third.stderr and "5 GB" not in third.stderr
+    inside = find(clone, python=python)
+    assert inside.stdout.strip() == python and inside.stderr == ""
+
+
+def test_active_environment_is_left_alone_unless_asked(clone: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "mine")], check=True)
+    python = str(tmp_path / "mine" / "bin" / "python")
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        told = find(clone, python=python, **{variable: str(tmp_path / "mine")})
+        assert told.returncode == 2 and told.stdout == "" and told.stderr.count("\n") == 1
+        assert "lacks torchlike, small" in told.stderr and f"{python} -m pip install" in told.stderr
+        assert shlex.quote(str(clone / "requirements.txt")) in told.stderr  # its folder has a space
+        assert version_in(python, "small") == "" and not (clone / ".venv").exists()
+    asked = find(clone, python=python, VIRTUAL_ENV=str(tmp_path / "mine"), PRX_SETUP="1")
+    assert asked.returncode == 0 and asked.stdout.strip() == python
+    assert version_in(python, "small") == "1.1" and not (clone / ".venv").exists()
+
+
+def test_torch_from_its_own_index(clone: Path) -> None:
+    result = find(clone, TORCH_INDEX=(clone.parent / "cpu").as_uri())
+    assert result.returncode == 0, result.stderr
+    python = result.stdout.strip()
+    assert version_in(python, "torchlike") == "2.8.0" and version_in(python, "small") == "1.1"
+
+
+def test_pip_that_fails(clone: Path) -> None:
+    shutil.rmtree(clone.parent / "index" / "small")
+    result = find(clone)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith("error: pip failed")
+
+
+def test_this_environment_has_everything() -> None:
+    assert lacking(["requirements.txt", "requirements-geo.txt", "tests/requirements.txt"]) == []
+
+
+@pytest.mark.parametrize(("less", "more"), [("2.9.1", "2.10"), ("2.6", "2.6.0+cpu"), ("1.26.4", "2"), ("", "0.1")])
+def test_versions_are_ordered(less: str, more: str) -> None:
+    assert numbers(less) < numbers(more)

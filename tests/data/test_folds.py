@@ -1,0 +1,57 @@
+"""Folds of grouped cross-validation: nothing lost, groups whole, lists that train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from change.change_dataloader import find_split
+from change.common.errors import UserError
+from change.data.folds import main, make_folds
+from tests.conftest import write_pairs
+
+
+def test_groups_stay_whole_and_folds_even() -> None:
+    groups = {f"g{size}{i}": [f"{size}{i}{n}" for n in range(size)] for size in (1, 2, 5) for i in range(6)}
+    folds = make_folds(groups, 3)
+    assert sorted(name for fold in folds for name in fold) == sorted(n for names in groups.values() for n in names)
+    assert all(sum(bool(set(names) & set(fold)) for fold in folds) == 1 for names in groups.values())
+    assert {len(fold) for fold in folds} == {16}
+    assert folds == make_folds(dict(reversed(groups.items())), 3)
+
+
+def write_check(path: Path, pairs: dict[str, str]) -> Path:
+    """A check.json of pairs and their groups."""
+    entries = [{"pair": p, "group": g, "hashes": [p, g], "meets": [], "shift": [0, 0, 0]} for p, g in pairs.items()]
+    path.write_text(json.dumps({"pairs": entries}))
+    return path
+
+
+def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "set"
+    write_pairs(root / "train", 5)
+    groups = {"train/0": "a", "train/3": "a", "train/1": "b", "train/2": "c", "train/4": "d", "val/9": "a"}
+    options = [
+        str(root),
+        f"--check={write_check(tmp_path / 'check.json', groups)}",
+        f"--list_path={tmp_path / 'lists'}",
+    ]
+    assert main([*options, "--folds=2"]) == 0
+    assert "4 groups in 2 folds of 3, 2 pairs" in capsys.readouterr().out
+    found = [
+        [find_split(root / "train", part, tmp_path / f"lists/{k}/{part}.txt") for part in ("train", "val")]
+        for k in "01"
+    ]
+    names = [[{pair.name for pair in split.pairs} for split in fold] for fold in found]
+    assert all(train | val == set("01234") and not train & val for train, val in names)
+    assert names[0][0] == names[1][1] and all({"0", "3"} <= train or {"0", "3"} <= val for train, val in names)
+    with pytest.raises(UserError, match="is there already"):
+        main([*options, "--folds=2"])
+    with pytest.raises(UserError, match="train has 4 groups"):
+        main([*options, "--folds=5"])
+    with pytest.raises(UserError, match="was not written by"):
+        main([str(root), f"--check={tmp_path / 'lists/0/val.txt'}"])
+    with pytest.raises(UserError, match="python -m change check"):
+        main([str(root), f"--check={tmp_path / 'none.json'}"])

@@ -1,0 +1,333 @@
+"""The network: what learns, sizes, exact simplifications, refinement points, compile and export, precision, counts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+
+from change.prediction.folding import ChunkedAttention, Fused
+from models.decoder import Head
+from models.encoders import DEPTHS, STRIDES
+from models.losses import TrainingLoss, dice_loss
+from models.network import NetworkConfig, PRXChange, build_network
+from models.padding import any_size
+from models.refinement import Refinement, draw_points, hardest_points
+from models.xcross import CrossAttention, XCross
+from tests.models.test_parity import close, published_network
+from tests.reference.reference_weights import reference_pair
+from tests.textbook import textbook
+
+# Batch normalisation removes what these biases add: their true gradient is zero, what is there is rounding.
+BEFORE_BATCH_NORM = re.compile(r"\.cross\.(to_map|mlp\.norm2)\.bias$")
+PASSES = [(cross, refine) for cross in (False, True) for refine in (False, True)]
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, PRXChange]:
+    """In eval mode, with weights that leave nothing at its neutral start (dates' tokens, running statistics)."""
+    return {part: published_network(18, part) for part in ("base", "cross")}
+
+
+def random_mask(batch: int, height: int, width: int) -> Tensor:
+    return (torch.from_numpy(np.random.RandomState(3).random_sample((batch, 1, height, width))) > 0.5).float()
+
+
+@pytest.mark.parametrize("depth, cross, refine", [*((18, *switches) for switches in PASSES), (50, True, True)])
+def test_every_parameter_learns(depth: int, cross: bool, refine: bool) -> None:
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(depth, cross, refine))
+    losses, _ = TrainingLoss(network)(*reference_pair(1, 2, 96, 96), random_mask(2, 96, 96))
+    losses.total.backward()
+    norms = {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in network.named_parameters()}
+    exempt = {name for name in norms if BEFORE_BATCH_NORM.search(name)}
+    assert len(exempt) == (8 if cross else 0)
+    assert {name: norm for name, norm in norms.items() if not norm > 1e-7 and name not in exempt} == {}
+
+
+# 16: reflecting 16 more would need 17 to reflect; 40 can reflect 24, 10 cannot reflect 22.
+@pytest.mark.parametrize("height, width", [(256, 256), (1024, 1024), (320, 480), (250, 333), (40, 10), (16, 48)])
+@torch.inference_mode()
+def test_any_size(networks: dict[str, PRXChange], height: int, width: int) -> None:
+    network = networks["base" if height == 1024 else "cross"]
+    pair = reference_pair(1, 1, height, width)
+    logits = any_size(network, *pair)
+    assert logits.shape == (1, 1, height, width)
+    padded = [image.numpy() for image in pair]
+    for dim, extra in ((2, -height % 32), (3, -width % 32)):
+        widths = [(0, extra if i == dim else 0) for i in range(4)]
+        padded = [np.pad(x, widths, mode="reflect" if extra < x.shape[dim] else "edge") for x in padded]
+    expected = network(*map(torch.from_numpy, padded))
+    assert expected.shape[2] % 32 == 0 and expected.shape[3] % 32 == 0
+    close(logits, expected[..., :height, :width].numpy(), 1e-6)
+
+
+def test_head_equals_its_three_layers() -> None:
+    torch.manual_seed(0)
+    head = Head(64).double()
+    fused = torch.randn(2, 64, 5, 7, dtype=torch.float64)
+    composed, layers = head(fused), head.out(head.upsample2(head.upsample1(fused)))
+    torch.testing.assert_close(composed, layers, rtol=0, atol=1e-10)
+    gradients = [torch.autograd.grad(x.square().sum(), list(head.parameters())) for x in (composed, layers)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+def literal_cross(cross: XCross, before: Tensor, after: Tensor) -> list[Tensor]:
+    """Section 4 of the specification as it stands, in eval mode, the 1x1 convolution after the upsampling."""
+    channels = before.shape[1]
+    xb = cross.norm_in(cross.embed(before).flatten(2).transpose(1, 2) + cross.token_before)
+    xa = cross.norm_in(cross.embed(after).flatten(2).transpose(1, 2) + cross.token_after)
+    qb, kb, vb = (cross.attention.norm(part) for part in cross.attention.qkv(xb).split(channels, dim=2))
+    qa, ka, va = (cross.attention.norm(part) for part in cross.attention.qkv(xa).split(channels, dim=2))
+    cb = torch.softmax(qa @ kb.transpose(1, 2) / channels**0.5, dim=2) @ vb
+    ca = torch.softmax(qb @ ka.transpose(1, 2) / channels**0.5, dim=2) @ va
+    outputs = []
+    for features, x, c in ((before, xb, cb), (after, xa, ca)):
+        y = cross.norm_out(x + c)
+        z = y + cross.mlp.norm2(cross.mlp.fc2(F.gelu(cross.mlp.norm1(cross.mlp.fc1(y)))))
+        p = cross.patch_size
+        z = z.transpose(1, 2).reshape(len(z), channels, features.shape[2] // p, features.shape[3] // p)
+        if p > 1:
+            z = nn.Upsample(scale_factor=p, mode="bilinear", align_corners=True)(z)
+        outputs.append(features + cross.norm_map(cross.to_map(z)))
+    return outputs
+
+
+@torch.inference_mode()
+def test_cross_equals_the_specification(networks: dict[str, PRXChange]) -> None:
+    decoder = deepcopy(networks["cross"].decoder).double()
+    crosses = [module for module in decoder.modules() if isinstance(module, XCross)]
+    assert [cross.patch_size for cross in crosses] == [1, 1, 2, 4]
+    for cross in crosses:
+        dates = torch.randn(2, 3, cross.embed.in_channels, 8, 12, dtype=torch.float64)
+        both, exchanged = dates.flatten(0, 1), dates.flip(0).flatten(0, 1)
+        torch.testing.assert_close(cross(both), torch.cat(literal_cross(cross, *dates)), rtol=0, atol=1e-10)
+        # Only the learned tokens tell the dates apart.
+        assert not torch.allclose(cross(exchanged).roll(3, 0), cross(both))
+        cross.token_after.copy_(cross.token_before)
+        torch.testing.assert_close(cross(exchanged).roll(3, 0), cross(both))
+
+
+@torch.inference_mode()
+def test_swapped_dates_differ(networks: dict[str, PRXChange]) -> None:
+    before, after = reference_pair(1, 1, 64, 64)
+    for network in networks.values():
+        assert not torch.allclose(network(before, after), network(after, before), rtol=0.01)
+
+
+def nearest_half(logits: Tensor, number: int) -> Tensor:
+    """Indices (B, number) of the logits (B, P) whose probability is nearest 0.5."""
+    probability = 1 / (1 + np.exp(-logits.double().numpy()))
+    return torch.from_numpy(np.argsort(np.abs(probability - 0.5), axis=1)[:, :number])
+
+
+def as_sets(points: Tensor) -> list[set[tuple[float, ...]]]:
+    return [{tuple(point) for point in image} for image in points.tolist()]
+
+
+def test_hardest_points() -> None:
+    torch.manual_seed(0)
+    candidates, logits = torch.rand(3, 50, 2), 4 * torch.randn(3, 50)
+    expected = torch.stack([points[index] for points, index in zip(candidates, nearest_half(logits, 20), strict=True)])
+    assert as_sets(hardest_points(candidates, logits, 20)) == as_sets(expected)
+
+
+@pytest.mark.parametrize("number, k, beta, hard", [(24, 2, 0.75, 18), (3, 2, 0.75, 2), (16, 3, 0.5, 8), (7, 2, 1, 7)])
+def test_draw_points(monkeypatch: pytest.MonkeyPatch, number: int, k: int, beta: float, hard: int) -> None:
+    torch.manual_seed(0)
+    coarse = (4 * torch.randn(2, 1, 6, 9)).requires_grad_()
+    draws: list[Tensor] = []
+    rand = torch.rand
+
+    def recorded(*size: int, device: torch.device) -> Tensor:
+        draws.append(rand(*size, device=device))
+        return draws[-1]
+
+    monkeypatch.setattr(torch, "rand", recorded)
+    points = draw_points(coarse, number, k, beta)
+    candidates, fresh = draws
+    assert not points.requires_grad
+    assert (points.shape, candidates.shape, fresh.shape) == ((2, number, 2), (2, k * number, 2), (2, number - hard, 2))
+    read = F.grid_sample(coarse.detach(), 2 * candidates[:, None] - 1, align_corners=False)[:, 0, 0]
+    expected = [points[index] for points, index in zip(candidates, nearest_half(read, hard), strict=True)]
+    assert as_sets(points) == as_sets(torch.cat((torch.stack(expected), fresh), dim=1))
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (64, 160), (160, 64)])
+def test_points_of_each_stage(height: int, width: int) -> None:
+    channels, strides = (512, 256, 128, 64), STRIDES[::-1]
+    fused = [torch.randn(2, c, height // s, width // s) for c, s in zip(channels, strides, strict=True)]
+    answers = Refinement(channels)(fused, random_mask(2, height, width), 2, 0.75)
+    for answer, stride in zip(answers, strides, strict=True):
+        assert {part.shape for part in answer} == {(2, width // stride)}
+        assert set(answer.labels.unique().tolist()) <= {0.0, 1.0}
+
+
+@torch.no_grad()
+def test_compile_traces_the_network(networks: dict[str, PRXChange]) -> None:
+    pair = reference_pair(1, 1, 64, 96)
+    compiled = torch.compile(networks["cross"], fullgraph=True, backend="aot_eager")
+    close(compiled(*pair), networks["cross"](*pair).numpy())
+
+
+@torch.no_grad()
+def test_compile_builds_kernels(networks: dict[str, PRXChange]) -> None:
+    """Of the last stage with X-Cross and the head: every operation of ours, in half the building time of the whole."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("torch.compile on the CPU needs a C++ compiler")
+    head, stage = networks["cross"].head, networks["cross"].decoder.stages[-1]
+
+    def last_stage(features: Tensor, coarse: Tensor) -> Tensor:
+        logits: Tensor = head(stage(features, coarse))
+        return logits
+
+    maps = torch.randn(4, 64, 16, 24), torch.randn(2, 128, 8, 12)
+    # Scalar kernels are built in less time than vectorised ones.
+    compiled = torch.compile(last_stage, fullgraph=True, options={"cpp.simdlen": 1})
+    close(compiled(*maps), last_stage(*maps).numpy())
+
+
+@pytest.mark.parametrize("part", ["base", "cross"])
+@torch.no_grad()
+def test_export(networks: dict[str, PRXChange], part: str) -> None:
+    sizes = {0: Dim("batch", min=1, max=8), 2: 32 * Dim("rows", min=2, max=32), 3: 32 * Dim("columns", min=2, max=32)}
+    program = torch.export.export(networks[part], reference_pair(1, 2, 96, 128), dynamic_shapes=(sizes, sizes))
+    exported = program.module()
+    for shape in ((1, 64, 160), (8, 96, 64), (1, 64, 1024), (3, 128, 128)):
+        pair = reference_pair(2, *shape)
+        close(exported(*pair), networks[part](*pair).numpy())
+
+
+def test_unknown_backbone() -> None:
+    with pytest.raises(ValueError, match=r"20.*18, 34, 50, 101"):
+        NetworkConfig(backbone=20)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_builds_without_memory(depth: int) -> None:
+    with torch.device("meta"):
+        network = build_network(NetworkConfig(depth, cross=True, refine=True))
+    assert all(tensor.is_meta for tensor in network.state_dict().values())
+
+
+def test_parameter_counts() -> None:
+    def millions(*modules: nn.Module) -> float:
+        return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+
+    with torch.device("meta"):
+        plain, full = build_network(NetworkConfig()), build_network(NetworkConfig(cross=True, refine=True))
+    assert full.refinement is not None
+    crosses = [module for module in full.decoder.modules() if isinstance(module, XCross)]
+    decoder = millions(plain.decoder, plain.head)
+    assert millions(full.decoder, full.head) == pytest.approx(decoder + millions(*crosses))
+    found = [round(x, 2) for x in (millions(plain.encoder), decoder, millions(*crosses), millions(full.refinement))]
+    assert found == [11.18, 2.31, 2.56, 0.35]
+
+
+@pytest.mark.parametrize("part", ["base", "cross"])
+def test_bfloat16(networks: dict[str, PRXChange], part: str) -> None:
+    pair = reference_pair(1, 1, 96, 128)
+    with torch.inference_mode():
+        expected = networks[part](*pair)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = networks[part](*pair)
+    assert logits.isfinite().all()
+    close(logits.float(), expected.numpy(), 0.05)
+
+
+@pytest.mark.parametrize("part", ["base", "cross"])
+def test_textbook_gives_the_same(networks: dict[str, PRXChange], part: str) -> None:
+    """The benchmark's other side: outputs, and in training, with no drop rates, losses and gradients."""
+    with torch.inference_mode():
+        pair = reference_pair(1, 2, 96, 128)
+        close(networks[part](*pair), textbook(networks[part])(*pair).numpy(), 1e-5)
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(18, cross=part == "cross", refine=True)).double()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            module.p = 0.0
+        if isinstance(module, CrossAttention):
+            module.drop = 0.0
+    points = [torch.rand(2, 96 // stride, 2, dtype=torch.float64) for stride in STRIDES[::-1]]
+    found = []
+    for form in (network, textbook(network)):
+        losses, _ = TrainingLoss(form)(*(i.double() for i in pair), random_mask(2, 96, 128).double(), points)
+        losses.total.backward()
+        found.append(
+            (torch.stack(losses), torch.stack([p.grad.norm() for p in form.parameters() if p.grad is not None]))
+        )
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-9)
+
+
+# --- what is there to compare with, and the recipe's parts ----------------------------------------------------------
+
+
+def test_unet() -> None:
+    """The same maps as the decoder's in shape, gradients everywhere, the same outputs when rebuilt for prediction."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(model="unet", refine=True))
+    pair = reference_pair(1, 2, 96, 128)
+    fused, ours = network.fuse(*pair), build_network(NetworkConfig()).fuse(*pair)
+    assert [maps.shape for maps in fused] == [maps.shape for maps in ours]
+    losses, logits = TrainingLoss(network)(*pair, random_mask(2, 96, 128))
+    losses.total.backward()
+    assert logits.shape == (2, 1, 96, 128)
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not without
+    with torch.inference_mode():
+        close(Fused(network)(*pair), network.eval()(*pair).numpy(), 1e-4)
+
+
+def test_unet_sees_both_dates_apart() -> None:
+    """It is no network of differences: exchanging the dates changes the outcome, and so does either date."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(model="unet")).eval()
+    before, after = reference_pair(1, 1, 64, 64)
+    with torch.inference_mode():
+        answers = [network(*pair) for pair in ((before, after), (after, before), (before, before), (after, after))]
+    assert all((answers[i] - answers[j]).abs().max() > 1e-3 for i in range(4) for j in range(i))
+
+
+def test_attention_within_a_date() -> None:
+    """It reads one date alone: what the other shows does not matter; in X-Cross it does."""
+    for within in (True, False):
+        torch.manual_seed(0)
+        attention = CrossAttention(32, within).eval()
+        tokens = torch.randn(4, 9, 32)
+        other = torch.cat((tokens[:2], torch.randn(2, 9, 32)))
+        assert torch.equal(attention(tokens)[:2], attention(other)[:2]) is within
+        torch.testing.assert_close(ChunkedAttention(attention)(tokens), attention(tokens))
+    names = [set(build_network(NetworkConfig(cross=True, within=w)).state_dict()) for w in (True, False)]
+    assert names[0] == names[1]
+
+
+def test_dice_loss() -> None:
+    """By hand, over the whole batch: 2 * 0.5 * 8 / (0.5 * 32 + 8) with one pixel added to both sides."""
+    mask = torch.zeros(2, 1, 4, 4)
+    mask[0, 0, :2] = 1
+    assert float(dice_loss(torch.zeros(2, 1, 4, 4), mask)) == pytest.approx(1 - (8 + 1) / (16 + 8 + 1))
+    assert float(dice_loss(100 * (2 * mask - 1), mask)) == pytest.approx(0, abs=1e-6)
+    assert float(dice_loss(torch.full((2, 1, 4, 4), -100.0), 0 * mask)) == pytest.approx(0, abs=1e-6)
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig()).eval().requires_grad_(False)
+    pair, truth = reference_pair(1, 2, 64, 64), random_mask(2, 64, 64)
+    plain, logits = TrainingLoss(network)(*pair, truth)
+    both, _ = TrainingLoss(network, dice=0.5)(*pair, truth)
+    assert float(both.total) == pytest.approx(float(plain.total) + 0.5 * float(dice_loss(logits, truth)))
+
+
+def test_start_at_a_rate() -> None:
+    head = build_network(NetworkConfig()).head
+    head.start_at(0.05)
+    torch.nn.init.zeros_(head.out.weight)
+    logits = head(torch.randn(1, 64, 4, 4))
+    torch.testing.assert_close(torch.sigmoid(logits), torch.full_like(logits, 0.05))

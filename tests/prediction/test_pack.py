@@ -1,0 +1,82 @@
+"""Checkpoints to hand out: a quarter of the size, weights within half a level, nothing lost but refinement heads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from change.checkpoint import (
+    Checkpoint,
+    PassRecord,
+    load_checkpoint,
+    network_for_prediction,
+    read_tensors,
+    save_tensors,
+)
+from change.common.errors import UserError
+from models.network import NetworkConfig, build_network
+from tests.conftest import REPOSITORY
+
+
+def pack(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "change", "pack", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Checkpoint:
+    """As a third pass leaves it."""
+    torch.manual_seed(0)
+    config = NetworkConfig(18, cross=True, refine=True)
+    record = PassRecord("base", ["ab"], {"lr": 0.1, "root": "/mine"})
+    saved = Checkpoint(config, build_network(config).state_dict(), [record], threshold=0.4)
+    saved.save(tmp_path / "best.pth")
+    return saved
+
+
+def test_pack(whole: Checkpoint, tmp_path: Path) -> None:
+    result = pack(tmp_path / "best.pth", tmp_path / "small.pth")
+    assert result.returncode == 0, result.stderr
+    assert "refinement." in result.stderr
+    assert (tmp_path / "small.pth").stat().st_size < 18e6
+    small = load_checkpoint(tmp_path / "small.pth")
+    assert small.config == NetworkConfig(18, cross=True, refine=False)
+    assert (small.lineage, small.threshold) == ([PassRecord("base", ["ab"], {"lr": 0.1})], 0.4)
+    assert set(small.weights) == {name for name in whole.weights if not name.startswith("refinement.")}
+    rounded = 0
+    for name, weight in small.weights.items():
+        exact = whole.weights[name]
+        assert weight.dtype == exact.dtype and weight.shape == exact.shape
+        if not torch.equal(weight, exact):
+            rounded += weight.numel()
+            output = 1 if "upsample" in name else 0  # of a transposed convolution
+            largest = exact.abs().amax([dim for dim in range(exact.ndim) if dim != output], keepdim=True)
+            assert ((weight - exact).abs() <= 0.501 * largest / 127).all(), name
+    assert rounded > 0.99 * sum(weight.numel() for weight in small.weights.values())
+    pair = [torch.randn(1, 3, 64, 64) for _ in range(2)]
+    with torch.inference_mode():
+        exact, close = (network_for_prediction(checkpoint)[0](*pair) for checkpoint in (whole, small))
+    assert (exact - close).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_pack_overwrites_nothing(whole: Checkpoint, tmp_path: Path) -> None:
+    before = (tmp_path / "best.pth").read_bytes()
+    for arguments in ((tmp_path / "best.pth", tmp_path / "best.pth"), (tmp_path / "none.pth", tmp_path / "small.pth")):
+        result = pack(*arguments)
+        assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert (tmp_path / "best.pth").read_bytes() == before and not (tmp_path / "small.pth").exists()
+
+
+def test_damaged_levels(whole: Checkpoint, tmp_path: Path) -> None:
+    whole.save(tmp_path / "small.pth", packed=True)
+    content = read_tensors(tmp_path / "small.pth")
+    levels = torch.zeros(3, dtype=torch.int8)
+    for stored in ({"levels": levels}, {"levels": levels, "scale": torch.zeros(2)}, "x"):
+        content["weights"]["head.out.weight"] = stored
+        save_tensors(content, tmp_path / "damaged.pth")
+        with pytest.raises(UserError, match=r"damaged\.pth is not a whole checkpoint"):
+            load_checkpoint(tmp_path / "damaged.pth")

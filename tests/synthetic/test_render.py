@@ -1,0 +1,111 @@
+"""Synthetic scenes: the same from the same seed, truthful masks, changes that a difference of pixels does not find."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+from numpy.typing import NDArray
+
+from change.synthetic.canvas import Canvas, draw_look, draw_second_look
+from change.synthetic.render import draw_date, draw_mask, draw_scene
+from change.synthetic.world import BOTH, NEW, Builder, Building, Rectangle, World
+from tests.conftest import REPOSITORY
+
+
+def otsu_f1(before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
+    """F1 of the mean difference of the channels, cut at Otsu's threshold."""
+    difference = np.abs(before.astype(int) - after).mean(2).round().astype(np.uint8)
+    _, found = cv2.threshold(difference, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return float(2 * (found & mask).sum() / (found.sum() + mask.sum()))
+
+
+def samples(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "change", "samples", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+
+def test_a_seed_gives_one_scene() -> None:
+    first, again, other = draw_scene(96, 160, (3, 1)), draw_scene(96, 160, (3, 1)), draw_scene(96, 160, (3, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+    assert [part.shape for part in first] == [(96, 160, 3), (96, 160, 3), (96, 160)]
+    assert all(part.dtype == np.uint8 for part in first)
+
+
+@pytest.mark.parametrize("size", [64, 96, 200])
+def test_every_scene_has_a_change(size: int) -> None:
+    for index in range(8):
+        before, after, mask = draw_scene(size, size, (5, index))
+        assert set(np.unique(mask)) == {0, 1}
+        assert mask.mean() < 0.9
+        assert before.std() > 3 and after.std() > 3
+
+
+def test_difference_with_otsu_fails() -> None:
+    scenes = [draw_scene(512, 512, (11, index)) for index in range(6)]
+    side_by_side = [np.concatenate(parts) for parts in zip(*scenes, strict=True)]
+    assert otsu_f1(side_by_side[0], side_by_side[1], side_by_side[2]) < 0.3
+
+
+def test_mask_marks_the_roof_that_appears() -> None:
+    """A white roof on an empty plane: its pixels in after are those of the mask, wherever the camera looks from."""
+    wing = Rectangle(np.array([30.0, 34.0]), 0.4, 11.0, 7.0)
+    white = (1.0, 1.0, 1.0)
+    world = World(buildings=[Building((wing,), 6.0, "gable", (white, white), NEW)])
+    rng = np.random.default_rng(0)
+    before = draw_look(rng)
+    canvases = [Canvas(128, 128, 2.0, look) for look in (before, draw_second_look(before, rng))]
+    for date, canvas in enumerate(canvases):
+        draw_date(world, date, canvas, np.random.default_rng(1), np.random.default_rng(2))
+    mask = draw_mask(world, canvases)
+    bright = (canvases[1].albedo > 0.9).all(2)
+    assert (bright & (mask > 0)).sum() > 0.97 * max(bright.sum(), mask.sum())
+    assert not (canvases[0].albedo > 0.9).all(2).any()
+    assert float(mask.sum()) == pytest.approx(
+        (44 + 1) * (28 + 1), rel=0.05
+    )  # drawn with its outline: half a pixel more
+
+
+def test_what_is_there_at_both_dates_is_unmarked() -> None:
+    world = Builder(300, 300, np.random.default_rng(8)).build()
+    stays = World(
+        world.ground, world.roads, world.patches, [b for b in world.buildings if b.dates == BOTH], world.trees
+    )
+    canvases = [Canvas(300, 300, 1.0, draw_look(np.random.default_rng(i))) for i in range(2)]
+    assert len(stays.buildings) > 5
+    assert not draw_mask(stays, canvases).any()
+    assert draw_mask(world, canvases).any()
+
+
+def test_command_writes_a_data_set(tmp_path: Path) -> None:
+    result = samples(tmp_path / "out", "--count", 2, "--size", 64, "--seed", 4)
+    assert result.returncode == 0, result.stderr
+    assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")) == [
+        *("A/4_0000.jpg", "A/4_0001.jpg", "B/4_0000.jpg", "B/4_0001.jpg", "label/4_0000.png", "label/4_0001.png")
+    ]
+    _, _, mask = draw_scene(64, 64, (4, 1))
+    assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "out" / "label" / "4_0001.png")), mask * 255)
+    again = samples(tmp_path / "out", "--count", 1, "--size", 64)
+    assert again.returncode == 2 and "is there already" in again.stderr and again.stderr.count("\n") == 1
+    assert len([*tmp_path.iterdir()]) == 1 and len([*(tmp_path / "out" / "A").iterdir()]) == 2
+
+
+@pytest.mark.parametrize("wrong", [("--count", 0), ("--size", 8), ("--seed", -1), ("--size", "big")])
+def test_wrong_values(tmp_path: Path, wrong: tuple[str, object]) -> None:
+    result = samples(tmp_path / "out", *wrong)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and wrong[0] in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_verb() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "change", "paint"], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert result.returncode == 2 and "samples" in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,163 @@
+"""Precision: what auto means, one path on and off, NVIDIA Apex told apart from its namesake."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from change.common.devices import choose_amp, choose_device
+from change.common.errors import UserError
+from change.training.precision import Precision, choose_algorithms, nvidia_apex
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("hardware", "meaning"), [(True, "bf16"), (False, "off")])
+def test_auto_on_the_cpu(monkeypatch: pytest.MonkeyPatch, hardware: bool, meaning: str) -> None:
+    monkeypatch.setattr("change.common.devices.cpu_has_bf16", lambda: hardware)
+    assert choose_amp("auto", CPU) == choose_amp("auto", CPU, training=True) == meaning
+    assert choose_amp("fp16", CPU) == "fp16"
+
+
+@pytest.mark.parametrize(("hardware", "meaning"), [(True, "bf16"), (False, "fp16")])
+def test_auto_on_a_gpu(monkeypatch: pytest.MonkeyPatch, hardware: bool, meaning: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: hardware)
+    assert choose_amp("auto", torch.device("cuda"), training=True) == meaning
+    assert choose_amp("auto", torch.device("cuda")) == "fp16"
+
+
+@pytest.mark.parametrize("name", ["off", "bf16", "fp16"])
+def test_a_step(name: str) -> None:
+    """Each precision takes the step of float32, to its own accuracy, and its state loads again."""
+    steps = []
+    for precision in (Precision("off", CPU), Precision(name, CPU)):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(64, 1)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        precision.prepare(layer, optimizer)
+        with precision.autocast():
+            loss = layer(torch.linspace(-1, 1, 64)).float().square().sum()
+        precision.backward(loss, optimizer)
+        precision.step(optimizer)
+        assert layer.weight.grad is None
+        steps.append(layer.weight.detach())
+        Precision(precision.name, CPU).load_state_dict(precision.state_dict())
+    assert torch.allclose(steps[0], steps[1], rtol=0.02, atol=1e-3)
+    assert bool(Precision("fp16", CPU).state_dict()) and not Precision("bf16", CPU).state_dict()
+
+
+def test_a_gradient_that_overflows_in_fp16() -> None:
+    """The scaler leaves the step out and halves its scale; going on keeps that scale."""
+    precision = Precision("fp16", CPU)
+    layer = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    weight = layer.weight.detach().clone()
+
+    def overflow() -> None:
+        precision.backward((layer(torch.ones(1)) * torch.inf).sum(), optimizer)
+        precision.step(optimizer)
+
+    overflow()
+    assert torch.equal(layer.weight, weight)
+    other = Precision("fp16", CPU)
+    before = other.state_dict()["scale"]
+    other.load_state_dict(precision.state_dict())
+    assert other.state_dict()["scale"] == before / 2
+    assert not precision.lost()
+    for _ in range(40):
+        overflow()
+    assert precision.lost()
+
+
+def test_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for, or else what cuDNN finds to be fastest, on CUDA alone."""
+    monkeypatch.setattr("torch.backends.cudnn.benchmark", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    choose_algorithms(False, torch.device("cuda"))
+    assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+    try:
+        choose_algorithms(True, torch.device("cuda"))
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    choose_algorithms(False, CPU)
+    assert not torch.backends.cudnn.benchmark
+
+
+APEX: dict[str, tuple[list[str], str]] = {
+    "none": ([], "is not installed"),
+    "another project": (["apex/__init__.py", "apex/models.py"], "is another project, not NVIDIA's"),
+    "NVIDIA's without amp": (
+        ["apex/__init__.py", "apex/multi_tensor_apply/__init__.py", "apex/optimizers/__init__.py"],
+        "no longer has apex.amp",
+    ),
+    "NVIDIA's with amp": (
+        ["apex/__init__.py", "apex/multi_tensor_apply/__init__.py", "apex/amp/__init__.py"],
+        "needs a CUDA device",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", APEX)
+def test_apex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Each installation in a line that names bf16 and fp16; nothing of the package is imported to find out."""
+    files, meaning = APEX[kind]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=rf"{meaning}.*--amp bf16 or --amp fp16"):
+        nvidia_apex(CPU)
+
+
+def test_apex_takes_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an apex.amp of its published interface, which cannot be installed here: O1, scaled loss, state."""
+    folder = tmp_path / "apex"
+    (folder / "multi_tensor_apply").mkdir(parents=True)
+    (folder / "amp").mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "amp" / "__init__.py").write_text(
+        "import contextlib\n"
+        "said, scale = [], 4.0\n"
+        "def initialize(models, optimizers, opt_level, verbosity): said.append(opt_level)\n"
+        "@contextlib.contextmanager\n"
+        "def scale_loss(loss, optimizers):\n"
+        "    yield loss * scale\n"
+        "    for group in optimizers.param_groups:\n"
+        "        for p in group['params']: p.grad /= scale\n"
+        "def state_dict(): return {'loss_scaler0': {'loss_scale': scale}}\n"
+        "def load_state_dict(state): said.append(state)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "apex", raising=False)
+    monkeypatch.setattr("change.training.precision.nvidia_apex", lambda _: nvidia_apex(torch.device("cuda")))
+    precision = Precision("apex", CPU)
+    layer = torch.nn.Linear(3, 1, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    precision.prepare(layer, optimizer)
+    weight = layer.weight.detach().clone()
+    with precision.autocast():
+        loss = layer(torch.ones(3)).sum()
+    precision.backward(loss, optimizer)
+    precision.step(optimizer)
+    assert torch.allclose(layer.weight, weight - 1)
+    precision.load_state_dict(precision.state_dict())
+    import apex.amp
+
+    assert apex.amp.said == ["O1", {"loss_scaler0": {"loss_scale": 4.0}}]
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert str(choose_device("auto")) == "cuda"
+    assert str(choose_device("1")) == "cuda:1"
+    assert str(choose_device("cpu")) == "cpu"
+    with pytest.raises(UserError, match="--device 2: torch sees 2 CUDA devices"):
+        choose_device("2")
