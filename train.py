@@ -25,7 +25,6 @@ from change.common.devices import choose_device
 from change.common.errors import UserError, listed, run_command
 from change.common.logs import start_logging, versions
 from change.data.cache import DecodedCache
-from change.data.pseudo import PseudoShare
 from change.data.transforms import ColorJitter, Geometry
 from change.options import RECIPES, TrainOptions, continued, parse_given
 from change.prediction.compiling import worth_compiling
@@ -86,7 +85,6 @@ def main(arguments: list[str]) -> int:
         ColorJitter(*options.jitter_ranges()),
         options.seed,
         geometry=Geometry(*options.scale_range(), options.symmetries, options.swap),
-        pseudo=PseudoShare(options.pseudo, options.epoch),
     )
     val_samples = WholeSamples(val, options.trainsize)
     pin = device.type == "cuda"

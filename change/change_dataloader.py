@@ -39,8 +39,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from change.common.errors import UserError, listed
 from change.common.files import file_hash
 from change.common.images import IMAGE_MODES, UNREADABLE, Image, bits, image_hash, read_image, read_levels, read_mask
-from change.data.pseudo import NO_PSEUDO, PseudoShare, pseudo_pair
-from change.data.transforms import PLAIN, ColorJitter, Geometry, augment, crop_pair
+from change.data.transforms import PLAIN, ColorJitter, Geometry, augment
 
 log = logging.getLogger(__name__)
 
@@ -286,14 +285,13 @@ class TrainSamples(Dataset[Batch | UserError]):
         seed: int,
         hash_epoch: int = 0,
         geometry: Geometry = PLAIN,
-        pseudo: PseudoShare = NO_PSEUDO,
     ) -> None:
         """`crop` pixels square; images are hashed in `hash_epoch` alone. Raises UserError if an image is smaller."""
         small = [f"{p.before} {p.size[0]}x{p.size[1]}" for p in split.pairs if min(p.size) < crop]
         if small:
             raise UserError(f"crop {crop} is larger than {listed(small)}: choose a smaller --cropsize")
         self.split, self.crop, self.jitter, self.seed, self.hash_epoch = split, crop, jitter, seed, hash_epoch
-        self.geometry, self.pseudo = geometry, pseudo
+        self.geometry = geometry
         self.read: Reader = split.read  # a cache's takes its place
 
     def __len__(self) -> int:
@@ -304,23 +302,10 @@ class TrainSamples(Dataset[Batch | UserError]):
         try:
             pixels = self.read(index, epoch == self.hash_epoch)
             rng = np.random.default_rng((self.seed, epoch, index, 1))
-            if (share := self.pseudo.at(epoch)) and rng.random() < share:
-                crops = self.pseudo_change(pixels, rng)
-            else:
-                crops = augment(pixels.before, pixels.after, pixels.mask, self.crop, self.jitter, rng, self.geometry)
+            crops = augment(pixels.before, pixels.after, pixels.mask, self.crop, self.jitter, rng, self.geometry)
         except UserError as error:
             return error
         return as_batch(*crops, self.split.pairs[index].name, pixels.hashes)
-
-    def pseudo_change(self, pixels: Pixels, rng: np.random.Generator) -> tuple[Image, Image, Image]:
-        """A pair and a mask made from one image of a pair, and of a pair at random for the pieces. Raises UserError."""
-        others = self.read(int(rng.integers(len(self))), False)
-        image, donor = (
-            crop_pair(some.before, some.after, some.mask, self.crop, rng, self.geometry)[int(rng.integers(2))]
-            for some in (pixels, others)
-        )
-        before, after, mask = pseudo_pair(image, donor, rng)
-        return self.jitter(before, rng), self.jitter(after, rng), mask
 
 
 class WholeSamples(Dataset[Batch | UserError]):

@@ -80,7 +80,6 @@ class TrainOptions(CommonOptions):
     scale: str = option("1 1", "enlarge each crop by a random factor between these")
     symmetries: bool = option(False, "quarter turns beside flips")
     swap: bool = option(False, "exchange the dates of half of the crops")
-    pseudo: float = option(0.0, "share of crops with pasted changes, made from single images; it falls to 0 in the end")
     epoch: int = option(800, "epochs")
     lr: float = option(6e-4, "learning rate at the start")
     weight_decay: float = option(2e-3, "of AdamW")
@@ -139,8 +138,6 @@ class TrainOptions(CommonOptions):
             raise UserError(f"--beta {self.beta}: choose 0 to 1")
         if not 0 <= self.ema < 1:
             raise UserError(f"--ema {self.ema}: choose 0 (none) to below 1, such as 0.999")
-        if not 0 <= self.pseudo <= 1:
-            raise UserError(f"--pseudo {self.pseudo}: choose 0 to 1")
         if self.model == "unet" and self.cross:
             raise UserError("--model unet has no cross-attention: leave out --cross")
         if self.within and not self.cross:
@@ -309,6 +306,12 @@ def continued(saved: dict[str, Any], given: dict[str, Any]) -> TrainOptions:
 
     Raises UserError for a given option that would make it another run.
     """
+    saved = dict(saved)
+    if pseudo := saved.pop("pseudo", 0.0):  # an option of earlier versions
+        raise UserError(
+            f"the run was made with --pseudo {pseudo}, which this version no longer has: go on with the version that "
+            "made it"
+        )
     try:
         saved_options = TrainOptions(**saved)
     except TypeError as error:

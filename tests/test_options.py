@@ -95,7 +95,6 @@ def test_recipes() -> None:
     [
         (["--scale=2 1"], "--scale"),
         (["--scale=2"], "give two numbers"),
-        (["--pseudo=1.5"], "--pseudo 1.5"),
         (["--dice=-1"], "--dice"),
         (["--warmup=-1"], "--warmup"),
         (["--model=unet", "--cross"], "no cross-attention"),
@@ -133,6 +132,9 @@ def test_going_on() -> None:
     assert continued(saved, {"cache": "disk"}).cache == "disk"
     older = {name: value for name, value in saved.items() if name != "keep"}  # before that option was there
     assert continued(older, {"keep": "best"}).keep == "best"
+    assert continued({**saved, "pseudo": 0.0}, {}) == continued(saved, {})  # an option of earlier versions
+    with pytest.raises(UserError, match="--pseudo 0.5, which this version no longer has"):
+        continued({**saved, "pseudo": 0.5}, {})
     with pytest.raises(UserError, match=r"--lr 0.2, was 0.1; --seed 5, was 0"):
         continued(saved, {"lr": 0.2, "seed": 5})
 

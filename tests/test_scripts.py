@@ -231,7 +231,7 @@ def test_land_and_buildings(tmp_path: Path) -> None:
     packed = load_checkpoint(tmp_path / "run" / "packed.pth")
     assert [record.name for record in packed.lineage] == ["base", "refine", "refine+cross", "refine+cross"]
     last = packed.lineage[-1].options
-    assert (last["cropsize"], last["recipe"], last["pseudo"], last["lr"]) == (256, "scratch", 0, 7e-4)
+    assert (last["cropsize"], last["recipe"], last["lr"]) == (256, "scratch", 7e-4)
     again = run_script("train_script/train_buildings.sh", tmp_path, **values)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("nothing left to do") == 1

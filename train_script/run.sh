@@ -2,7 +2,7 @@
 # processes. The interpreter is $python, else the one that change/common/environment.py finds, or sets up.
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 case "$program" in
-  train) names="recipe root list trainsize cropsize color_setting scale symmetries swap pseudo epoch lr weight_decay decay_norms
+  train) names="recipe root list trainsize cropsize color_setting scale symmetries swap epoch lr weight_decay decay_norms
     eps train_batchsize grad_accum schedule power warmup model dice prior keep ema seed val_batchsize val_epoch decay_epoch
     backbone refine cross within k beta l1 l2 save_path best_name save_freq save_minutes resume checkpoint_path pretrained
     mixed_precision_training amp deterministic compile kept_activations cache cache_path device continue_run workers" ;;
