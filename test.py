@@ -7,12 +7,14 @@ from pathlib import Path
 from change.change_dataloader import WholeSamples, default_workers, find_split, whole_loader
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common import distributed
+from change.common.command_line import parse_given
 from change.common.devices import choose_amp, choose_device
 from change.common.errors import run_command
+from change.common.files import home_folder
 from change.common.logs import start_logging
 from change.data.groups import find_check, read_places
 from change.evaluation.evaluate import Evaluation, Outputs
-from change.options import TestOptions, parse_given
+from change.options import OutputOptions, TestOptions, build_test_options
 
 
 @distributed.joined()
@@ -20,40 +22,50 @@ def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
     process, processes = distributed.rank(), distributed.processes()
     start_logging(process)
-    options = TestOptions(**parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label."))
-    device = choose_device(options.device)
-    checkpoint = load_checkpoint(Path(options.checkpoint_path))
-    threshold = checkpoint.chosen_threshold(options.threshold)
+    given = parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label.")
+    options = build_test_options(given)
+    source, protocol, compute = options.input, options.protocol, options.compute
+    device = choose_device(compute.device)
+    checkpoint = load_checkpoint(Path(source.checkpoint_path))
+    threshold = checkpoint.chosen_threshold(protocol.threshold)
     network, left_out = network_for_prediction(checkpoint)
-    list_file = Path(options.list) if options.list else None
-    split = find_split(Path(options.test_root), "", list_file, need_labels=False)
-    checked = Path(options.check) if options.check else find_check(Path(options.test_root))
-    places = read_places(checked) if checked else {}
-    folder = Path(options.save_path or Path(__file__).parent / "results" / split.name)
-    outputs = Outputs(
+    list_file = Path(source.list) if source.list else None
+    split = find_split(Path(source.test_root), "", list_file, need_labels=False)
+    check_file = Path(source.check) if source.check else find_check(Path(source.test_root))
+    workers = default_workers(distributed.neighbours()) if compute.workers < 0 else compute.workers
+    batches = whole_loader(
+        WholeSamples(split, protocol.testsize),
+        protocol.test_batchsize,
+        workers,
+        process=process,
+        processes=processes,
+    )
+    evaluation = Evaluation(
+        checkpoint=checkpoint,
+        split=split,
+        device=device,
+        amp=choose_amp(compute.amp, device),
+        size=protocol.testsize,
+        left_out=left_out,
+        protocol=protocol.prediction(),
+        threshold=threshold,
+        places=read_places(check_file) if check_file else {},
+        compiling=compute.compile,
+    )
+    evaluation.run(network.to(device), batches, find_outputs(options.output, split.name))
+    return 0
+
+
+def find_outputs(options: OutputOptions, name: str) -> Outputs:
+    """Name the folders that a test of split `name` writes to."""
+    folder = Path(options.save_path or home_folder() / "results" / name)
+    return Outputs(
         folder,
         masks=Path(options.save_result_path or folder / "pred") if options.save_result else None,
         error_maps=Path(options.save_iou_map_path or folder / "iou_map") if options.save_iou_map else None,
         panels=Path(options.save_panels_path or folder / "panels") if options.save_panels else None,
         report=folder / "report.html" if options.report else None,
     )
-    workers = default_workers(distributed.neighbours()) if options.workers < 0 else options.workers
-    samples = WholeSamples(split, options.testsize)
-    batches = whole_loader(samples, options.test_batchsize, workers, process=process, processes=processes)
-    evaluation = Evaluation(
-        checkpoint=checkpoint,
-        split=split,
-        device=device,
-        amp=choose_amp(options.amp, device),
-        size=options.testsize,
-        left_out=left_out,
-        protocol=options.prediction(),
-        threshold=threshold,
-        places=places,
-        compiling=options.compile,
-    )
-    evaluation.run(network.to(device), batches, outputs)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""The losses of training.
+"""The loss of training, composed of named terms.
 
-Shapes: B pairs, H W image size.
+A new term that compares logits with the mask takes two steps: add a function to `MASK_TERMS` here, and an option for
+its weight, of the same name, to `LossOptions` in change/options.py.
+
+Shapes: B pairs, H W image size, P points per image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,55 +16,108 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.network import PRXChange
-from models.refinement import full_precision
+from models.refinement import PointLogits, full_precision
 
 
 class Losses(NamedTuple):
-    """Scalars: what is minimised, the loss of the logits, the mean BCE of the refined points (0 without refinement)."""
+    """Scalars: the loss that is minimised, the loss of the mask, and the loss of the refined points.
+
+    Without refinement the last is 0, and the first two are equal.
+    """
 
     total: Tensor
     classification: Tensor
     refinement: Tensor
 
 
+# --- terms ---------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
+    """Compute the mean binary cross-entropy of logits and mask, (B, 1, H, W) each -> a scalar."""
+    return F.binary_cross_entropy_with_logits(full_precision(logits), mask)
+
+
+def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Compute 1 - Dice over all pixels of the batch together, (B, 1, H, W) each -> a scalar, 0 to 1.
+
+    It is not a mean over pairs: if a batch is split into micro-batches, the mean of their losses is another value.
+    Source: Milletari et al., "V-Net", 3DV 2016, with sums instead of squares.
+    """
+    probability = torch.sigmoid(full_precision(logits))
+    return 1 - (2 * (probability * mask).sum() + 1) / ((probability + mask).sum() + 1)
+
+
+# Terms that compare logits with the mask, (B, 1, H, W) each -> a scalar.
+MASK_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": cross_entropy, "dice": dice_loss}
+
+
+def mask_loss(logits: Tensor, mask: Tensor, weights: Mapping[str, float]) -> Tensor:
+    """Sum the terms of `MASK_TERMS` that have a weight, each times its weight."""
+    terms = [weight * MASK_TERMS[name](logits, mask) for name, weight in weights.items() if weight]
+    return sum(terms[1:], terms[0])
+
+
+def point_loss(stages: Sequence[PointLogits]) -> Tensor:
+    """Compute the mean over the stages of the binary cross-entropy of the refined points."""
+    losses = [F.binary_cross_entropy_with_logits(full_precision(stage.refined), stage.labels) for stage in stages]
+    return torch.stack(losses).mean()
+
+
+# --- the network and its loss --------------------------------------------------------------------------------------
+
+
 class TrainingLoss(nn.Module):
-    """The network and its loss in one module: `forward` is one training pass, refinement on or off."""
+    """The network and its loss in one module: `forward` is one training pass, with or without refinement."""
 
     def __init__(
-        self, network: PRXChange, k: int = 2, beta: float = 0.75, l1: float = 5.0, l2: float = 1.0, dice: float = 0.0
+        self,
+        network: PRXChange,
+        *,
+        k: int = 2,
+        beta: float = 0.75,
+        l1: float = 5.0,
+        l2: float = 1.0,
+        **weights: float,
     ) -> None:
-        """`k`, `beta`: how points are drawn; `l1`, `l2`: weights of the two losses where refinement is on; `dice`:
-        weight of the Dice loss beside the logits' BCE."""
+        """Combine a network and the weights of its loss.
+
+        Args:
+            network: its refinement heads, if it has any, are trained too.
+            k: refinement candidates per point.
+            beta: share of the points that are the hardest candidates, 0 to 1.
+            l1: weight of the mask's loss if there is refinement.
+            l2: weight of the points' loss.
+            weights: weights of `MASK_TERMS` beside the cross-entropy, which has weight 1; `dice=0.5`, for instance.
+
+        Raises:
+            ValueError: for a weight without a term.
+        """
         super().__init__()
+        unknown = weights.keys() - MASK_TERMS.keys()
+        if unknown:
+            raise ValueError(f"unknown loss terms {', '.join(sorted(unknown))}: choose from {', '.join(MASK_TERMS)}")
         self.network = network
-        self.k, self.beta, self.l1, self.l2, self.dice = k, beta, l1, l2, dice
+        self.k, self.beta, self.l1, self.l2 = k, beta, l1, l2
+        self.mask_weights = {"cross_entropy": 1.0, **weights}
 
     def forward(
         self, before: Tensor, after: Tensor, mask: Tensor, points: Sequence[Tensor] | None = None
     ) -> tuple[Losses, Tensor]:
-        """Images (B, 3, H, W), mask (B, 1, H, W) float of 0 and 1 -> losses and logits (B, 1, H, W).
+        """Compute losses and logits.
 
-        `points`, four of (B, P, 2) in 0..1, stand in for the drawn ones.
+        Args:
+            before, after: normalised images, float (B, 3, H, W), sides multiples of 32.
+            mask: float (B, 1, H, W) of 0 and 1.
+            points: four of (B, P, 2), x and y in 0..1, instead of drawn ones.
+
+        Returns:
+            the losses and the logits (B, 1, H, W).
         """
         fused = self.network.fuse(before, after)
         logits = self.network.head(fused[-1])
-        classification = F.binary_cross_entropy_with_logits(full_precision(logits), mask)
-        if self.dice:
-            classification = classification + self.dice * dice_loss(logits, mask)
+        classification = mask_loss(logits, mask, self.mask_weights)
         if self.network.refinement is None:
             return Losses(classification, classification, torch.zeros_like(classification)), logits
-        answers = self.network.refinement(fused, mask, self.k, self.beta, points)
-        refinement = torch.stack(
-            [F.binary_cross_entropy_with_logits(full_precision(answer.refined), answer.labels) for answer in answers]
-        ).mean()
+        refinement = point_loss(self.network.refinement(fused, mask, self.k, self.beta, points))
         return Losses(self.l1 * classification + self.l2 * refinement, classification, refinement), logits
-
-
-def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - Dice of probabilities and mask, over all pixels of the batch together: (B, 1, H, W) each -> a scalar, 0..1.
-
-    It is no mean over pairs: of a batch in parts, the mean of the parts' losses is another one.
-    Source: Milletari et al., "V-Net", 3DV 2016, with sums in place of squares.
-    """
-    probability = torch.sigmoid(full_precision(logits))
-    return 1 - (2 * (probability * mask).sum() + 1) / ((probability + mask).sum() + 1)

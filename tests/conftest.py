@@ -180,6 +180,8 @@ def train_arguments(root: Path, save_path: Path, **options: object) -> list[str]
         "amp": "off",
         "lr": 1e-3,
     }
+    if options.get("resume"):
+        del defaults["pretrained"]  # which does nothing then, and is refused
     return [f"--{name}={value}" for name, value in {**defaults, **options}.items()]
 
 

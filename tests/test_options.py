@@ -1,23 +1,36 @@
-"""Options: the published defaults, booleans in every spelling, what may change when a run goes on."""
+"""Options: the published defaults, booleans in every spelling, options without effect, what may change on resuming."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 
+from change.common.command_line import flat, from_flat, options_of, parse_given
 from change.common.errors import UserError
-from change.options import RECIPES, CommonOptions, TestOptions, TrainOptions, continued, parse_given
+from change.options import LossOptions, TestOptions, TrainOptions, build_test_options, options_page
 from change.training.schedule import Schedule
-from models.network import NetworkConfig
+from change.training.start import RECIPES, new_run, resumed_run
+from models.losses import MASK_TERMS, TrainingLoss
+from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY
 
 NEEDED = ["--root=data", "--save_path=run"]
+TEST_NEEDED = ["--test_root=a", "--checkpoint_path=b.pth"]
+
+
+def given(*arguments: str) -> dict[str, Any]:
+    return parse_given(TrainOptions, [*NEEDED, *arguments], "")
 
 
 def parse(*arguments: str) -> TrainOptions:
-    return TrainOptions(**parse_given(TrainOptions, [*NEEDED, *arguments], ""))
+    return new_run(given(*arguments))
+
+
+def parse_test(*arguments: str) -> TestOptions:
+    return build_test_options(parse_given(TestOptions, [*TEST_NEEDED, *arguments], ""))
 
 
 def test_published_defaults() -> None:
@@ -34,7 +47,6 @@ def test_published_defaults() -> None:
         "val_epoch": 10,
         "decay_epoch": 1,
         "power": 1,
-        "backbone": 18,
         "refine": False,
         "cross": False,
         "k": 2,
@@ -45,11 +57,24 @@ def test_published_defaults() -> None:
         "resume": False,
         "mixed_precision_training": True,
     }
-    options = asdict(parse())
+    options = flat(parse())
     assert {name: options[name] for name in published} == published
-    assert parse("--save_feq=7").save_freq == 7
-    arguments = ["--test_root=a", "--test_checkpoint_path=b.pth"]
-    assert TestOptions(**parse_given(TestOptions, arguments, "")).checkpoint_path == "b.pth"
+    assert parse().network.config() == NetworkConfig(18)
+    assert parse("--save_feq=7").run.save_freq == 7
+    test = build_test_options(parse_given(TestOptions, ["--test_root=a", "--test_checkpoint_path=b.pth"], ""))
+    assert test.input.checkpoint_path == "b.pth"
+
+
+def test_options_are_flat_in_files() -> None:
+    """Names are unique over the groups, so that a flat dict holds them all and builds the same options again."""
+    for kind in (TrainOptions, TestOptions):
+        names = [spec.name for _, spec in options_of(kind)]
+        aliases = [spec.metadata["alias"] for _, spec in options_of(kind) if spec.metadata["alias"]]
+        assert len({*names, *aliases}) == len(names) + len(aliases)
+    options = parse("--lr=0.5", "--refine", "--k=3")
+    assert from_flat(TrainOptions, flat(options)) == options
+    with pytest.raises(UserError, match="unknown options: novelty"):
+        from_flat(TrainOptions, {**flat(options), "novelty": 1})
 
 
 @pytest.mark.parametrize(
@@ -66,28 +91,30 @@ def test_published_defaults() -> None:
     ],
 )
 def test_booleans(arguments: list[str], value: bool) -> None:
-    assert parse(*arguments).cross is value
+    assert parse(*arguments).network.cross is value
 
 
-def test_precision_and_names() -> None:
-    assert parse("--mixed_precision_training=False", "--amp=bf16").precision() == "off"
-    assert parse("--mixed_precision_training=True").precision() == "auto"
-    assert [parse(*a).run_name() for a in ([], ["--refine"], ["--refine", "--cross"], ["--best_name=x"])] == [
-        "1",
-        "2",
-        "best",
-        "x",
-    ]
-    assert parse("--refine", "--cross", "--backbone=50").network() == NetworkConfig(50, cross=True, refine=True)
+def test_number_format_and_names() -> None:
+    assert parse("--mixed_precision_training=False").compute.number_format() == "off"
+    assert parse("--mixed_precision_training=True").compute.number_format() == "auto"
+    names = [parse(*a).run_name() for a in ([], ["--refine"], ["--refine", "--cross"], ["--best_name=x"])]
+    assert names == ["1", "2", "best", "x"]
+    config = parse("--refine", "--cross", "--backbone=50").network.config()
+    assert config == NetworkConfig(50, cross=True, refine=True)
 
 
 def test_recipes() -> None:
-    """A recipe gives what is not given; every name in one is an option."""
-    names = {spec.name for spec in fields(TrainOptions)}
+    """A recipe sets what is not given; every name in one is an option."""
+    names = {spec.name for _, spec in options_of(TrainOptions)}
     assert all(set(values) <= names for values in RECIPES.values())
-    given = parse_given(TrainOptions, [*NEEDED, "--recipe=scratch", "--lr=0.5"], "")
-    options = TrainOptions(**{**RECIPES["scratch"], **given})
-    assert (options.lr, options.eps, options.schedule, options.scale_range()) == (0.5, 1e-8, "cosine", (0.8, 1.25))
+    options = parse("--recipe=scratch", "--lr=0.5")
+    assert (options.optimizer.lr, options.optimizer.eps, options.optimizer.schedule) == (0.5, 1e-8, "cosine")
+    assert options.augmentation.scales() == (0.8, 1.25)
+
+
+def test_every_recipe_is_a_choice() -> None:
+    recipe = next(spec for _, spec in options_of(TrainOptions) if spec.name == "recipe")
+    assert recipe.metadata["choices"] == tuple(RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +122,75 @@ def test_recipes() -> None:
     [
         (["--scale=2 1"], "--scale"),
         (["--scale=2"], "give two numbers"),
+        (["--color_setting=1 2 x 4"], "give four numbers"),
+        (["--color_setting=0 0 0 1"], "at most 0.5"),
         (["--dice=-1"], "--dice"),
+        (["--lr=nan"], "--lr nan"),
         (["--warmup=-1"], "--warmup"),
+        (["--ema=1"], "--ema 1"),
+        (["--cropsize=100"], "multiple of 32"),
         (["--model=unet", "--cross"], "no cross-attention"),
         (["--within"], "add --cross"),
+        (["--resume"], "--resume needs --checkpoint_path"),
+        (["--best_name=a/b"], "file name without a folder"),
     ],
 )
-def test_recipe_options_refuse(arguments: list[str], error: str) -> None:
+def test_values_are_refused(arguments: list[str], error: str) -> None:
     with pytest.raises(UserError, match=error):
         parse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--k=3"], "--k does nothing without --refine"),
+        (["--beta=0.5"], "--beta does nothing without --refine"),
+        (["--l1=5"], "--l1 does nothing without --refine"),
+        (["--l2=2"], "--l2 does nothing without --refine"),
+        (["--power=2", "--schedule=cosine"], "--power does nothing without --schedule poly"),
+        (["--recipe=scratch", "--power=2"], "--power does nothing without --schedule poly"),
+        (["--checkpoint_path=a.pth"], "--checkpoint_path does nothing without --resume"),
+        (["--cache_path=x"], "--cache_path does nothing without --cache disk"),
+        (["--kept_activations=0.5"], "--kept_activations does nothing without --compile on"),
+        (["--resume", "--checkpoint_path=a", "--pretrained=none"], "--pretrained does nothing with --resume"),
+        (["--resume", "--checkpoint_path=a", "--prior"], "--prior does nothing with --resume"),
+        (["--mixed_precision_training=False", "--amp=bf16"], "means --amp off, not --amp bf16"),
+        (["--warmup=5", "--epoch=5"], "--warmup 5: choose fewer epochs than --epoch, 5"),
+    ],
+)
+def test_options_without_effect_are_refused(arguments: list[str], error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        parse(*arguments)
+
+
+def test_options_with_effect_are_taken() -> None:
+    """The same options in a mode in which they do something; a False asks for nothing."""
+    parse("--refine", "--k=3", "--l1=2", "--cache=disk", "--cache_path=x", "--compile=on", "--kept_activations=0.5")
+    parse("--resume", "--checkpoint_path=a", "--recipe=scratch")
+    parse("--power=2", "--cross", "--within", "--warmup=4", "--epoch=5")
+    parse("--within=False", "--prior=False", "--mixed_precision_training=False", "--amp=off")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--window=100"], "--tile does nothing without --protocol slide"),
+        (["--protocol=full", "--overlap=10"], "--overlap does nothing without --protocol slide"),
+        (["--protocol=tile256", "--tile=64"], "--tile does nothing without --protocol slide"),
+        (["--protocol=slide", "--tile=64"], "--overlap 128: choose less than --tile 64"),
+        (["--save_panels_path=x"], "--save_panels_path does nothing without --save_panels"),
+        (["--save_result_path=x", "--save_result=False"], "--save_result_path does nothing without --save_result"),
+        (["--threshold=1"], "--threshold 1"),
+    ],
+)
+def test_options_of_test_are_refused(arguments: list[str], error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        parse_test(*arguments)
+
+
+def test_tiles_and_windows_are_one() -> None:
+    arguments = ("--protocol=slide", "--overlap=16")
+    assert parse_test(*arguments, "--window=64") == parse_test(*arguments, "--tile=64")
 
 
 def test_network_config_refuses() -> None:
@@ -113,8 +200,6 @@ def test_network_config_refuses() -> None:
         NetworkConfig(model="unet", cross=True)
     with pytest.raises(ValueError, match="X-Cross"):
         NetworkConfig(within=True)
-    with pytest.raises(ValueError, match="backbone 20: choose one of 18, 34, 50, 101"):
-        NetworkConfig(20)
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,31 +208,59 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
             parse_given(kind, ["--help"], "")
         assert stop.value.code == 0
         text = capsys.readouterr().out
-        assert all(f"--{spec.name}" in text for spec in fields(kind))
+        assert all(f"--{spec.name}" in text for _, spec in options_of(kind))
 
 
-def test_going_on() -> None:
-    saved = asdict(parse("--lr=0.1"))
-    assert continued(saved, {"lr": 0.1, "workers": 3, "continue_run": "run"}).workers == 3
-    assert continued(saved, {"cache": "disk"}).cache == "disk"
+def test_the_page_of_options_is_current() -> None:
+    """docs/options.md is what `python -m change.options` prints; defaults and meanings included."""
+    assert (REPOSITORY / "docs" / "options.md").read_text() == options_page()
+
+
+def test_every_loss_option_reaches_the_loss() -> None:
+    """The names of the options are those of the terms: a new term needs an option and a function, nothing else."""
+    options = asdict(LossOptions())
+    loss = TrainingLoss(build_network(NetworkConfig()), **options)
+    assert {"k", "beta", "l1", "l2"} <= options.keys()
+    assert options.keys() - {"k", "beta", "l1", "l2"} == MASK_TERMS.keys() - {"cross_entropy"}
+    assert loss.mask_weights == {"cross_entropy": 1.0, "dice": 0.0}
+    with pytest.raises(ValueError, match="unknown loss terms focal: choose from cross_entropy, dice"):
+        TrainingLoss(loss.network, focal=1.0)
+
+
+# --- resuming ------------------------------------------------------------------------------------------------------
+
+
+def test_resuming() -> None:
+    saved = flat(parse("--lr=0.1"))
+    resumed = resumed_run(saved, {"lr": 0.1, "workers": 3, "continue_run": "run"})
+    assert resumed.compute.workers == 3 and resumed.run.continue_run == ""
+    assert resumed_run(saved, {"cache": "disk", "continue_run": "run"}).data.cache == "disk"
     older = {name: value for name, value in saved.items() if name != "keep"}  # before that option was there
-    assert continued(older, {"keep": "best"}).keep == "best"
-    assert continued({**saved, "pseudo": 0.0}, {}) == continued(saved, {})  # an option of earlier versions
-    with pytest.raises(UserError, match="--pseudo 0.5, which this version no longer has"):
-        continued({**saved, "pseudo": 0.5}, {})
-    with pytest.raises(UserError, match=r"--lr 0.2, was 0.1; --seed 5, was 0"):
-        continued(saved, {"lr": 0.2, "seed": 5})
+    assert resumed_run(older, {"keep": "best", "continue_run": "run"}).validation.keep == "best"
+    with pytest.raises(UserError, match=r"--lr 0\.2, was 0\.1; --seed 5, was 0"):
+        resumed_run(saved, {"lr": 0.2, "seed": 5, "continue_run": "run"})
+    with pytest.raises(UserError, match="--pretrained 'none', was 'imagenet'"):
+        resumed_run(saved, {"pretrained": "none", "continue_run": "run"})
 
 
-def test_readme_names_every_option() -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    missing = [
-        s.name
-        for kind in (TrainOptions, TestOptions, CommonOptions)
-        for s in fields(kind)
-        if f"`--{s.name}`" not in text
-    ]
-    assert not missing
+def test_resuming_writes_to_its_own_folder() -> None:
+    saved = flat(parse())
+    assert resumed_run(saved, {"continue_run": "run", "save_path": "./run"}).run.save_path == "run"
+    with pytest.raises(UserError, match="--continue_run run goes on in its own folder: leave out --save_path other"):
+        resumed_run(saved, {"continue_run": "run", "save_path": "other"})
+
+
+def test_resuming_runs_of_earlier_versions() -> None:
+    """They hold an option that is gone; what it did at 0 is what is done now."""
+    saved = flat(parse())
+    assert resumed_run({**saved, "pseudo": 0.0}, {"continue_run": "run"}) == resumed_run(saved, {"continue_run": "run"})
+    with pytest.raises(UserError, match=r"--pseudo 0\.5, which is gone"):
+        resumed_run({**saved, "pseudo": 0.5}, {"continue_run": "run"})
+    with pytest.raises(UserError, match="made by another version"):
+        resumed_run({**saved, "novelty": 1}, {"continue_run": "run"})
+
+
+# --- the learning rate ---------------------------------------------------------------------------------------------
 
 
 def test_learning_rate() -> None:

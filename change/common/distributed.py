@@ -1,7 +1,7 @@
-"""One process or many: what the processes that torchrun starts say to each other.
+"""One process or many: the exchanges between the processes that torchrun starts.
 
-Nothing here does anything where there is one process, so that the callers have one path. Values on the CPU travel by
-gloo, those on a GPU by nccl. A process that ends takes the others along: none waits for it for ever.
+With one process every function here returns what it is given, so callers have one path. Values on the CPU travel
+through gloo, those on a GPU through nccl. If one process ends, the others end too: none waits forever.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from change.common.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)  # with a process that has more to do; gloo notices at once one that has ended
+PATIENCE = timedelta(days=1)  # for a process that has more to do; gloo notices at once if one has ended
 
 
-# --- who is there --------------------------------------------------------------------------------------------------
+# --- processes -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; leave together, when the slowest is done.
+    """Join the processes that torchrun started, if it did, and leave when the slowest is done.
 
-    After an error there is no leaving together: the others then notice that this process is gone.
+    After an error this process leaves at once, and the others notice that it is gone.
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"the processes do not find each other ({error}): start them by torchrun") from error
+            raise UserError(f"the processes do not find each other ({error}): start them with torchrun") from error
     yield
     if dist.is_initialized():
         wait()
@@ -43,42 +43,50 @@ def joined() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def processes() -> int:
-    """How many there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def neighbours() -> int:
-    """How many there are on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
-# --- what they say -------------------------------------------------------------------------------------------------
+# --- exchanges -----------------------------------------------------------------------------------------------------
+
+
+# Words in the errors of gloo and nccl that mean that another process is gone.
+LOST_PROCESS = ("connection closed", "connection reset", "broken pipe", "timed out", "remote process", "nccl error")
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around every exchange. Raises UserError where another process has ended before it."""
+    """Guard an exchange. Raises UserError if another process has ended; other errors stay as they are."""
     try:
         yield
     except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(sign in text.lower() for sign in LOST_PROCESS):
+            raise
+        cause = text.strip().partition("\n")[0]
         raise UserError(
-            "another process of this run has ended, so this one does too; what is on disk is whole: "
-            "see what that one says, then start again, in training with --continue_run"
+            f"another process of this run has ended, so this one ends too ({cause}); the files on disk are complete: "
+            "see what that process reports, then start again, for training with --continue_run"
         ) from error
 
 
 def wait() -> None:
-    """Until all have come here."""
+    """Wait until all processes have come here."""
     largest([0])
 
 
 def largest(values: Sequence[int]) -> list[int]:
-    """Each value's largest over the processes."""
+    """Return the largest of each value over the processes."""
     if processes() == 1:
         return list(values)
     found = torch.tensor(values, dtype=torch.int64)
@@ -88,7 +96,7 @@ def largest(values: Sequence[int]) -> list[int]:
 
 
 def summed(values: Tensor) -> Tensor:
-    """A tensor on the CPU, summed over the processes."""
+    """Sum a tensor on the CPU over the processes, in place, and return it."""
     if processes() > 1:
         with together():
             dist.all_reduce(values)
@@ -96,7 +104,7 @@ def summed(values: Tensor) -> Tensor:
 
 
 def gathered(value: T) -> list[T]:
-    """Every process's value, by rank."""
+    """Return the value of every process, by rank."""
     if processes() == 1:
         return [value]
     found: list[T] = [value] * processes()
@@ -106,7 +114,7 @@ def gathered(value: T) -> list[T]:
 
 
 def collected(value: T) -> list[T]:
-    """As `gathered` on process 0, for what is large; empty on the others."""
+    """Return the value of every process on process 0, an empty list on the others; for large values."""
     if processes() == 1:
         return [value]
     found: list[T] = [value] * processes() if rank() == 0 else []
@@ -119,20 +127,21 @@ def collected(value: T) -> list[T]:
 
 
 def synchronise(network: nn.Module, device: torch.device) -> None:
-    """Replace the batch norms inside by such that take the statistics of all processes' pairs; names of weights stay.
+    """Let the batch norms of a network on a GPU use the statistics of all processes; names of weights stay.
 
-    On the CPU, for which torch has none, each keeps its own: see `average_statistics`.
+    torch has no such batch norm for the CPU: there each process keeps its own, see `average_statistics`.
     """
     if processes() > 1 and device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
 
 
 def average_statistics(network: nn.Module) -> None:
-    """Make the running statistics of batch norms that are not synchronised the mean over the processes.
+    """Average the running statistics of batch norms that are not synchronised over the processes.
 
-    They are linear in the batches' own: the mean of all steps, taken late, is that taken after every step.
+    They are linear in the statistics of the batches, so averaging once, late, equals averaging after every step.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]  # no SyncBatchNorm is one
+    # SyncBatchNorm is not a subclass of BatchNorm2d.
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
 
     def mean(flat: Tensor) -> None:
@@ -143,17 +152,17 @@ def average_statistics(network: nn.Module) -> None:
 
 
 def share_weights(network: nn.Module) -> None:
-    """Take process 0's: what the same seed gives on other hardware may differ in the last bit, and would for good."""
+    """Copy the weights of process 0: the same seed may give other last bits on other hardware, and they would stay."""
     in_one([t for t in network.state_dict().values() if t.is_floating_point()], lambda flat: dist.broadcast(flat, 0))
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum every gradient over the processes."""
+    """Sum the gradients over the processes."""
     in_one([parameter.grad for parameter in parameters if parameter.grad is not None], dist.all_reduce)
 
 
 def in_one(tensors: Sequence[Tensor], exchange: Callable[[Tensor], object]) -> None:
-    """Apply an exchange to tensors in place, as one: a few hundred small ones would take far longer."""
+    """Apply an exchange to all tensors at once, in place: hundreds of small exchanges would take far longer."""
     if processes() == 1 or not tensors:
         return
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])

@@ -1,11 +1,11 @@
-"""What a training run leaves in its folder, beside the weights.
+"""The folder of a training run: what it holds beside the weights.
 
     NAME.pth            the best weights             NAME_epochN.pth   snapshots
-    NAME.state.pth      all that --continue_run needs
+    NAME.state.pth      everything that --continue_run needs
     NAME.options.json   options and versions
-    NAME.epochs.jsonl   one line an epoch
+    NAME.epochs.jsonl   one line per epoch
     metrics.txt         every validation of every run in the folder
-    log.txt             what was said
+    log.txt             the log
     tensorboard/NAME/   curves and pictures
 
 NAME is --best_name, so the passes of one experiment can share a folder.
@@ -18,7 +18,6 @@ import logging
 import logging.handlers
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,50 +25,49 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from change.checkpoint import read_tensors
 from change.common.errors import UserError, listed
 from change.common.files import make_folder, write_whole
 from change.common.logs import versions
 from change.evaluation.metrics import SCORES
-from change.options import TrainOptions
 
 log = logging.getLogger(__name__)
 
-STATE_FORMAT = "prx-change-run/1"
-STATE = ("options", "data", "weights", "optimizer", "precision_name", "precision", "progress", "lineage", "images")
-
 
 class LogFile(logging.FileHandler):
-    """A file handler that lets a full disk end the run, where logging's own would go on with a traceback a line."""
+    """A log file that lets a full disk end the run; the handler of `logging` would print a traceback per line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called inside the `except` of a failed write: let it through."""
+        """Raise the error of a failed write again: this is called inside its `except`."""
         raise
 
 
-def find_state(folder: Path, name: str) -> tuple[str, dict[str, Any]]:
-    """The name and the saved state of the run in a folder. Raises UserError where there is none, or several."""
-    states = sorted(folder.glob("*.state.pth"))
-    names = [path.name.removesuffix(".state.pth") for path in states]
+def find_run(folder: Path, name: str) -> str:
+    """Find the run to resume in a folder; an empty `name` finds the only one.
+
+    Raises UserError if there is none, or several.
+    """
+    names = [path.name.removesuffix(".state.pth") for path in sorted(folder.glob("*.state.pth"))]
     if not names:
-        raise UserError(f"--continue_run {folder}: no run's state (*.state.pth) lies there")
+        raise UserError(f"--continue_run {folder}: there is no run to resume (*.state.pth)")
     if name and name not in names:
-        raise UserError(f"--continue_run {folder}: no run {name} there, but {listed(names)}")
+        raise UserError(f"--continue_run {folder}: there is no run {name}, but {listed(names)}")
     if not name and len(names) > 1:
-        raise UserError(f"--continue_run {folder}: runs {listed(names)} lie there; add --best_name to choose one")
-    name = name or names[0]
-    state = read_tensors(folder / f"{name}.state.pth")
-    missing = [key for key in STATE if key not in state]
-    if state.get("format") != STATE_FORMAT or missing:
+        raise UserError(f"--continue_run {folder}: there are the runs {listed(names)}; add --best_name to choose one")
+    return name or names[0]
+
+
+def refuse_existing(folder: Path, name: str) -> None:
+    """Raise UserError if a new run would overwrite another one."""
+    found = [path.name for path in (folder / f"{name}.pth", folder / f"{name}.state.pth") if path.exists()]
+    if found:
         raise UserError(
-            f"{folder / name}.state.pth is no state that this version can go on from "
-            f"(format {state.get('format')!r}, without {listed(missing) or 'nothing'}): use the version that wrote it"
+            f"{folder} holds a run named {name} ({listed(found)}): resume it with --continue_run {folder}, or choose "
+            "another --save_path or --best_name"
         )
-    return name, state
 
 
 class Run:
-    """The files of one run. Made when all else is known to be right, for it is what touches the disk first."""
+    """The files of one run. Created last, when everything else is known to be right: it is what writes to the disk."""
 
     def __init__(
         self,
@@ -79,9 +77,14 @@ class Run:
         from_epoch: int = 0,
         writes: bool = True,
     ) -> None:
-        """`from_epoch` above 0: the run goes on, what it wrote of later epochs is dropped.
+        """Open the folder and its log.
 
-        `writes`: False in all processes but one, for which nothing here touches the disk.
+        Args:
+            folder: made if it does not exist.
+            name: of the run.
+            kept: the log so far, as `start_logging` returns it.
+            from_epoch: epochs done; what a resumed run wrote about later ones is dropped.
+            writes: False in all processes but one; these never touch the disk.
         """
         self.folder, self.name, self.writes = folder, name, writes
         self.best_path = folder / f"{name}.pth"
@@ -97,32 +100,22 @@ class Run:
         kept.setTarget(file)
         kept.flush()
         logging.getLogger().addHandler(file)
-        for left in folder.glob(f".{name}.*.part"):  # by a kill in the middle of a write
+        for left in folder.glob(f".{name}.*.part"):  # from a process that was killed while it wrote
             left.unlink()
         self.epochs = [row for row in read_rows(self.epochs_path) if row["epoch"] <= from_epoch]
 
-    @staticmethod
-    def refuse_existing(folder: Path, name: str) -> None:
-        """Raise UserError where a new run would overwrite another one."""
-        there = [path.name for path in (folder / f"{name}.pth", folder / f"{name}.state.pth") if path.exists()]
-        if there:
-            raise UserError(
-                f"{folder} holds a run named {name} ({listed(there)}): "
-                f"go on with it by --continue_run {folder}, or choose another --save_path or --best_name"
-            )
-
-    def open_board(self, options: TrainOptions, step: int) -> None:
-        """Write the options; open TensorBoard, where steps after `step` of an interrupted run are dropped."""
+    def open_board(self, options: Mapping[str, Any], step: int) -> None:
+        """Write the options and open TensorBoard; what an interrupted run wrote about steps after `step` is dropped."""
         if not self.writes:
             return
-        text = json.dumps({"options": asdict(options), "versions": versions()}, indent=1)
+        text = json.dumps({"options": dict(options), "versions": versions()}, indent=1)
         write_whole(self.folder / f"{self.name}.options.json", text.encode())
         self.board = SummaryWriter(str(self.folder / "tensorboard" / self.name), purge_step=step + 1)
         if step == 0:
             self.board.add_text("options", f"```\n{text}\n```", 0)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add points to TensorBoard's curves."""
+        """Add points to the curves of TensorBoard."""
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
@@ -134,23 +127,29 @@ class Run:
                 self.board.add_image(f"val/{name}", picture, step, dataformats="HWC")
 
     def epoch_done(self, row: dict[str, Any]) -> None:
-        """Write an epoch's line, and metrics.txt anew if it was validated."""
+        """Write the line of an epoch, and metrics.txt if it was validated."""
         if not self.writes:
             return
         self.epochs.append(row)
         write_whole(self.epochs_path, "".join(json.dumps(row) + "\n" for row in self.epochs).encode())
         if "val" in row:
-            lines = [f"{'run':<8}{'epoch':>6}" + "".join(f"{name:>11}" for name in SCORES)]
-            for path in sorted(self.folder.glob("*.epochs.jsonl")):
-                for epoch in (row for row in read_rows(path) if "val" in row):
-                    scores = (math.nan if epoch["val"][name] is None else epoch["val"][name] for name in SCORES)
-                    run = path.name.removesuffix(".epochs.jsonl")
-                    lines.append(f"{run:<8}{epoch['epoch']:>6}" + "".join(f"{score:>11.4f}" for score in scores))
-            write_whole(self.folder / "metrics.txt", ("\n".join(lines) + "\n").encode())
+            write_whole(self.folder / "metrics.txt", metrics_table(self.folder).encode())
         assert self.board is not None
         self.board.flush()
 
 
+def metrics_table(folder: Path) -> str:
+    """The text of metrics.txt: the scores of every validation of every run in a folder."""
+    lines = [f"{'run':<8}{'epoch':>6}" + "".join(f"{name:>11}" for name in SCORES)]
+    for path in sorted(folder.glob("*.epochs.jsonl")):
+        run = path.name.removesuffix(".epochs.jsonl")
+        for row in read_rows(path):
+            if "val" in row:
+                scores = [math.nan if row["val"][name] is None else row["val"][name] for name in SCORES]
+                lines.append(f"{run:<8}{row['epoch']:>6}" + "".join(f"{score:>11.4f}" for score in scores))
+    return "\n".join(lines) + "\n"
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file, none where there is no file."""
+    """Read the lines of a JSON-lines file; a missing file has none."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from change.change_dataloader import Batch, BatchShare, EpochOrder
 from change.checkpoint import Checkpoint, load_checkpoint, read_tensors
@@ -135,6 +136,15 @@ def test_devices_of_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(UserError, match="3 processes, but torch sees 2 GPUs"):
         choose_device("cuda")
+
+
+def test_only_a_lost_process_is_called_one() -> None:
+    """The true cause of another error is not hidden, and that of a lost process is named."""
+    with pytest.raises(RuntimeError, match="invalid device ordinal"), distributed.together():
+        raise RuntimeError("CUDA error: invalid device ordinal")
+    for error in (RuntimeError("Connection closed by peer"), dist.DistBackendError("a peer is gone")):
+        with pytest.raises(UserError, match=r"another process of this run has ended.* peer"), distributed.together():
+            raise error
 
 
 # --- the average and the optimizer ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from change.common.devices import choose_amp, choose_device
+from change.common.devices import choose_amp, choose_device, exact_float32
 from change.common.errors import UserError
-from change.training.precision import Precision, choose_algorithms, nvidia_apex
+from change.training.precision import Precision, algorithms, nvidia_apex
 
 CPU = torch.device("cpu")
 
@@ -73,21 +74,39 @@ def test_a_gradient_that_overflows_in_fp16() -> None:
     assert precision.lost()
 
 
-def test_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for, or else what cuDNN finds to be fastest, on CUDA alone."""
-    monkeypatch.setattr("torch.backends.cudnn.benchmark", False)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    choose_algorithms(False, torch.device("cuda"))
-    assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
-    try:
-        choose_algorithms(True, torch.device("cuda"))
-        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    finally:
-        torch.use_deterministic_algorithms(False)
-    choose_algorithms(False, CPU)
-    assert not torch.backends.cudnn.benchmark
+def settings() -> tuple[object, ...]:
+    """The global settings that a training run changes."""
+    cudnn = torch.backends.cudnn
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return cudnn.benchmark, cudnn.allow_tf32, deterministic, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_algorithms_are_those_of_a_run_only(monkeypatch: pytest.MonkeyPatch, error: bool) -> None:
+    """Deterministic if asked for, else what cuDNN finds to be fastest, on CUDA only; then everything as it was."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    gpu, before = torch.device("cuda"), settings()
+    with contextlib.suppress(KeyError):
+        with algorithms(False, Precision("off", gpu)):
+            assert settings() == (True, False, False, None)
+        with algorithms(False, Precision("bf16", gpu)):
+            assert settings() == (True, before[1], False, None)
+        with algorithms(False, Precision("bf16", CPU)):
+            assert settings()[0] is False
+        with algorithms(True, Precision("bf16", gpu)):
+            assert settings() == (False, before[1], True, ":4096:8")
+            if error:
+                raise KeyError
+    assert settings() == before
+
+
+def test_predicting_in_float32_leaves_tf32_as_it_was() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with exact_float32(torch.float32):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
+    with exact_float32(torch.float16):
+        assert torch.backends.cudnn.allow_tf32 == before
 
 
 APEX: dict[str, tuple[list[str], str]] = {

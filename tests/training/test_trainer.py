@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from change.checkpoint import load_checkpoint, read_tensors
-from change.training.trainer import parameter_groups
+from change.training.build import parameter_groups
 from models.network import NetworkConfig, build_network
 from tests.conftest import (
     children,

@@ -1,0 +1,158 @@
+"""Command lines that follow from typed dataclasses, in groups.
+
+An options class is a frozen dataclass whose fields are groups; a group is a frozen dataclass whose fields are options,
+made by `option`. The type of a field says how its argument is read (bool: --x, --no-x, --x=True, --x=False), its
+metadata what it means. Files and checkpoints hold options as a flat dict, name -> value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, asdict, field, fields
+from typing import Any, TypeVar
+
+from change.common.errors import OneLineParser, UserError
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, help: str, choices: Sequence[Any] | None = None, alias: str = "", needs: str = "") -> Any:
+    """Make a dataclass field that is a command-line option.
+
+    Args:
+        default: the value if it is not given.
+        help: what it means, a phrase.
+        choices: the allowed values.
+        alias: another name for it.
+        needs: the option without which this one does nothing: "refine", or "schedule=poly" for one of its values.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "alias": alias, "needs": needs})
+
+
+def groups_of(kind: type) -> dict[str, type]:
+    """The groups of an options class: field name -> dataclass."""
+    types = typing.get_type_hints(kind)
+    return {spec.name: types[spec.name] for spec in fields(kind)}
+
+
+def options_of(kind: type) -> Iterator[tuple[type, Field[Any]]]:
+    """Every option of an options class, with its group."""
+    for group in groups_of(kind).values():
+        for spec in fields(group):
+            yield group, spec
+
+
+def flat(options: Any) -> dict[str, Any]:
+    """Turn options into one dict, name -> value."""
+    return {name: value for group in asdict(options).values() for name, value in group.items()}
+
+
+def from_flat(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """Build options from a flat dict; missing ones have their defaults. Raises UserError for unknown names."""
+    unknown = values.keys() - {spec.name for _, spec in options_of(kind)}
+    if unknown:
+        raise UserError(f"unknown options: {', '.join(sorted(unknown))}")
+    parts = {
+        name: group(**{spec.name: values[spec.name] for spec in fields(group) if spec.name in values})
+        for name, group in groups_of(kind).items()
+    }
+    return kind(**parts)
+
+
+def parse_given(kind: type, arguments: Sequence[str], description: str) -> dict[str, Any]:
+    """Parse a command line into a flat dict of the options that it gives, without defaults."""
+    parser = OneLineParser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    for group in groups_of(kind).values():
+        section = parser.add_argument_group(title_of(group))
+        types = typing.get_type_hints(group)
+        for spec in fields(group):
+            add_argument(section, spec, types[spec.name])
+    return vars(parser.parse_args(arguments))
+
+
+def title_of(group: type) -> str:
+    """The heading of a group: the first line of its docstring, without the full stop."""
+    return (group.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def add_argument(section: Any, spec: Field[Any], kind: type) -> None:
+    """Add one option to a parser's group."""
+    meta = spec.metadata
+    flags = [f"--{name}" for name in (spec.name, meta["alias"]) if name]
+    needs = f"; needs --{meta['needs'].replace('=', ' ')}" if meta["needs"] else ""
+    text = f"{meta['help']}{needs} (default: {shown(spec.default)})".replace("%", "%%")
+    if kind is bool:
+        section.add_argument(*flags, dest=spec.name, nargs="?", const=True, type=read_bool, metavar="BOOL", help=text)
+        section.add_argument(f"--no-{spec.name}", dest=spec.name, action="store_false", help=argparse.SUPPRESS)
+        return
+    metavar = None if meta["choices"] else kind.__name__.upper()
+    section.add_argument(*flags, dest=spec.name, type=kind, choices=meta["choices"], help=text, metavar=metavar)
+
+
+def read_bool(text: str) -> bool:
+    """Read True and False in the usual spellings."""
+    values = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    try:
+        return values[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False") from None
+
+
+def shown(value: object) -> str:
+    """A default as help texts and tables show it."""
+    return "none" if value == "" else str(value)
+
+
+def refuse_without_effect(kind: type, given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raise UserError for a given option that does nothing in this mode.
+
+    Args:
+        kind: the options class.
+        given: the options on the command line; a False asks for nothing and is let through.
+        values: all options, flat, defaults included.
+    """
+    for _, spec in options_of(kind):
+        needed, _, value = spec.metadata["needs"].partition("=")
+        if spec.name not in given or given[spec.name] is False or not needed:
+            continue
+        is_on = str(values[needed]) == value if value else bool(values[needed])
+        if not is_on:
+            remedy = f"--{needed} {value}" if value else f"--{needed}"
+            raise UserError(f"--{spec.name} does nothing without {remedy}: add that, or leave out --{spec.name}")
+
+
+def at_least(options: object, bound: int, *names: str) -> None:
+    """Raise UserError for the first named field that is below `bound`, infinite or too large for an integer."""
+    for name in names:
+        value = getattr(options, name)
+        largest = 2**63 if isinstance(value, int) else math.inf
+        if not bound <= value < largest:
+            raise UserError(f"--{name} {value}: choose {bound} or more, and a finite number")
+
+
+def share(options: object, *names: str) -> None:
+    """Raise UserError for the first named field that is not within 0 to 1."""
+    for name in names:
+        value = getattr(options, name)
+        if not 0 <= value <= 1:
+            raise UserError(f"--{name} {value}: choose 0 to 1")
+
+
+def option_tables(kind: type) -> str:
+    """The options as Markdown, one table per group."""
+    lines: list[str] = []
+    for group in groups_of(kind).values():
+        lines += [f"### {title_of(group)}", "", "| option | default | meaning |", "|---|---|---|"]
+        for spec in fields(group):
+            names = ", ".join(f"`--{name}`" for name in (spec.name, spec.metadata["alias"]) if name)
+            text = spec.metadata["help"]
+            if choices := spec.metadata["choices"]:
+                text += f"; one of {', '.join(map(str, choices))}"
+            if needs := spec.metadata["needs"]:
+                text += f"; needs `--{needs.replace('=', ' ')}`"
+            lines.append(f"| {names} | {shown(spec.default)} | {text} |")
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,226 @@
+"""The parts of a run, built from its options: data, network, optimizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from change.change_dataloader import (
+    Batch,
+    Split,
+    TrainLoader,
+    TrainSamples,
+    WholeSamples,
+    default_workers,
+    find_split,
+    rate_of_change,
+    shared_images,
+    whole_loader,
+)
+from change.checkpoint import Checkpoint, hand_over, load_checkpoint, load_encoder
+from change.common import distributed
+from change.common.errors import UserError, listed
+from change.common.logs import versions
+from change.data.cache import DecodedCache
+from change.data.transforms import ColorJitter, Geometry
+from change.options import DataOptions, NetworkOptions, OptimizerOptions, StartOptions, TrainOptions
+from change.training.average import WeightAverage
+from change.training.precision import Precision
+from change.training.run_state import RunState
+from change.training.start import Plan
+from models.losses import TrainingLoss
+from models.network import PRXChange, build_network
+
+log = logging.getLogger(__name__)
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a run and the loaders of this process."""
+
+    train: Split
+    val: Split
+    train_loader: TrainLoader
+    val_loader: DataLoader[Batch | UserError]
+
+    def digest(self) -> str:
+        """Return what tells these pairs from others: digests of names and sizes."""
+        return self.train.digest() + self.val.digest()
+
+
+def find_splits(options: DataOptions) -> tuple[Split, Split]:
+    """Find the pairs of train and val. Raises UserError as `find_split`."""
+    lists = Path(options.list) if options.list else None
+    train, val = (
+        find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
+    )
+    return train, val
+
+
+def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
+    """Raise UserError if a finished run is continued with a --root that holds other pairs."""
+    if plan.state is None or "root" not in given:
+        return
+    train, val = find_splits(plan.options.data)
+    if plan.state.data != train.digest() + val.digest():
+        raise UserError(
+            f"{plan.folder} holds a finished run on other pairs than those in --root {plan.options.data.root} now: "
+            "choose another --save_path"
+        )
+
+
+def open_data(options: TrainOptions, device: torch.device) -> Data:
+    """Find the pairs and make the loaders of this process. Warns if train and val share images.
+
+    Raises UserError as `find_split`, and if a crop is larger than an image.
+    """
+    process, processes = distributed.rank(), distributed.processes()
+    train, val = find_splits(options.data)
+    smallest, largest = options.augmentation.scales()
+    samples = TrainSamples(
+        train,
+        options.data.cropsize,
+        ColorJitter(*options.augmentation.jitter()),
+        options.run.seed,
+        geometry=Geometry(smallest, largest, options.augmentation.symmetries, options.augmentation.swap),
+    )
+    workers = options.compute.workers
+    if workers < 0:
+        workers = default_workers(distributed.neighbours())
+    pin = device.type == "cuda"
+    train_loader = TrainLoader(
+        samples,
+        options.optimizer.train_batchsize,
+        workers,
+        pin,
+        parts=options.optimizer.grad_accum,
+        process=process,
+        processes=processes,
+    )
+    val_samples = WholeSamples(val, options.data.trainsize)
+    val_loader = whole_loader(
+        val_samples, options.validation.val_batchsize, workers, pin, process=process, processes=processes
+    )
+    if shared := shared_images(train, val):
+        log.warning(
+            "val is no independent test: %d of its pairs share an image file with train: %s; "
+            "run python -m change check %s",
+            len(shared),
+            listed(shared),
+            options.data.root,
+        )
+    return Data(train, val, train_loader, val_loader)
+
+
+def use_cache(data: Data, options: DataOptions) -> None:
+    """Read the pairs from decoded files if --cache asks for it; making these can take minutes."""
+    if options.cache != "disk":
+        return
+    folder = Path(options.cache_path or f"{options.root}/.cache")
+    for loader, split in ((data.train_loader.loader, data.train), (data.val_loader, data.val)):
+        samples = loader.dataset
+        assert isinstance(samples, TrainSamples | WholeSamples)
+        samples.read = DecodedCache(split, folder).read
+
+
+# --- network -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained. `template`: the checkpoint that the run writes, without its weights."""
+
+    loss: TrainingLoss
+    average: WeightAverage[PRXChange]
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    template: Checkpoint
+
+
+def build_parts(options: TrainOptions, precision: Precision, state: RunState | None, train: Split) -> Parts:
+    """Build the network with its first weights, the loss and the optimizer.
+
+    Args:
+        options: of the run.
+        precision: whose device the network goes to.
+        state: of an interrupted run, whose weights are loaded later; None for a new run.
+        train: the split whose rate of change --prior starts from.
+
+    Raises:
+        UserError: for weights to start from that are missing or do not fit.
+    """
+    torch.manual_seed(options.run.seed)
+    config = options.network.config()
+    network = build_network(config)
+    template = Checkpoint(config, {})
+    if state is None:
+        template = first_weights(network, options.network, options.start, lambda: rate_of_change(train))
+    distributed.synchronise(network, precision.device)
+    network.to(precision.device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(network, options.optimizer, fused=precision.apex is None)
+    precision.prepare(network, optimizer)
+    return Parts(
+        loss=TrainingLoss(network, **asdict(options.loss)),
+        average=WeightAverage(network, options.optimizer.ema),
+        optimizer=optimizer,
+        precision=precision,
+        template=template,
+    )
+
+
+def made_with(precision: Precision) -> dict[str, str]:
+    """Describe what a run is made with: versions, device, number format, number of processes."""
+    return {
+        **versions(),
+        "device": str(precision.device),
+        "precision": precision.name,
+        "processes": str(distributed.processes()),
+    }
+
+
+def first_weights(
+    network: PRXChange, shape: NetworkOptions, start: StartOptions, rate: Callable[[], float]
+) -> Checkpoint:
+    """Load the weights that a new run starts from; return the checkpoint it will write, without weights.
+
+    With --resume, normalisation, threshold and lineage are those of the checkpoint. What is loaded, left out and new is
+    logged by name.
+    """
+    config = shape.config()
+    if start.resume:
+        checkpoint = load_checkpoint(Path(start.checkpoint_path))
+        new = hand_over(checkpoint, network, config)
+        log.info("start: %s; left out: %s", checkpoint.path, listed(checkpoint.left_out) or "nothing")
+        log.info("new, with their own initialisation: %s", listed(new, len(new)) or "nothing")
+        return replace(checkpoint, config=config, weights={}, val_threshold=None, path=None, sha256="", left_out=[])
+    if start.pretrained != "none":
+        log.info("start: %s", load_encoder(network.encoder, shape.backbone, start.pretrained))
+    if start.prior:
+        network.head.start_at(rate())
+    return Checkpoint(config, {})
+
+
+def build_optimizer(network: nn.Module, options: OptimizerOptions, fused: bool) -> torch.optim.Optimizer:
+    """Build AdamW over all parameters of a network."""
+    groups = parameter_groups(network, options.weight_decay, options.decay_norms)
+    return torch.optim.AdamW(groups, lr=options.lr, eps=options.eps, fused=fused)
+
+
+def parameter_groups(network: nn.Module, decay: float, norms_too: bool) -> list[dict[str, Any]]:
+    """Group parameters by weight decay: norms and biases, which are vectors, have none unless `norms_too`."""
+    parameters = list(network.parameters())
+    if norms_too:
+        return [{"params": parameters, "weight_decay": decay}]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    others = [parameter for parameter in parameters if parameter.ndim >= 2]
+    return [{"params": others, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,0 +1,112 @@
+"""The state of a run: everything it needs to resume, in one file.
+
+No RNG state is saved: the order of an epoch and every augmentation are derived from seed, epoch and sample, dropout and
+refinement points from seed, step and process. A run that is resumed ends, on the CPU, with the same bits as one
+that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from change.checkpoint import PassRecord, read_tensors, save_tensors
+from change.common.errors import UserError, listed
+from models.padding import IMAGENET_MEAN, IMAGENET_STD
+
+FORMAT = "prx-change-run/1"
+ADDED_LATER = ("average", "mean", "std", "threshold")  # fields that runs of earlier versions lack
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs done.
+        step: steps done of the next epoch.
+        steps: steps done in all.
+        best, best_epoch: the best F1 on val so far, and its epoch, from 1.
+        sums: total, classification and refinement loss, each summed over the pairs of this epoch so far.
+        pairs: how many pairs these are.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    pairs: int = 0
+
+
+@dataclass
+class RunState:
+    """What NAME.state.pth holds.
+
+    Attributes:
+        options: flat, as the run was started with.
+        data: digest of the names and sizes of the pairs.
+        weights, average, optimizer, precision: state dicts; `average` is empty without --ema.
+        precision_name: the number format, which "auto" stood for.
+        progress: how far the run has come.
+        lineage: the passes before this one.
+        images: hashes of the images trained on so far, sorted.
+        mean, std, threshold: of the checkpoint that the run writes.
+    """
+
+    options: dict[str, Any]
+    data: str
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    precision_name: str
+    precision: dict[str, Any]
+    progress: Progress
+    lineage: list[PassRecord]
+    images: list[str]
+    average: dict[str, Tensor] = field(default_factory=dict)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    threshold: float = 0.5
+
+    def save(self, path: Path) -> None:
+        """Write the state, whole or not at all. Raises UserError if that fails."""
+        content = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        content |= {
+            "format": FORMAT,
+            "progress": asdict(self.progress),
+            "lineage": [asdict(record) for record in self.lineage],
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+        save_tensors(content, path)
+
+
+def read_state(path: Path) -> RunState:
+    """Read the state of a run. Raises UserError for a file that this version cannot resume from."""
+    content = read_tensors(path)
+    names = [spec.name for spec in fields(RunState)]
+    missing = [name for name in names if name not in content and name not in ADDED_LATER]
+    if content.get("format") != FORMAT or missing:
+        raise UserError(
+            f"{path} is no state that this version can resume from (format {content.get('format')!r}, missing: "
+            f"{listed(missing) or 'nothing'}): use the version that wrote it"
+        )
+    values = {name: content[name] for name in names if name in content}
+    try:
+        values["progress"] = Progress(**content["progress"])
+        values["lineage"] = [PassRecord(**record) for record in content["lineage"]]
+        for name in ("mean", "std"):
+            if name in values:
+                values[name] = tuple(values[name])
+    except TypeError as error:
+        raise does_not_fit(path, error) from error
+    return RunState(**values)
+
+
+def does_not_fit(path: Path, error: Exception) -> UserError:
+    """The error for a state whose content does not fit this version."""
+    return UserError(f"{path} does not fit this version ({error}): use the one that wrote it")

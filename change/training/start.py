@@ -1,0 +1,144 @@
+"""How a run begins: from the options on the command line, or from the state of an interrupted run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from change.common.command_line import flat, from_flat, refuse_without_effect
+from change.common.errors import UserError
+from change.options import TrainOptions
+from change.training.run_folder import find_run, refuse_existing
+from change.training.run_state import RunState, read_state
+
+# The values that --recipe sets if they are not given. The defaults are the published training.
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {},
+    "scratch": {
+        "lr": 1e-3,
+        "eps": 1e-8,
+        "weight_decay": 0.05,
+        "decay_norms": False,
+        "schedule": "cosine",
+        "warmup": 2,
+        "ema": 0.999,
+        "keep": "last",
+        "symmetries": True,
+        "scale": "0.8 1.25",
+        "color_setting": "0.3 0.3 0.3 0.05",
+        "dice": 1.0,
+        "prior": True,
+    },
+}
+
+
+def new_run(given: Mapping[str, Any]) -> TrainOptions:
+    """The options of a new run: those given, then those of the recipe, then the defaults.
+
+    Raises UserError for a value that is out of range and for an option that does nothing in this mode.
+    """
+    recipe = RECIPES[given.get("recipe", "published")]
+    options = from_flat(TrainOptions, {**recipe, **given})
+    refuse_without_effect(TrainOptions, given, flat(options))
+    for name in ("pretrained", "prior"):
+        if options.start.resume and given.get(name):
+            raise UserError(
+                f"--{name} does nothing with --resume, which starts from a checkpoint: leave one of them out"
+            )
+    if "amp" in given and given["amp"] != "off" and not options.compute.mixed_precision_training:
+        raise UserError(f"--mixed_precision_training False means --amp off, not --amp {given['amp']}: leave one out")
+    if options.optimizer.warmup >= options.run.epoch and "warmup" in given:
+        raise UserError(
+            f"--warmup {options.optimizer.warmup}: choose fewer epochs than --epoch, {options.run.epoch}, or the "
+            "learning rate never reaches --lr"
+        )
+    return options
+
+
+# Options that may change when a run is resumed: where it runs, where the same data lies, what it writes besides.
+MAY_CHANGE = (
+    "root",
+    "list",
+    "device",
+    "workers",
+    "cache",
+    "cache_path",
+    "val_batchsize",
+    "save_freq",
+    "save_minutes",
+)
+
+
+def resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOptions:
+    """The options of a resumed run: the saved ones, except those given now that may change.
+
+    Args:
+        saved: flat options, as the run was started with.
+        given: flat options of this command line, --continue_run among them.
+
+    Raises:
+        UserError: for a given option that would make it another run.
+    """
+    saved = dict(saved)
+    if pseudo := saved.pop("pseudo", 0.0):  # an option of earlier versions
+        raise UserError(
+            f"the run was made with --pseudo {pseudo}, which is gone: resume it with the version that made it"
+        )
+    try:
+        before = from_flat(TrainOptions, saved)
+    except UserError as error:
+        raise UserError(f"the run was made by another version ({error}): resume it with that one") from error
+    folder = given.get("save_path", "")
+    if folder and Path(folder).resolve() != Path(given["continue_run"]).resolve():
+        raise UserError(
+            f"--continue_run {given['continue_run']} goes on in its own folder: leave out --save_path {folder}"
+        )
+    old, fixed = flat(before), {*MAY_CHANGE, "continue_run", "save_path", "best_name"}
+    new = flat(from_flat(TrainOptions, {**old, **given}))
+    differing = [
+        f"--{name} {new[name]!r}, was {old[name]!r}" for name in given if name not in fixed and new[name] != old[name]
+    ]
+    if differing:
+        raise UserError(f"--continue_run resumes the run as it was; not with {'; '.join(differing)}")
+    changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
+    options = from_flat(TrainOptions, {**old, **changed})
+    refuse_without_effect(TrainOptions, changed, flat(options))
+    return options
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained, and where. `state` is that of an interrupted run; None for a new one."""
+
+    options: TrainOptions
+    folder: Path
+    name: str
+    state: RunState | None = None
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the run keeps its weights."""
+        return self.folder / f"{self.name}.pth"
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has reached its last epoch."""
+        return self.state is not None and self.state.progress.epoch == self.options.run.epoch
+
+
+def plan_run(given: Mapping[str, Any]) -> Plan:
+    """Plan a run from the options on the command line, flat.
+
+    Raises UserError for bad options, for a new run that would overwrite another, and for a state that does not fit.
+    """
+    if given.get("continue_run"):
+        folder = Path(given["continue_run"])
+        name = find_run(folder, given.get("best_name", ""))
+        state = read_state(folder / f"{name}.state.pth")
+        return Plan(resumed_run(state.options, given), folder, name, state)
+    options = new_run(given)
+    folder, name = Path(options.run.save_path), options.run_name()
+    refuse_existing(folder, name)
+    return Plan(options, folder, name)

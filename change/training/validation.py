@@ -1,0 +1,105 @@
+"""Validation: the scores of the weights as they are, on val."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from change.change_dataloader import Batch, or_raise, seen_in_training
+from change.checkpoint import Checkpoint
+from change.common import distributed
+from change.common.errors import UserError
+from change.common.pictures import panel
+from change.evaluation.metrics import BINS, Counts, Curve, count_pixels, histogram
+from change.prediction.predictor import predictor
+from change.prediction.threshold import changed_pixels
+from models.network import PRXChange
+
+log = logging.getLogger(__name__)
+
+PANELS, PANEL_SIDE = 4, 256  # val pairs shown in TensorBoard, and their height in pixels
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The outcome of a validation, over all processes.
+
+    Attributes:
+        counts: pooled pixel counts at the checkpoint's threshold.
+        curve: the scores at every threshold.
+        seen: names of the val pairs of which an image was trained on, sorted.
+        panels: pictures of the first pairs of this process, RGB (H, W, 3), by name; none where it does not write.
+    """
+
+    counts: Counts
+    curve: Curve
+    seen: list[str]
+    panels: dict[str, NDArray[np.uint8]]
+
+
+def validate(
+    network: PRXChange,
+    loader: DataLoader[Batch | UserError],
+    template: Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    trained: frozenset[str],
+    draw: bool,
+    after_batch: Callable[[], None],
+) -> Validation:
+    """Predict and count every pair of val.
+
+    Args:
+        network: on `device`.
+        loader: this process's share of the pairs.
+        template: the checkpoint whose normalisation and threshold apply.
+        device, dtype: what prediction computes on and in.
+        trained: hashes of the images that were trained on.
+        draw: whether this process makes pictures.
+        after_batch: called after every batch, as often in every process.
+
+    Raises:
+        UserError: for a file that does not decode and for probabilities that are not finite.
+    """
+    total = torch.zeros(2, BINS, dtype=torch.int64, device=device)
+    counted = torch.zeros(4, dtype=torch.int64, device=device)
+    predict = predictor(network, device, dtype, template)
+    panels: dict[str, NDArray[np.uint8]] = {}
+    seen: list[str] = []
+    (rounds,) = distributed.largest([len(loader)])
+    for batch, _ in zip_longest(or_raise(loader), range(rounds)):
+        if batch is not None:  # otherwise other processes have one batch more than this one
+            probability = predict(batch.before, batch.after)
+            changed = changed_pixels(probability, template.threshold, batch.names)
+            mask = batch.mask.to(device) > 0
+            total += histogram(probability, mask).sum(0)
+            counted += count_pixels(changed, mask).sum(0)
+            seen += seen_in_training(batch, trained)
+            missing = PANELS - len(panels) if draw else 0
+            for i in range(min(len(batch.names), missing)):
+                panels[batch.names[i]] = small_panel(batch, changed, i)
+        after_batch()
+    return Validation(
+        counts=Counts(*distributed.summed(counted.cpu()).tolist()),
+        curve=Curve(distributed.summed(total.cpu()).numpy()),
+        seen=sorted(name for names in distributed.gathered(seen) for name in names),
+        panels=panels,
+    )
+
+
+def small_panel(batch: Batch, changed: Tensor, index: int) -> NDArray[np.uint8]:
+    """Draw the panel of a pair for TensorBoard, at most `PANEL_SIDE` pixels high."""
+    before, after = (images[index].permute(1, 2, 0).numpy() for images in (batch.before, batch.after))
+    picture = panel(before, after, changed[index, 0].cpu().numpy(), batch.mask[index, 0].numpy() > 0)
+    scale = min(1.0, PANEL_SIDE / picture.shape[0])
+    return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
