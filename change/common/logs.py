@@ -8,15 +8,16 @@ import logging.handlers
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
+
+from change.common.files import CLONE, IS_CLONE
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless")
 
 
 class Console(logging.Handler):
-    """Writes above tqdm's bars instead of into them."""
+    """A handler that writes to stderr above the bars of tqdm, not into them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -24,9 +25,10 @@ class Console(logging.Handler):
 
 
 def start_logging(process: int = 0) -> logging.handlers.MemoryHandler:
-    """Log to the console; keep a copy of what is said until it is known which file it belongs to.
+    """Set up the logging of a program: to the console, and to a buffer that a log file can take over later.
 
-    Of many processes, those after the first say errors alone, with their number.
+    Processes after the first log errors only, with their number. Returns the buffer. This replaces the handlers of the
+    root logger, so only programs call it, never a library function.
     """
     kept = logging.handlers.MemoryHandler(1000, flushLevel=logging.CRITICAL)
     console = Console(logging.ERROR if process else logging.INFO)
@@ -37,17 +39,24 @@ def start_logging(process: int = 0) -> logging.handlers.MemoryHandler:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on: Python, packages, and the code's own commit where git knows it."""
+    """Return the versions that a result depends on: Python, packages, and the commit of the code if this is a clone."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed by pip"
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    found["code"] = commit() or "unknown"
+    return found
+
+
+def commit() -> str:
+    """Return the commit of this clone as git describes it; empty without git or outside a clone."""
+    if not IS_CLONE:
+        return ""
+    git = ["git", "-C", str(CLONE), "describe", "--always", "--dirty"]
     try:
         described = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False)
-        found["code"] = described.stdout.strip() or "unknown"
     except (OSError, subprocess.TimeoutExpired):
-        found["code"] = "unknown"
-    return found
+        return ""
+    return described.stdout.strip()

@@ -12,16 +12,19 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class WeightAverage(Generic[Network]):
-    """`network` is the average: a copy that follows the trained one; with decay 0 the trained one itself. `networks`:
-    the trained one and the copy, if there is one.
+    """An exponential moving average of weights and running statistics.
 
-    A step moves the average by 1 - decay of the way to the weights and running statistics, at first by more: the decay
-    after n steps is at most (1 + n) / (10 + n), so that the start is soon forgotten. Integers are copied. Source: the
-    ExponentialMovingAverage of TensorFlow 1.
+    The decay after n steps is at most (1 + n) / (10 + n), so that the start is soon forgotten. Integers are copied.
+    Source: the ExponentialMovingAverage of TensorFlow 1. `torch.optim.swa_utils.AveragedModel` is not used: it copies
+    the weights at the first step, so old runs would not resume exactly, and it reads a counter from the device per step.
+
+    Attributes:
+        network: the average, a copy that follows the trained network; with decay 0 the trained network itself.
+        networks: the trained network and the copy, if there is one.
     """
 
     def __init__(self, trained: Network, decay: float) -> None:
-        """`trained`: on its device; `decay`: 0 or more, below 1."""
+        """Start the average at the weights of `trained`, which is on its device; `decay` is 0 or more, below 1."""
         self.decay = decay
         self.network = copy.deepcopy(trained).requires_grad_(False) if decay else trained
         self.networks = [trained, self.network] if decay else [trained]
@@ -31,7 +34,7 @@ class WeightAverage(Generic[Network]):
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Follow the weights, of which `steps` steps have been done. Does not wait for the device."""
+        """Move the average towards the weights after `steps` steps, without waiting for the device."""
         if self.decay:
             decay = min(self.decay, (1 + steps) / (10 + steps))
             averages, weights = map(list, zip(*self.floats, strict=True))
@@ -40,10 +43,10 @@ class WeightAverage(Generic[Network]):
                 average.copy_(integer)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a run needs to go on: empty where there is no average beside the weights."""
+        """Return what a run needs to resume; empty without an average."""
         return dict(self.network.state_dict()) if self.decay else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up `state_dict`. Raises RuntimeError where it does not fit."""
+        """Restore what `state_dict` returned. Raises RuntimeError if it does not fit."""
         if self.decay:
             self.network.load_state_dict(state)
