@@ -16,7 +16,7 @@ class WeightAverage(Generic[Network]):
 
     The decay after n steps is at most (1 + n) / (10 + n), so that the start is soon forgotten. Integers are copied.
     Source: the ExponentialMovingAverage of TensorFlow 1. `torch.optim.swa_utils.AveragedModel` is not used: it copies
-    the weights at the first step, so old runs would not resume exactly, and it reads a counter from the device per step.
+    the weights at the first step, so old runs would not resume exactly, and reads a counter from the device per step.
 
     Attributes:
         network: the average, a copy that follows the trained network; with decay 0 the trained network itself.
