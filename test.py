@@ -12,6 +12,7 @@ from change.common.errors import run_command
 from change.common.logs import start_logging
 from change.data.groups import find_check, read_places
 from change.evaluation.evaluate import Evaluation, Outputs
+from change.evaluation.summary import Settings
 from change.options import TestOptions, parse_given
 
 
@@ -40,15 +41,18 @@ def main(arguments: list[str]) -> int:
     workers = default_workers(distributed.neighbours()) if options.workers < 0 else options.workers
     samples = WholeSamples(split, options.testsize)
     batches = whole_loader(samples, options.test_batchsize, workers, process=process, processes=processes)
+    settings = Settings(
+        protocol=options.prediction(),
+        size=options.testsize,
+        threshold=threshold,
+        amp=choose_amp(options.amp, device),
+        device=device,
+    )
     evaluation = Evaluation(
         checkpoint=checkpoint,
-        split=split,
-        device=device,
-        amp=choose_amp(options.amp, device),
-        size=options.testsize,
         left_out=left_out,
-        protocol=options.prediction(),
-        threshold=threshold,
+        split=split,
+        settings=settings,
         places=places,
         compiling=options.compile,
     )

@@ -1,4 +1,4 @@
-"""test.py: exact counts, protocols, thresholds, groups, what it writes, what it says of images trained on."""
+"""test.py: exact counts, protocols, thresholds, groups, the files it writes, and warnings about training images."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ from change.checkpoint import Checkpoint, PassRecord, load_checkpoint, network_f
 from change.common.errors import UserError
 from change.common.images import image_hash, read_image
 from change.data.check import main as check
+from change.evaluation import report
+from change.evaluation.evaluate import Evaluation
 from change.evaluation.metrics import Counts, count_pixels
+from change.evaluation.summary import Settings
 from change.prediction.predictor import predictor
+from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Protocol
 from change.synthetic.render import draw_scene
 from models.network import NetworkConfig, build_network
 from models.padding import any_size
-from tests.conftest import REPOSITORY, run_program, train_arguments, write_pairs
+from tests.conftest import REPOSITORY, last_line, run_program, train_arguments, write_pairs
+from tests.prediction.devices import pretend_two_gpus
 from tests.reference.reference_weights import reference_state_dict
 
 REFERENCE = REPOSITORY / "tests" / "reference"
@@ -38,7 +43,7 @@ REFERENCE = REPOSITORY / "tests" / "reference"
 
 @pytest.mark.parametrize("part", ["base", "cross"])
 def test_counts_of_the_published_system(real_data: Path, tmp_path: Path, part: str) -> None:
-    """Real files, published-style weights: the counts of expected_counts.json."""
+    """Real files and published-style weights give the counts of expected_counts.json."""
     torch.save(reference_state_dict(REFERENCE / f"keys_resnet18_{part}.json"), tmp_path / "published.pth")
     result = run_program(
         "test.py",
@@ -68,7 +73,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Random weights, normalisation and threshold of its own, and a record of training on one pair of `write_pairs`."""
+    """Save random weights with a normalisation, a threshold, and a record of training on one pair of `write_pairs`."""
     torch.manual_seed(0)
     network = build_network(NetworkConfig(18, cross=True, refine=True))
     folder = write_pairs(tmp_path / "trained", 1, seed=7)
@@ -81,7 +86,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
-    """Images of three sizes, none a multiple of 32, against a prediction made here."""
+    """Images of three sizes, none a multiple of 32, compared with a prediction that is made here."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
     for index, (width, height) in enumerate(((45, 33), (130, 40)), start=2):
         for sub in ("A", "B", "label"):
@@ -121,7 +126,7 @@ def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
             changed = torch.sigmoid(logits)[0, 0].numpy() > 0.45
         saved = np.asarray(PIL.Image.open(out / "pred" / f"{row['image']}.png"))
         assert saved.shape == mask.shape and set(np.unique(saved)) <= {0, 255}
-        assert (saved != changed * 255).mean() < 0.01  # logits within rounding of 0 may fall on either side
+        assert (saved != changed * 255).mean() < 0.01  # rounding may move probabilities near the threshold
         errors = np.asarray(PIL.Image.open(out / "iou_map" / f"{row['image']}.png"))
         assert (errors[..., 1] > 0).sum() == int(row["tp"]) == ((saved > 0) & mask).sum()
         assert (errors[..., 0] > 0).sum() == int(row["fn"]) == ((saved == 0) & mask).sum()
@@ -142,7 +147,7 @@ def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_images_that_were_trained_on(tmp_path: Path, checkpoint: Path) -> None:
-    """Found again under another name and in another lossless format, and named beside the score."""
+    """They are found under another name and in another lossless format, and are named beside the score."""
     root = write_pairs(tmp_path / "set", 2, seed=3)
     with PIL.Image.open(tmp_path / "trained" / "A" / "0.png") as image:
         image.save(root / "A" / "1.tif")
@@ -160,7 +165,7 @@ def test_images_that_were_trained_on(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_without_labels_and_resized(tmp_path: Path, checkpoint: Path) -> None:
-    """Pictures alone, at the size asked for."""
+    """There are only pictures, at the given size."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
     shutil.rmtree(root / "label")
     result = run_program(
@@ -183,11 +188,11 @@ def test_without_labels_and_resized(tmp_path: Path, checkpoint: Path) -> None:
     assert metrics["protocol"]["size"] == "resized to 64 x 64"
 
 
-# --- protocols, thresholds, groups: in this process ----------------------------------------------------------------
+# --- protocols, thresholds, groups, in this process ----------------------------------------------------------------
 
 
 def load_main() -> Callable[[list[str]], int]:
-    """The main of test.py, whose module's name is taken by the standard library."""
+    """Load the main of test.py; the standard library has a module of the same name."""
     spec = importlib.util.spec_from_file_location("prx_test", REPOSITORY / "test.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -197,7 +202,7 @@ def load_main() -> Callable[[list[str]], int]:
 
 
 def score(root: Path, checkpoint: Path, out: Path, *more: str) -> dict[str, Any]:
-    """Run test.py's main on the CPU; what metrics.json holds."""
+    """Run the main of test.py on the CPU and return the content of metrics.json."""
     common = [f"--test_root={root}", f"--checkpoint_path={checkpoint}", f"--save_path={out}", "--device=cpu"]
     assert load_main()([*common, "--workers=0", *more]) == 0
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
@@ -205,7 +210,7 @@ def score(root: Path, checkpoint: Path, out: Path, *more: str) -> dict[str, Any]
 
 
 def probabilities(root: Path, checkpoint: Path, protocol: Protocol) -> dict[str, tuple[Tensor, Tensor]]:
-    """By name: probabilities (H, W) and truth, bool (H, W), made without test.py."""
+    """Predict without test.py; return probabilities (H, W) and truth, bool (H, W), by name."""
     loaded = load_checkpoint(checkpoint)
     network, _ = network_for_prediction(loaded)
     predict = protocol.applied(predictor(network, torch.device("cpu"), torch.float32, loaded))
@@ -232,13 +237,14 @@ def pooled(found: dict[str, tuple[Tensor, Tensor]], threshold: float) -> Counts:
     ],
 )
 def test_protocols(tmp_path: Path, checkpoint: Path, arguments: tuple[str, ...], protocol: Protocol) -> None:
-    """The counts are those of the protocol, which stands beside them."""
-    size = (300, 270) if protocol.window == 256 else (70, 50)
+    """The counts are those of the protocol, which is recorded."""
+    size = (300, 270) if protocol.tile == 256 else (70, 50)
     root = write_pairs(tmp_path / "set", 2, *size, seed=3)
     metrics = score(root, checkpoint, tmp_path / "out", *arguments)
     expected = pooled(probabilities(root, checkpoint, protocol), 0.45)
     assert metrics["counts"] == asdict(expected)
-    assert {key: metrics["protocol"][key] for key in asdict(protocol)} == asdict(protocol)
+    expected_protocol = protocol.as_dict()
+    assert {key: metrics["protocol"][key] for key in expected_protocol} == expected_protocol
     assert metrics["protocol"]["threshold"] == 0.45
     whole = pooled(probabilities(root, checkpoint, Protocol()), 0.45)
     assert (expected == whole) == (protocol == Protocol())
@@ -270,7 +276,7 @@ def test_scores_of_every_kind(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_threshold_of_val(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Used when asked for, and then with the score at 0.5 beside; without one, a line."""
+    """It is used only on request, together with the score at 0.5; a checkpoint without one is an error."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
     with pytest.raises(UserError, match=r"net\.pth carries no threshold chosen on val"):
         score(root, checkpoint, tmp_path / "out", "--threshold=val")
@@ -286,7 +292,7 @@ def test_threshold_of_val(tmp_path: Path, checkpoint: Path, capsys: pytest.Captu
 
 
 def test_training_chooses_a_threshold_on_val(dataset: Path, tmp_path: Path) -> None:
-    """The one that test.py finds best on val."""
+    """It is the threshold that test.py finds best on val."""
     result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", epoch=1))
     assert result.returncode == 0, result.stderr
     metrics = score(dataset / "val", tmp_path / "run" / "1.pth", tmp_path / "out")
@@ -294,7 +300,7 @@ def test_training_chooses_a_threshold_on_val(dataset: Path, tmp_path: Path) -> N
 
 
 def test_groups_of_check(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Intervals over groups of connected tiles, and scores apart from train."""
+    """Intervals are over groups of connected tiles, and there are scores of images apart from train."""
     scene = draw_scene(256, 640, (4,))
     for name, part, area in (
         ("a", "train", np.s_[:, :128]),
@@ -329,8 +335,61 @@ def test_groups_of_check(tmp_path: Path, checkpoint: Path, capsys: pytest.Captur
         score(tmp_path / "set" / "val", checkpoint, tmp_path / "out", where)
 
 
+def test_a_network_without_finite_probabilities(tmp_path: Path, checkpoint: Path) -> None:
+    """One line names the images, with exit code 2; nothing is scored as unchanged."""
+    root = write_pairs(tmp_path / "set", 2, seed=3)
+    broken = load_checkpoint(checkpoint)
+    name = next(name for name in broken.weights if name.startswith("head.") and name.endswith("weight"))
+    broken.weights[name].fill_(torch.nan)
+    broken.save(tmp_path / "broken.pth")
+    arguments = (f"--test_root={root}", f"--checkpoint_path={tmp_path / 'broken.pth'}", "--test_batchsize=2")
+    result = run_program("test.py", *arguments, "--device=cpu", f"--save_path={tmp_path / 'out'}")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert last_line(result).startswith("error: the network gives no finite probability for 0, 1: use --amp off")
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("images", "named"), [((0,), "a"), ((1, 2), "b, c"), ((0, 1, 2, 3), "a, b, c and 1 more")])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_rule_for_probabilities_that_are_not_finite(images: tuple[int, ...], named: str, value: float) -> None:
+    probability = torch.rand(4, 1, 5, 7)
+    assert torch.equal(changed_pixels(probability, 0.25, "abcd"), probability > 0.25)
+    for index in images:
+        probability[index, 0, 4, 6] = value
+    with pytest.raises(UserError, match=f"no finite probability for {named}: "):
+        changed_pixels(probability, 0.25, "abcd")
+
+
+def test_a_missing_template_is_reported_before_the_work(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_pairs(tmp_path / "set", 1, seed=3)
+    monkeypatch.setattr(report, "TEMPLATE", tmp_path / "gone" / "report.html")
+    with pytest.raises(UserError, match=r"gone/report\.html cannot be read .*install it again"):
+        score(root, checkpoint, tmp_path / "out", "--report")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_device_and_precision_are_chosen_in_one_place(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of two processes takes the second GPU, and `auto` is fp16 there."""
+    root = write_pairs(tmp_path / "set", 1, seed=3)
+    found: list[Settings] = []
+    pretend_two_gpus(monkeypatch)
+    monkeypatch.setattr(Evaluation, "run", lambda self, network, loader, outputs: found.append(self.settings))
+    main = load_main()
+    common = [f"--test_root={root}", f"--checkpoint_path={checkpoint}", "--workers=0", f"--save_path={tmp_path}"]
+    assert main([*common, "--amp=auto"]) == main(common) == 0
+    assert [(settings.device, settings.amp) for settings in found] == [
+        (torch.device("cuda", 1), "fp16"),
+        (torch.device("cuda", 1), "off"),
+    ]
+    assert found[0].as_dict()["precision"] == "fp16" and found[1].as_dict()["precision"] == "float32"
+
+
 def test_fingerprint(tmp_path: Path, checkpoint: Path) -> None:
-    """The same for another format and place, another one where a single pixel of a mask differs."""
+    """It is the same in another format and folder, and differs if a single pixel of a mask does."""
     root = write_pairs(tmp_path / "set", 2, seed=3)
     first = score(root, checkpoint, tmp_path / "out")["data"]["fingerprint"]
     shutil.copytree(root, tmp_path / "copy")
