@@ -39,7 +39,8 @@ def format_table(result: dict[str, Any], settings: Settings, split: Split, check
         lines.append(f"NOT A TEST SCORE: {len(seen)} of these pairs were trained on: {listed(seen, 10)}")
     elif split.labelled and not checkpoint.knows_its_images():
         lines.append(
-            "whether these weights were trained on these pairs is not known: the checkpoint does not record its images"
+            "it is not known whether these weights were trained on these pairs: the checkpoint does not record its "
+            "training images"
         )
     return lines
 

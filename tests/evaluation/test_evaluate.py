@@ -1,15 +1,11 @@
-"""test.py: exact counts, protocols, thresholds, groups, the files it writes, and warnings about training images."""
+"""test.py: exact counts, protocols, thresholds, the files it writes, and warnings about training images."""
 
 from __future__ import annotations
 
-import csv
-import importlib.util
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,22 +16,15 @@ from sklearn.metrics import average_precision_score  # type: ignore[import-untyp
 from torch import Tensor
 
 from change.change_dataloader import Batch, WholeSamples, find_split
-from change.checkpoint import Checkpoint, PassRecord, load_checkpoint, network_for_prediction
+from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.errors import UserError
-from change.common.images import image_hash, read_image
-from change.data.check import main as check
-from change.evaluation import report
-from change.evaluation.evaluate import Evaluation
 from change.evaluation.metrics import Counts, count_pixels
-from change.evaluation.summary import Settings
 from change.prediction.predictor import predictor
-from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Protocol
-from change.synthetic.render import draw_scene
-from models.network import NetworkConfig, build_network
+from models.network import build_network
 from models.padding import any_size
-from tests.conftest import REPOSITORY, last_line, run_program, train_arguments, write_pairs
-from tests.prediction.devices import pretend_two_gpus
+from tests.conftest import REPOSITORY, run_program, train_arguments, write_pairs
+from tests.evaluation.programs import read_csv, score
 from tests.reference.reference_weights import reference_state_dict
 
 REFERENCE = REPOSITORY / "tests" / "reference"
@@ -60,29 +49,10 @@ def test_counts_of_the_published_system(real_data: Path, tmp_path: Path, part: s
     for name, counts in expected.items():
         for key in ("tp", "fp", "fn", "tn"):
             assert abs(int(rows[name][key]) - counts[key]) <= counts["near_threshold"], (name, key)
-    assert "trained on these pairs is not known" in result.stdout
+    assert "not known whether these weights were trained on these pairs" in result.stdout
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for key in ("tp", "fp", "fn", "tn"):
         assert metrics["counts"][key] == sum(int(row[key]) for row in rows.values())
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """Save random weights with a normalisation, a threshold, and a record of training on one pair of `write_pairs`."""
-    torch.manual_seed(0)
-    network = build_network(NetworkConfig(18, cross=True, refine=True))
-    folder = write_pairs(tmp_path / "trained", 1, seed=7)
-    record = PassRecord("refine+cross", images=[image_hash(read_image(folder / "A" / "0.png"))])
-    config = NetworkConfig(18, cross=True, refine=True)
-    Checkpoint(config, network.state_dict(), [record], mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.1), threshold=0.45).save(
-        tmp_path / "net.pth"
-    )
-    return tmp_path / "net.pth"
 
 
 def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
@@ -191,24 +161,6 @@ def test_without_labels_and_resized(tmp_path: Path, checkpoint: Path) -> None:
 # --- protocols, thresholds, groups, in this process ----------------------------------------------------------------
 
 
-def load_main() -> Callable[[list[str]], int]:
-    """Load the main of test.py; the standard library has a module of the same name."""
-    spec = importlib.util.spec_from_file_location("prx_test", REPOSITORY / "test.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    main: Callable[[list[str]], int] = module.main
-    return main
-
-
-def score(root: Path, checkpoint: Path, out: Path, *more: str) -> dict[str, Any]:
-    """Run the main of test.py on the CPU and return the content of metrics.json."""
-    common = [f"--test_root={root}", f"--checkpoint_path={checkpoint}", f"--save_path={out}", "--device=cpu"]
-    assert load_main()([*common, "--workers=0", *more]) == 0
-    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
-    return metrics
-
-
 def probabilities(root: Path, checkpoint: Path, protocol: Protocol) -> dict[str, tuple[Tensor, Tensor]]:
     """Predict without test.py; return probabilities (H, W) and truth, bool (H, W), by name."""
     loaded = load_checkpoint(checkpoint)
@@ -297,107 +249,3 @@ def test_training_chooses_a_threshold_on_val(dataset: Path, tmp_path: Path) -> N
     assert result.returncode == 0, result.stderr
     metrics = score(dataset / "val", tmp_path / "run" / "1.pth", tmp_path / "out")
     assert load_checkpoint(tmp_path / "run" / "1.pth").val_threshold == metrics["best_threshold"]["threshold"]
-
-
-def test_groups_of_check(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Intervals are over groups of connected tiles, and there are scores of images apart from train."""
-    scene = draw_scene(256, 640, (4,))
-    for name, part, area in (
-        ("a", "train", np.s_[:, :128]),
-        ("b", "val", np.s_[:, 128:256]),
-        ("c", "val", np.s_[:, 256:384]),
-        ("d", "val", np.s_[:, 500:628]),
-    ):
-        for sub, picture in zip(("A", "B", "label"), scene, strict=True):
-            (tmp_path / "set" / part / sub).mkdir(parents=True, exist_ok=True)
-            scale = np.uint8(255 if sub == "label" else 1)
-            PIL.Image.fromarray(picture[area] * scale).save(tmp_path / "set" / part / sub / f"{name}.png")
-    check([str(tmp_path / "set"), f"--save_path={tmp_path / 'check'}"])
-    where = f"--check={tmp_path / 'check' / 'check.json'}"
-    metrics = score(tmp_path / "set" / "val", checkpoint, tmp_path / "out", where)
-    assert (metrics["intervals"]["over"], metrics["intervals"]["units"]) == ("groups of connected tiles", 2)
-    rows = {row["image"]: row for row in read_csv(tmp_path / "out" / "images.csv")}
-    assert {name: (row["group"], row["meets_train"]) for name, row in rows.items()} == {
-        "b": ("train/a", "True"),
-        "c": ("train/a", "False"),
-        "d": ("val/d", "False"),
-    }
-    apart = metrics["apart_from_train"]
-    assert apart["images"] == 2
-    assert apart["counts"]["tp"] == int(rows["c"]["tp"]) + int(rows["d"]["tp"])
-    with PIL.Image.open(tmp_path / "set" / "val" / "A" / "c.png") as image:
-        image.transpose(PIL.Image.Transpose.ROTATE_180).save(tmp_path / "set" / "val" / "A" / "c.png")
-    metrics = score(tmp_path / "set" / "val", checkpoint, tmp_path / "out", where)
-    assert metrics["intervals"]["over"] == "images" and "apart_from_train" not in metrics
-    assert "check.json knows nothing of c" in capsys.readouterr().err
-    (tmp_path / "check" / "check.json").write_text("{}")
-    with pytest.raises(UserError, match=r"check\.json was not written by"):
-        score(tmp_path / "set" / "val", checkpoint, tmp_path / "out", where)
-
-
-def test_a_network_without_finite_probabilities(tmp_path: Path, checkpoint: Path) -> None:
-    """One line names the images, with exit code 2; nothing is scored as unchanged."""
-    root = write_pairs(tmp_path / "set", 2, seed=3)
-    broken = load_checkpoint(checkpoint)
-    name = next(name for name in broken.weights if name.startswith("head.") and name.endswith("weight"))
-    broken.weights[name].fill_(torch.nan)
-    broken.save(tmp_path / "broken.pth")
-    arguments = (f"--test_root={root}", f"--checkpoint_path={tmp_path / 'broken.pth'}", "--test_batchsize=2")
-    result = run_program("test.py", *arguments, "--device=cpu", f"--save_path={tmp_path / 'out'}")
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert last_line(result).startswith("error: the network gives no finite probability for 0, 1: use --amp off")
-    assert not (tmp_path / "out" / "metrics.json").exists()
-
-
-@pytest.mark.parametrize(("images", "named"), [((0,), "a"), ((1, 2), "b, c"), ((0, 1, 2, 3), "a, b, c and 1 more")])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_one_rule_for_probabilities_that_are_not_finite(images: tuple[int, ...], named: str, value: float) -> None:
-    probability = torch.rand(4, 1, 5, 7)
-    assert torch.equal(changed_pixels(probability, 0.25, "abcd"), probability > 0.25)
-    for index in images:
-        probability[index, 0, 4, 6] = value
-    with pytest.raises(UserError, match=f"no finite probability for {named}: "):
-        changed_pixels(probability, 0.25, "abcd")
-
-
-def test_a_missing_template_is_reported_before_the_work(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = write_pairs(tmp_path / "set", 1, seed=3)
-    monkeypatch.setattr(report, "TEMPLATE", tmp_path / "gone" / "report.html")
-    with pytest.raises(UserError, match=r"gone/report\.html cannot be read .*install it again"):
-        score(root, checkpoint, tmp_path / "out", "--report")
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_device_and_precision_are_chosen_in_one_place(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second of two processes takes the second GPU, and `auto` is fp16 there."""
-    root = write_pairs(tmp_path / "set", 1, seed=3)
-    found: list[Settings] = []
-    pretend_two_gpus(monkeypatch)
-    monkeypatch.setattr(Evaluation, "run", lambda self, network, loader, outputs: found.append(self.settings))
-    main = load_main()
-    common = [f"--test_root={root}", f"--checkpoint_path={checkpoint}", "--workers=0", f"--save_path={tmp_path}"]
-    assert main([*common, "--amp=auto"]) == main(common) == 0
-    assert [(settings.device, settings.amp) for settings in found] == [
-        (torch.device("cuda", 1), "fp16"),
-        (torch.device("cuda", 1), "off"),
-    ]
-    assert found[0].as_dict()["precision"] == "fp16" and found[1].as_dict()["precision"] == "float32"
-
-
-def test_fingerprint(tmp_path: Path, checkpoint: Path) -> None:
-    """It is the same in another format and folder, and differs if a single pixel of a mask does."""
-    root = write_pairs(tmp_path / "set", 2, seed=3)
-    first = score(root, checkpoint, tmp_path / "out")["data"]["fingerprint"]
-    shutil.copytree(root, tmp_path / "copy")
-    with PIL.Image.open(root / "A" / "1.png") as image:
-        image.save(tmp_path / "copy" / "A" / "1.tif")
-    (tmp_path / "copy" / "A" / "1.png").unlink()
-    assert score(tmp_path / "copy", checkpoint, tmp_path / "out")["data"]["fingerprint"] == first
-    mask = np.array(PIL.Image.open(root / "label" / "0.png"))
-    mask[3, 3] = 255 - mask[3, 3]
-    PIL.Image.fromarray(mask).save(root / "label" / "0.png")
-    assert score(root, checkpoint, tmp_path / "out")["data"]["fingerprint"] != first
