@@ -14,6 +14,7 @@ from change.common.files import home_folder
 from change.common.logs import start_logging
 from change.data.groups import find_check, read_places
 from change.evaluation.evaluate import Evaluation, Outputs
+from change.evaluation.summary import Settings
 from change.options import OutputOptions, TestOptions, build_test_options
 
 
@@ -40,15 +41,18 @@ def main(arguments: list[str]) -> int:
         process=process,
         processes=processes,
     )
+    settings = Settings(
+        protocol=protocol.prediction(),
+        size=protocol.testsize,
+        threshold=threshold,
+        amp=choose_amp(compute.amp, device),
+        device=device,
+    )
     evaluation = Evaluation(
         checkpoint=checkpoint,
-        split=split,
-        device=device,
-        amp=choose_amp(compute.amp, device),
-        size=protocol.testsize,
         left_out=left_out,
-        protocol=protocol.prediction(),
-        threshold=threshold,
+        split=split,
+        settings=settings,
         places=read_places(check_file) if check_file else {},
         compiling=compute.compile,
     )

@@ -15,12 +15,12 @@ GREEN, RED, BLUE = (0, 255, 0), (255, 0, 0), (0, 0, 255)
 
 
 def mask_picture(changed: NDArray[np.bool_]) -> Image:
-    """Bool (H, W) -> uint8 (H, W): 255 where changed."""
+    """Convert a mask, bool (H, W), to uint8 (H, W), 255 for changed."""
     return np.asarray(np.where(changed, 255, 0), np.uint8)
 
 
 def error_map(changed: NDArray[np.bool_], mask: NDArray[np.bool_]) -> Image:
-    """Prediction and truth, bool (H, W) each -> RGB (H, W, 3): TP green, FN red, FP blue, TN black."""
+    """Draw prediction and truth, bool (H, W) each, as RGB (H, W, 3): TP green, FN red, FP blue, TN black."""
     picture = np.zeros((*mask.shape, 3), np.uint8)
     picture[changed & mask] = GREEN
     picture[~changed & mask] = RED
@@ -29,7 +29,17 @@ def error_map(changed: NDArray[np.bool_], mask: NDArray[np.bool_]) -> Image:
 
 
 def panel(before: Image, after: Image, changed: NDArray[np.bool_], mask: NDArray[np.bool_] | None) -> Image:
-    """before | after | predicted mask | error map (where the truth is known), side by side: RGB (H, W', 3)."""
+    """Draw before, after, the predicted mask and, if the truth is known, the error map side by side.
+
+    Args:
+        before: RGB (H, W, 3).
+        after: RGB (H, W, 3).
+        changed: predicted change, bool (H, W).
+        mask: true change, bool (H, W), if it is known.
+
+    Returns:
+        RGB (H, W', 3), with white gaps between the pictures.
+    """
     parts = [before, after, np.repeat(mask_picture(changed)[..., None], 3, axis=2)]
     if mask is not None:
         parts.append(error_map(changed, mask))
@@ -38,7 +48,7 @@ def panel(before: Image, after: Image, changed: NDArray[np.bool_], mask: NDArray
 
 
 def save_png(picture: Image, path: Path) -> None:
-    """Write grey (H, W) or RGB (H, W, 3) as PNG, whole or not at all."""
+    """Write grey (H, W) or RGB (H, W, 3) as a PNG file, whole or not at all. Raises UserError if that fails."""
     array = picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1])
     _, data = cv2.imencode(".png", array)
     write_whole(path, data.tobytes())

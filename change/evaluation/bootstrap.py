@@ -1,8 +1,8 @@
-"""How far chance alone may have moved a pooled score, or the difference of two: bootstrap intervals over units.
+"""The five scores, and bootstrap intervals that show how far chance may have moved them or their difference.
 
-A unit is what was drawn independently: a group of connected tiles, or an image that stands alone. Tiles of one place
-have their ground, season and errors in common, so that intervals over single tiles come out too narrow. Knows no files,
-no model and no torch.
+Units are resampled. A unit is what was drawn independently: a group of connected tiles, or an image on its own. Tiles
+of one place share their ground, their season and their errors, so intervals over single tiles are too narrow. This
+module knows no files, no network and no torch.
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-TOO_FEW = 30  # units below which an interval is a rough guide
+SCORES = ("precision", "recall", "f1", "iou", "oa")
+TOO_FEW = 30  # with fewer units, an interval is only a rough guide
 RESAMPLES, SEED, LEVEL = 10_000, 0, 0.95
-CHUNK = 1 << 22  # draws made at once: some 100 MB
+CHUNK = 1 << 22  # number of draws made at once, about 100 MB
 
 
 def scores(counts: NDArray[np.number[Any]]) -> dict[str, Floats]:
-    """Counts (..., 4) of TP, FP, FN, TN -> precision, recall, f1, iou and oa, each float64 (...), 0..1 or NaN.
+    """Compute the five scores from pixel counts.
 
-    The definitions are those of `Counts` in `change.evaluation.metrics`.
+    Args:
+        counts: (..., 4) of TP, FP, FN, TN, each sum of them below 2 ** 53.
+
+    Returns:
+        The scores by name, in the order of `SCORES`, each float64 (...), 0 to 1. Precision, recall, F1 and IoU are of
+        the changed class; oa is the overall accuracy. A score without any pixel in its denominator is undefined: NaN.
     """
     tp, fp, fn, tn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     parts = {
@@ -44,7 +50,15 @@ def scores(counts: NDArray[np.number[Any]]) -> dict[str, Floats]:
 
 
 def pool(counts: Ints, units: Sequence[str]) -> Ints:
-    """Sum the counts of images, int64 (N, 4), by the unit of each -> (U, 4), in the order of the units' names."""
+    """Sum the counts of images over units.
+
+    Args:
+        counts: int64 (N, 4).
+        units: the unit of each image.
+
+    Returns:
+        int64 (U, 4), sorted by the names of the units.
+    """
     names, unit = np.unique(np.asarray(units), return_inverse=True)
     pooled = np.zeros((len(names), 4), np.int64)
     np.add.at(pooled, unit, counts)
@@ -53,7 +67,7 @@ def pool(counts: Ints, units: Sequence[str]) -> Ints:
 
 @dataclass(frozen=True)
 class Intervals:
-    """The bounds of every score. NaN where it is undefined, and for a single unit, which shows no spread."""
+    """The bounds of every score: NaN if it is undefined, and for a single unit, which shows no spread."""
 
     low: dict[str, float]
     high: dict[str, float]
@@ -64,11 +78,11 @@ class Intervals:
 
     @property
     def too_few(self) -> bool:
-        """Whether the units are too few for the level to be trusted."""
+        """Whether there are too few units to trust the level."""
         return self.units < TOO_FEW
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON: a score's bounds as a pair, null for NaN."""
+        """Return the same for JSON: the bounds of a score as a pair, None for NaN."""
         return {
             **{name: [or_none(self.low[name]), or_none(self.high[name])] for name in self.low},
             "units": self.units,
@@ -81,29 +95,41 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Difference(Intervals):
-    """Scores of two sides, each the mean over its runs, and the bounds of B - A."""
+    """The scores of two sides, each the mean over its runs, and the bounds of B - A."""
 
     a: dict[str, float]
     b: dict[str, float]
 
     @property
     def difference(self) -> dict[str, float]:
-        """B - A by score."""
+        """B - A for each score."""
         return {name: self.b[name] - self.a[name] for name in self.a}
 
     def significant(self, name: str) -> bool:
-        """Whether the interval of a score's difference does not hold 0."""
+        """Return whether the interval of a score's difference excludes 0."""
         return self.low[name] > 0 or self.high[name] < 0
 
 
 def bootstrap(counts: Ints, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL) -> Intervals:
-    """Intervals of the pooled scores of units, int64 (U, 4), U at least 1: all are drawn anew with replacement, whole.
+    """Compute intervals of pooled scores by drawing whole units with replacement.
 
-    Expanded percentile intervals (`tail`): on the population of tests/test_statistics.py, 95% ones of F1 hold the truth
-    in 94 of 100 cases at 500 and at 100 groups, 92 at 30 and 92 at 15, where plain percentile intervals hold it in 95,
-    94, 91 and 89, BCa in 94, 93, 89 and 86, and studentised ones in 95, 95, 93 and 92 (each +- 0.5). They are preferred
-    to studentised ones, which do hardly better, because they are defined for scores of 0 and 1, stay within 0..1 and
-    serve differences of several runs as well. Resamples in which a score is undefined are left out of its interval.
+    These are expanded percentile intervals (see `tail`). The table shows how often, in percent (+- 0.5), 95% intervals
+    of F1 contain the truth on the population of tests/evaluation/test_bootstrap.py:
+
+        groups         500  100   30   15
+        expanded        94   94   92   92
+        percentile      95   94   91   89
+        BCa             94   93   89   86
+        studentised     95   95   93   92
+
+    Studentised intervals are hardly better. Expanded ones are also defined for scores of 0 and 1, stay within 0 to 1,
+    and work for differences of several runs. Resamples in which a score is undefined do not count for its interval.
+
+    Args:
+        counts: counts of the units, int64 (U, 4), U at least 1.
+        resamples: number of resamples.
+        seed: seed of the draws.
+        level: level of confidence, 0 to 1.
     """
     rng = np.random.default_rng(seed)
     drawn = np.concatenate([weights @ counts for weights in draw_units(len(counts), resamples, rng)])
@@ -113,13 +139,20 @@ def bootstrap(counts: Ints, resamples: int = RESAMPLES, seed: int = SEED, level:
 def paired_difference(
     a: Ints, b: Ints, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL
 ) -> Difference:
-    """Mean pooled score of the runs `b`, int64 (S_b, U, 4), less that of `a`, (S_a, U, 4), on the same units.
+    """Compute the mean pooled score of the runs in `b` minus that of the runs in `a`, with intervals.
 
-    Both sides get the same resampled units. Where a side has several runs (training seeds), S - 1 of its S are drawn
-    with replacement, for each side on its own: S of S would vary too little by a factor of (S - 1) / S (Rao and Wu,
-    JASA 83, 1988). With a single run the interval holds chance in the images, and none in the training; with two runs a
-    side that differ much it is still too narrow (80 of 100 at 500 groups; with three 90, with five 93), and with few
-    groups it errs to the safe side (98 and more).
+    Both sides get the same resampled units. If a side has several runs (training seeds), S - 1 of its S runs are drawn
+    with replacement, for each side separately: S of S would vary too little, by a factor of (S - 1) / S (Rao and Wu,
+    JASA 83, 1988). With a single run, the interval covers chance in the images, but not in the training. With two runs
+    per side that differ much, it is still too narrow: it contains the truth in 80 of 100 cases at 500 groups (90 with
+    three runs, 93 with five). With few groups it is too wide (98 and more).
+
+    Args:
+        a: counts of the runs of one side, int64 (S_a, U, 4).
+        b: counts of the runs of the other side on the same units, int64 (S_b, U, 4).
+        resamples: number of resamples.
+        seed: seed of the draws.
+        level: level of confidence, 0 to 1.
     """
     rng = np.random.default_rng(seed)
     runs, units = np.concatenate((a, b)), a.shape[1]
@@ -135,9 +168,11 @@ def paired_difference(
 
 
 def draw_units(units: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """How often each unit is drawn, float64 (n, U) at a time, `resamples` rows in all, each of sum U.
+    """Draw units with replacement and yield how often each was drawn.
 
-    Matrix products with it are exact: pixel counts add up to less than 2 ** 53.
+    Yields:
+        float64 (n, U), `resamples` rows in total, each with the sum U. Matrix products with it are exact, because
+        pixel counts add up to less than 2 ** 53.
     """
     rows = max(1, CHUNK // units)
     for start in range(0, resamples, rows):
@@ -147,7 +182,7 @@ def draw_units(units: int, resamples: int, rng: np.random.Generator) -> Iterator
 
 
 def bounds(drawn: dict[str, Floats], level: float, units: int) -> tuple[dict[str, float], dict[str, float]]:
-    """The lowest and the highest value of each score's interval, from its values (R,) on the resamples."""
+    """Return the lower and the upper bound of each score, from its values (R,) on the resamples."""
     low, high = {}, {}
     for name, values in drawn.items():
         defined = values[~np.isnan(values)]
@@ -160,12 +195,13 @@ def bounds(drawn: dict[str, Floats], level: float, units: int) -> tuple[dict[str
 
 
 def tail(level: float, units: int) -> float:
-    """The share of resamples beyond each bound: less than (1 - level) / 2, because a sample of few units varies less
-    than what it was drawn from.
+    """Return the share of resamples beyond each bound.
 
-    The normal distribution's tail beyond sqrt(U / (U - 1)) t, with Student's t for U - 1 degrees of freedom, from
-    Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015; t by the expansion
-    26.7.5 of Abramowitz and Stegun.
+    It is less than (1 - level) / 2, because a sample of few units varies less than the population it was drawn from. It
+    is the tail of the normal distribution beyond sqrt(U / (U - 1)) t, with Student's t for U - 1 degrees of freedom.
+
+    Sources: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69, 2015; t by
+    expansion 26.7.5 of Abramowitz and Stegun.
     """
     z, free = NormalDist().inv_cdf(0.5 + level / 2), units - 1
     t = (
@@ -178,5 +214,5 @@ def tail(level: float, units: int) -> float:
 
 
 def or_none(value: float) -> float | None:
-    """None for NaN, which JSON does not know."""
+    """Return None for NaN, which JSON cannot hold."""
     return None if math.isnan(value) else value

@@ -1,8 +1,8 @@
-"""Whether one system is better than another, or luckier: `python -m change compare RUN_A RUN_B`.
+"""Comparison of two systems on the same images: `python -m change compare RUN_A RUN_B`.
 
-A run is a folder that test.py wrote: metrics.json, and images.csv with the counts of every image. Several runs of one
-system, trained from different seeds, are separated by commas; those of the folds of a cross-validation, whose images
-together are the run's, are joined by plus signs.
+A run is a folder that test.py wrote: metrics.json, and images.csv with the counts of every image. Separate several runs
+of one system, trained from different seeds, by commas. Join the folds of a cross-validation, which have no image in
+common, by plus signs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ COMPARED = ("f1", "iou", "precision", "recall")
 
 @dataclass(frozen=True)
 class Run:
-    """What test.py left in a folder: metrics.json, and from images.csv, by name, groups ("": none) and counts (N, 4)
-    of TP, FP, FN, TN."""
+    """The results that test.py wrote into a folder.
+
+    Attributes:
+        folder: the folder.
+        metrics: content of metrics.json.
+        images: names of the images, sorted.
+        groups: group of each image, "" if it has none.
+        counts: TP, FP, FN, TN of each image, (N, 4).
+    """
 
     folder: Path
     metrics: dict[str, Any]
@@ -40,25 +47,25 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run. Raises UserError for what is missing or damaged, and for a run without labels."""
+    """Read a run. Raises UserError if a file is missing or damaged, or if the run had no labels."""
     metrics_path, images_path = folder / "metrics.json", folder / "images.csv"
     for path in (metrics_path, images_path):
         if not path.is_file():
-            raise UserError(f"no file {path}: name a folder that test.py wrote, its --save_path")
+            raise UserError(f"no file {path}: give a folder that test.py wrote, its --save_path")
     try:
         metrics = json.loads(metrics_path.read_bytes())
         if not all(isinstance(part, dict) for part in (metrics, metrics["protocol"], metrics["data"])):
-            raise TypeError("protocol and data are no objects")
+            raise TypeError("protocol or data is not an object")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{metrics_path} is not what test.py writes ({error!r}): run test.py again") from error
     try:
         with images_path.open(newline="", encoding="utf-8") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["image"])
         if rows and COUNTS[0] not in rows[0]:
-            raise UserError(f"{images_path} has no counts: {folder} was tested without labels, compare needs them")
+            raise UserError(f"{images_path} has no counts: {folder} was tested without labels, which compare needs")
         images = [row["image"] for row in rows]
         if not 0 < len(images) == len(set(images)):
-            raise ValueError("no image, or one twice")
+            raise ValueError("no image, or one image twice")
         counts = np.array([[int(row[kind]) for kind in COUNTS] for row in rows], np.int64)
     except (csv.Error, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{images_path} is not what test.py writes ({error!r}): run test.py again") from error
@@ -66,9 +73,16 @@ def read_run(folder: Path) -> Run:
 
 
 def read_folds(text: str) -> Run:
-    """Read a run, or several of disjoint images, joined by + (no folder has that name), as one. Raises UserError as
-    read_run, where folds share an image, and where they were tested differently."""
-    runs = [read_run(Path(folder)) for folder in ([text] if Path(text).is_dir() else text.split("+"))]
+    """Read a run, or merge several runs into one.
+
+    Args:
+        text: a folder, or several joined by plus signs if there is no folder of that name.
+
+    Raises:
+        UserError: if a run cannot be read, if two of them share an image, or if they were tested differently.
+    """
+    folders = [text] if Path(text).is_dir() else text.split("+")
+    runs = [read_run(Path(folder)) for folder in folders]
     for other in runs[1:]:
         if differences := protocol_differences(runs[0], other):
             raise UserError(f"{runs[0].folder} and {other.folder} were tested differently: {', '.join(differences)}")
@@ -77,7 +91,7 @@ def read_folds(text: str) -> Run:
     )
     images = [row[0] for row in rows]
     if twice := sorted({image for image, after in pairwise(images) if image == after}):
-        raise UserError(f"{text}: folds share no image, these do: {listed(twice)}")
+        raise UserError(f"{text}: folds must not share images, but these share {listed(twice)}")
     prints = sorted(str(run.metrics["data"].get("fingerprint")) for run in runs)
     metrics = {
         **runs[0].metrics,
@@ -88,10 +102,10 @@ def read_folds(text: str) -> Run:
 
 
 def check_same_images(run: Run, other: Run) -> None:
-    """Raise UserError where two runs were not tested on the same images and labels."""
+    """Raise UserError if two runs were not tested on the same images and labels."""
     both = f"{run.folder} and {other.folder}"
     if apart := sorted(set(run.images) ^ set(other.images)):
-        raise UserError(f"{both} are of different images: only one has {listed(apart)}; test both on the same folder")
+        raise UserError(f"{both} have different images: only one has {listed(apart)}; test both on the same folder")
     truths = [np.stack((r.counts[:, 0] + r.counts[:, 2], r.counts.sum(1)), axis=1) for r in (run, other)]
     if differ := [run.images[i] for i in np.flatnonzero((truths[0] != truths[1]).any(axis=1))]:
         raise UserError(
@@ -101,13 +115,13 @@ def check_same_images(run: Run, other: Run) -> None:
     prints = [r.metrics["data"].get("fingerprint") for r in (run, other)]
     if None not in prints and prints[0] != prints[1]:
         raise UserError(
-            f"{both} are of other data, though names and counts agree (data.fingerprint differs); test both on the "
-            "same folder"
+            f"{both} have different data, although names and counts agree (data.fingerprint differs); test both on "
+            "the same folder"
         )
 
 
 def protocol_differences(run: Run, other: Run) -> list[str]:
-    """In what two runs were tested differently, the device apart."""
+    """List the settings, except the device, that differ between two runs."""
     ours, theirs = run.metrics["protocol"], other.metrics["protocol"]
     return [
         f"{key} ({ours.get(key)} and {theirs.get(key)})"
@@ -117,38 +131,53 @@ def protocol_differences(run: Run, other: Run) -> list[str]:
 
 
 def find_warnings(runs: Sequence[Run], grouped: Run) -> list[str]:
-    """A line for everything that makes the comparison of `runs` less than it seems."""
+    """Return one line for each fact that limits the comparison of `runs`; `grouped` provides the groups."""
     warnings = []
     for run in runs:
         if trained := run.metrics.get("trained_on"):
-            warnings.append(f"NOT A TEST SCORE: {run.folder} is of images that were trained on: {listed(trained)}")
+            warnings.append(f"NOT A TEST SCORE: {run.folder} has images that were trained on: {listed(trained)}")
     for other in runs[1:]:
         if differences := protocol_differences(runs[0], other):
             warnings.append(f"{runs[0].folder} and {other.folder} were tested differently: {', '.join(differences)}")
     for other in runs:
         if any(other.groups) and other.groups != grouped.groups:
-            warnings.append(f"{other.folder} has other groups than {grouped.folder}, whose are used")
+            warnings.append(
+                f"{other.folder} has other groups than {grouped.folder}; those of {grouped.folder} are used"
+            )
     return warnings
 
 
 def compare(a: Sequence[Run], b: Sequence[Run]) -> dict[str, Any]:
-    """What --json holds, of the runs of two systems. Raises UserError where they are not comparable."""
+    """Compare the runs of two systems.
+
+    Args:
+        a: runs of one system.
+        b: runs of the other system.
+
+    Returns:
+        The content of the file for --json.
+
+    Raises:
+        UserError: if the runs are not of the same images and labels.
+    """
     runs = [*a, *b]
     for other in runs[1:]:
         check_same_images(runs[0], other)
     grouped = next((run for run in runs if any(run.groups)), runs[0])
-    # An image without a group is a unit of its own; the words keep its name apart from those of groups.
+    # An image without a group is a unit of its own; the prefix keeps names of images and groups apart.
     named = zip(grouped.groups, grouped.images, strict=True)
     units = [f"group {group}" if group else f"image {image}" for group, image in named]
     pooled_a, pooled_b = (np.stack([pool(run.counts, units) for run in side]) for side in (a, b))
     result = paired_difference(pooled_a, pooled_b)
     warnings = find_warnings(runs, grouped)
     if not any(grouped.groups):
-        warnings.append("no run names groups: where images continue one another, the intervals are too narrow")
+        warnings.append("no run names groups: if images are parts of the same scene, the intervals are too narrow")
     if result.too_few:
-        warnings.append(f"{result.units} are too few: under {TOO_FEW}, an interval is a rough guide")
+        warnings.append(
+            f"{result.units} are too few units: with fewer than {TOO_FEW}, an interval is only a rough guide"
+        )
     if min(len(a), len(b)) == 1:
-        warnings.append("a single run on a side: what another seed would change is not in the intervals")
+        warnings.append("single run on a side: the intervals do not cover the effect of another training seed")
     return {
         "a": [str(run.folder) for run in a],
         "b": [str(run.folder) for run in b],
@@ -165,7 +194,7 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> dict[str, Any]:
 
 
 def entry(result: Difference, name: str) -> dict[str, float | bool | None]:
-    """One score of both sides, and their difference; None where undefined."""
+    """Return one score of both sides and their difference; undefined values are None."""
     values = {"a": result.a, "b": result.b, "difference": result.difference, "low": result.low, "high": result.high}
     return {
         **{key: or_none(value[name]) for key, value in values.items()},
@@ -174,7 +203,7 @@ def entry(result: Difference, name: str) -> dict[str, float | bool | None]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """What is printed: scores in percent, a line each."""
+    """Format the result as it is printed, with scores in percent."""
     lines = [
         f"A: {', '.join(result['a'])}",
         f"B: {', '.join(result['b'])}",
@@ -194,9 +223,9 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, read, compare, print; return the exit code."""
     parser = OneLineParser(prog="python -m change compare", description="Compare two systems on the same images.")
     for side in ("A", "B"):
-        text = f"folder that test.py wrote for {side}; several, of one system: seeds separated by commas, folds by +"
+        text = f"folder that test.py wrote for {side}; separate seeds of one system by commas, join folds by +"
         parser.add_argument(side.lower(), metavar=f"RUN_{side}", help=text)
-    parser.add_argument("--json", metavar="PATH", type=Path, help="write the same to this file")
+    parser.add_argument("--json", metavar="PATH", type=Path, help="also write the result to this file")
     given = parser.parse_args(arguments)
     a, b = ([read_folds(run) for run in side.split(",")] for side in (given.a, given.b))
     result = compare(a, b)

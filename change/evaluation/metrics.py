@@ -1,5 +1,8 @@
-"""Scores of change masks, from exact counts that add up over images: of pixels, by threshold, of objects and of
-boundaries."""
+"""Scores of change masks from exact counts that add up over images.
+
+Pixels are counted at one threshold or at all of them (`Counts`, `Curve`), and objects and boundaries are matched
+(`Objects`, `Matches`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from change.evaluation.bootstrap import SCORES as SCORES
 from change.evaluation.bootstrap import or_none, scores
 
 Mask = NDArray[np.bool_]
@@ -22,16 +26,13 @@ Floats = NDArray[np.float64]
 
 BINS = 1024  # a power of two: p * BINS is exact in float32
 OBJECT_SIZES = ("1-99", "100-999", "1000 and more")  # pixels
-LARGER_FROM = (100, 1000)  # where the second and the third of them begin
-TOLERANCE = 2  # pixels a boundary may be off
+LARGER_FROM = (100, 1000)  # smallest objects of the second and of the third size, in pixels
+TOLERANCE = 2  # pixels by which a boundary may be off
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels by prediction and truth; `+` pools them. Precision, recall, f1 and iou are of the changed class.
-
-    A ratio without any pixel in its denominator is undefined: NaN.
-    """
+    """Pixels by prediction and truth; `+` pools them. `scores` in `change.evaluation.bootstrap` defines the scores."""
 
     tp: int = 0
     fp: int = 0
@@ -41,50 +42,36 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return Counts(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
 
-    @property
-    def precision(self) -> float:
-        """TP / (TP + FP)."""
-        return ratio(self.tp, self.tp + self.fp)
+    def scores(self) -> dict[str, float]:
+        """Return the five scores by name, each 0 to 1, or NaN if it is undefined."""
+        counts = np.array((self.tp, self.fp, self.fn, self.tn), np.int64)
+        return {name: float(value) for name, value in scores(counts).items()}
 
-    @property
-    def recall(self) -> float:
-        """TP / (TP + FN)."""
-        return ratio(self.tp, self.tp + self.fn)
+    def scores_or_none(self) -> dict[str, float | None]:
+        """Return the five scores with None for NaN, which JSON cannot hold."""
+        return {name: or_none(value) for name, value in self.scores().items()}
 
     @property
     def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN), the harmonic mean of precision and recall."""
-        return ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
-
-    @property
-    def iou(self) -> float:
-        """TP / (TP + FP + FN)."""
-        return ratio(self.tp, self.tp + self.fp + self.fn)
-
-    @property
-    def oa(self) -> float:
-        """Overall accuracy: (TP + TN) / all pixels."""
-        return ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
-
-    def scores(self) -> dict[str, float]:
-        """The five scores by name, each 0..1 or NaN."""
-        return {name: getattr(self, name) for name in SCORES}
-
-    def scores_or_none(self) -> dict[str, float | None]:
-        """The same with None for NaN, which JSON does not know."""
-        return {name: or_none(value) for name, value in self.scores().items()}
-
-
-SCORES = ("precision", "recall", "f1", "iou", "oa")
+        """F1, the score that models are chosen by."""
+        return self.scores()["f1"]
 
 
 def ratio(part: int, whole: int) -> float:
-    """part / whole, NaN for nothing of nothing."""
+    """Return part / whole, or NaN if `whole` is 0."""
     return part / whole if whole else math.nan
 
 
 def count_pixels(changed: Tensor, mask: Tensor) -> Tensor:
-    """Predicted and true change, bool (B, ...) each -> int64 (B, 4) of TP, FP, FN, TN, on the same device."""
+    """Count the pixels of each image by prediction and truth.
+
+    Args:
+        changed: predicted change, bool (B, ...).
+        mask: true change, bool of the same shape.
+
+    Returns:
+        int64 (B, 4) of TP, FP, FN, TN, on the same device.
+    """
     changed, mask = changed.flatten(1), mask.flatten(1)
     tp = (changed & mask).sum(1)
     predicted, true = changed.sum(1), mask.sum(1)
@@ -92,14 +79,18 @@ def count_pixels(changed: Tensor, mask: Tensor) -> Tensor:
 
 
 def image_means(images: Sequence[Counts]) -> dict[str, dict[str, float | int | None]]:
-    """Each score's mean over the images on which it is defined (None: on none), and how many these are.
+    """Average each score over the images on which it is defined, and count these images.
 
-    Every image weighs the same here, however few its changed pixels: another figure than the pooled score, never to be
-    compared with it.
+    Every image has the same weight here, however few of its pixels are changed. Do not compare these means with pooled
+    scores.
+
+    Returns:
+        "mean" (None if the score is defined on no image) and "images" for each score.
     """
     means: dict[str, dict[str, float | int | None]] = {}
+    scored = [image.scores() for image in images]
     for name in SCORES:
-        defined = [value for image in images if not math.isnan(value := getattr(image, name))]
+        defined = [image[name] for image in scored if not math.isnan(image[name])]
         means[name] = {"mean": math.fsum(defined) / len(defined) if defined else None, "images": len(defined)}
     return means
 
@@ -108,11 +99,23 @@ def image_means(images: Sequence[Counts]) -> dict[str, dict[str, float | int | N
 
 
 def histogram(probability: Tensor, mask: Tensor) -> Tensor:
-    """Probabilities float32 (B, ...) of 0..1 and truth bool (B, ...) -> int64 (B, 2, BINS), on the same device:
-    [:, 0] counts unchanged pixels, [:, 1] changed ones.
+    """Count the pixels of each image by truth and probability.
 
-    p falls into bin ceil(p * BINS) - 1 (0 into bin 0), so that p > k / BINS is exactly bin >= k, for every k above 0.
+    A probability p falls into bin ceil(p * BINS) - 1 (0 into bin 0), so that p > k / BINS is exactly bin >= k for every
+    k above 0.
+
+    Args:
+        probability: float32 (B, ...), 0 to 1.
+        mask: true change, bool of the same shape.
+
+    Returns:
+        int64 (B, 2, BINS) on the same device: [:, 0] counts unchanged pixels, [:, 1] changed ones.
+
+    Raises:
+        ValueError: if a probability is NaN or infinite; `change.prediction.threshold.changed_pixels` names the image.
     """
+    if not bool(probability.isfinite().all()):
+        raise ValueError("probabilities that are NaN or infinite cannot be counted")
     bins = (probability.flatten(1) * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
     image = torch.arange(len(bins), device=bins.device)[:, None]
     place = (2 * image + mask.flatten(1)) * BINS + bins
@@ -121,52 +124,64 @@ def histogram(probability: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Scores at every threshold k / BINS, k = 0..BINS - 1, from a `histogram` summed over images, int64 (2, BINS).
+    """Scores at every threshold k / BINS, k from 0 to BINS - 1.
 
-    A pixel is changed above the threshold; at k = 0 every pixel is, also one of probability 0.
+    A pixel is changed if its probability exceeds the threshold. At k = 0 every pixel is, even at probability 0.
+
+    Attributes:
+        histogram: the result of `histogram` summed over images, int64 (2, BINS).
     """
 
     histogram: Ints
 
     @property
     def counts(self) -> Ints:
-        """TP, FP, FN, TN by k, int64 (BINS, 4)."""
+        """TP, FP, FN, TN for each k, int64 (BINS, 4)."""
         fp, tp = self.histogram[:, ::-1].cumsum(1)[:, ::-1]
         return np.stack((tp, fp, tp[0] - tp, fp[0] - fp), axis=1)
 
     def at(self, threshold: float) -> Counts:
-        """The counts at a threshold, which is a whole multiple of 1 / BINS."""
+        """Return the counts at a threshold, which must be a multiple of 1 / BINS."""
         k = int(threshold * BINS)
         assert k == threshold * BINS and 0 <= k < BINS, threshold
         return Counts(*self.counts[k].tolist())
 
     def scores(self) -> dict[str, Floats]:
-        """The five scores by k, each float64 (BINS,), NaN where undefined."""
+        """Return the five scores for each k, float64 (BINS,), NaN if undefined."""
         return scores(self.counts)
 
     def average_precision(self) -> float:
-        """Sum over k, downwards, of (recall(k) - recall(k + 1)) * precision(k): scikit-learn's, on probabilities
-        rounded up to whole multiples of 1 / BINS. NaN without a changed pixel."""
+        """Return the average precision, or NaN if no pixel is changed.
+
+        It is the sum over k of (recall(k) - recall(k + 1)) * precision(k), as in scikit-learn, for probabilities
+        rounded up to multiples of 1 / BINS.
+        """
         changed = self.histogram[1]
-        defined = np.nan_to_num(self.scores()["precision"])  # undefined only above the last pixel, which weigh 0
+        defined = np.nan_to_num(self.scores()["precision"])  # NaN only above the last pixel, where the weight is 0
         return float(changed @ defined / changed.sum()) if changed.any() else math.nan
 
     def best_threshold(self) -> float | None:
-        """The threshold of the highest F1, of several the nearest to 0.5; None without a changed pixel."""
+        """Return the threshold of the highest F1, the nearest to 0.5 if there are several; None if nothing changed."""
         if not self.histogram[1].any():
             return None
-        f1 = self.scores()["f1"][1:]  # not k = 0, which is no p > threshold
+        f1 = self.scores()["f1"][1:]  # without k = 0, where p > threshold does not hold
         best = 1 + np.flatnonzero(f1 == np.max(f1))
         return float(best[np.argmin(np.abs(best - BINS // 2))]) / BINS
 
 
-# --- of objects and of boundaries ----------------------------------------------------------------------------------
+# --- objects and boundaries ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Matches:
-    """How many true things there are and how many of them were found; how many were predicted and how many of them are
-    false. `+` pools them. A ratio of nothing is undefined: NaN."""
+    """Counts of objects or boundary pixels; `+` pools them. A ratio with a denominator of 0 is undefined: NaN.
+
+    Attributes:
+        true: number in the truth.
+        found: number of the true ones that were found.
+        predicted: number in the prediction.
+        false: number of the predicted ones that are false.
+    """
 
     true: int = 0
     found: int = 0
@@ -183,30 +198,33 @@ class Matches:
 
     @property
     def precision(self) -> float:
-        """The share of the predicted that is not false."""
+        """Share of the predicted ones that are not false."""
         return ratio(self.predicted - self.false, self.predicted)
 
     @property
     def recall(self) -> float:
-        """The share of the true that was found."""
+        """Share of the true ones that were found."""
         return ratio(self.found, self.true)
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; 0 where one of them is 0 or undefined, NaN where both are."""
+        """Harmonic mean of precision and recall; 0 if one of them is 0 or undefined, NaN if both are undefined."""
         right = self.predicted - self.false
         whole = self.found * self.predicted + right * self.true
         return 2 * self.found * right / whole if whole else ratio(0, self.true + self.predicted)
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """Counts and scores for JSON, None for NaN."""
+        """Return counts and scores for JSON, None for NaN."""
         ratios = {name: or_none(getattr(self, name)) for name in ("precision", "recall", "f1")}
         return {**asdict(self), **ratios}
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Matches of objects by `OBJECT_SIZES`: true ones by their own size, predicted ones by theirs; `+` pools them."""
+    """Matches of objects, one entry for each of `OBJECT_SIZES`; `+` pools them.
+
+    True objects count for their own size, predicted objects for theirs.
+    """
 
     by_size: tuple[Matches, ...] = (Matches(),) * len(OBJECT_SIZES)
 
@@ -215,12 +233,14 @@ class Objects:
 
     @property
     def total(self) -> Matches:
-        """Objects of all sizes."""
+        """Matches of objects of all sizes."""
         return sum(self.by_size, Matches())
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts and scores for JSON, in all and by size. F1 in all only: of one size, true and predicted objects are
-        different ones."""
+        """Return counts and scores for JSON, in total and by size.
+
+        There is no F1 by size, because the true and the predicted objects of one size are different objects.
+        """
         sizes = []
         for pixels, matches in zip(OBJECT_SIZES, self.by_size, strict=True):
             sizes.append({"pixels": pixels, **matches.as_dict()})
@@ -229,10 +249,14 @@ class Objects:
 
 
 def count_objects(changed: Mask, mask: Mask) -> Objects:
-    """Match the 8-connected objects of prediction and truth, bool (H, W) each.
+    """Match the 8-connected objects of prediction and truth.
 
-    A true object is found where at least half of its pixels are predicted; a predicted one is false where less than
-    half of its pixels are truly changed.
+    A true object is found if at least half of its pixels are predicted. A predicted object is false if less than half
+    of its pixels are truly changed.
+
+    Args:
+        changed: predicted change, bool (H, W).
+        mask: true change, bool (H, W).
     """
     true, found = objects_by_size(mask, changed)
     predicted, right = objects_by_size(changed, mask)
@@ -241,7 +265,7 @@ def count_objects(changed: Mask, mask: Mask) -> Objects:
 
 
 def objects_by_size(mask: Mask, other: Mask) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """How many objects `mask` holds, and of how many at least half the pixels are in `other`, (3,) each."""
+    """Count by size, (3,) each, the objects in `mask`, and those with at least half of their pixels in `other`."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     area = stats[1:, cv2.CC_STAT_AREA]  # without label 0, the background
     covered = np.bincount(labels[other].astype(np.int32, copy=False), minlength=count)[1:]
@@ -251,11 +275,17 @@ def objects_by_size(mask: Mask, other: Mask) -> tuple[NDArray[np.intp], NDArray[
 
 
 def count_boundary(changed: Mask, mask: Mask, tolerance: int = TOLERANCE) -> Matches:
-    """Match the boundary pixels of prediction and truth, bool (H, W) each: they may be `tolerance` apart (Euclidean).
+    """Match the boundary pixels of prediction and truth.
 
-    A boundary pixel is a changed one with an unchanged 4-neighbour; the image's border is no boundary. After Csurka,
-    Larlus and Perronnin, What is a good evaluation measure for semantic segmentation?, BMVC 2013, who average the score
-    over images; these counts add up.
+    A boundary pixel is a changed pixel with an unchanged 4-neighbour. The border of the image is no boundary.
+
+    Source: Csurka, Larlus and Perronnin, What is a good evaluation measure for semantic segmentation?, BMVC 2013. They
+    average the score over images; here the counts add up.
+
+    Args:
+        changed: predicted change, bool (H, W).
+        mask: true change, bool (H, W).
+        tolerance: largest Euclidean distance of matching pixels.
     """
     predicted, true = boundary(changed), boundary(mask)
     found, right = true & widened(predicted, tolerance), predicted & widened(true, tolerance)
@@ -264,13 +294,13 @@ def count_boundary(changed: Mask, mask: Mask, tolerance: int = TOLERANCE) -> Mat
 
 
 def boundary(mask: Mask) -> Mask:
-    """The pixels of `mask` with a 4-neighbour outside it; beyond the image, OpenCV takes everything to be inside."""
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    """Return the pixels of `mask` that have a 4-neighbour in the image outside `mask`."""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # erode takes pixels beyond the image as changed
     return np.asarray(mask & (cv2.erode(mask.astype(np.uint8), cross) == 0))
 
 
 def widened(mask: Mask, radius: int) -> Mask:
-    """The pixels at most `radius` from one of `mask`, by dilation with a disc: exact."""
+    """Return the pixels at most `radius` away from a pixel of `mask`, by dilation with an exact disc."""
     reach = np.arange(-radius, radius + 1)
     disc = (reach[:, None] ** 2 + reach**2 <= radius**2).astype(np.uint8)
     return np.asarray(cv2.dilate(mask.astype(np.uint8), disc) > 0)

@@ -1,6 +1,6 @@
-"""The report of an evaluation: one HTML file that holds its pictures, its scores and how they came about.
+"""The report of an evaluation: one HTML file with pictures, scores and the protocol.
 
-report.html is the page. What it shows is put into it as JSON, which its script lays out as text, never as markup.
+report.html is the page. Its content is inserted as JSON, and its script shows it as text, never as markup.
 """
 
 from __future__ import annotations
@@ -19,19 +19,30 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.pictures import BLUE, GREEN, RED, Image
 
-BEST, WORST = 6, 12  # images shown large
-SIDE = 768  # pixels, at most, of their longer side
-QUALITIES, PHOTO_BYTES = (85, 70, 55, 40), 300_000  # of a JPEG: the first quality that keeps it as small as that
-YELLOW = (255, 210, 0)  # predicted change where the truth is not known
+TEMPLATE = Path(__file__).with_name("report.html")
+BEST, WORST = 6, 12  # number of images shown large
+SIDE = 768  # longest side of these images in pixels
+QUALITIES = (85, 70, 55, 40)  # of JPEG files; the first one is taken that keeps the file below PHOTO_BYTES
+PHOTO_BYTES = 300_000
+YELLOW = (255, 210, 0)  # predicted change if the truth is not known
 NUMBERS = ("predicted_share", "tp", "fp", "fn", "tn", "precision", "recall", "f1", "iou", "oa")
 
 
 @dataclass(frozen=True)
 class ImageCase:
-    """An image shown large: its name in images.csv, RGB (H, W, 3) at both dates, bool (H, W) prediction and truth."""
+    """An image that is shown large.
+
+    Attributes:
+        name: its name in images.csv.
+        before: RGB (H, W, 3).
+        after: RGB (H, W, 3).
+        changed: predicted change, bool (H, W).
+        mask: true change, bool (H, W), if it is known.
+    """
 
     name: str
     before: Image
@@ -41,10 +52,18 @@ class ImageCase:
 
 
 def choose_cases(rows: Sequence[Mapping[str, Any]], best: int = BEST, worst: int = WORST) -> list[str]:
-    """Names of the images to show, of the rows of images.csv: those of the most wrong pixels, the worst first, then
-    those of the highest F1 that hold change, the best first; no name twice.
+    """Choose the images that are shown large.
 
-    Without labels: those of the largest predicted share.
+    These are the images with the most wrong pixels, the worst first, then the images with change that have the highest
+    F1, the best first. Without labels, they are the images with the largest predicted share.
+
+    Args:
+        rows: rows of images.csv.
+        best: number of images with the highest F1.
+        worst: number of images with the most wrong pixels.
+
+    Returns:
+        Names of images, each once.
     """
     images = [image_of(row) for row in rows]
     if all(image["tp"] is None for image in images):
@@ -58,29 +77,46 @@ def choose_cases(rows: Sequence[Mapping[str, Any]], best: int = BEST, worst: int
 
 
 def errors(image: Mapping[str, Any]) -> float:
-    """Its wrong pixels."""
+    """Return the number of wrong pixels."""
     return float(image["fp"] + image["fn"])
 
 
 def image_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of images.csv, whose values may be text, for the page: numbers, or None where undefined or absent."""
+    """Convert a row of images.csv, whose values may be text; numbers that are undefined or missing are None."""
     numbers = {name: number(row.get(name)) for name in NUMBERS}
     trained = str(row.get("trained_on")) == "True"
     return {"image": str(row["image"]), "group": str(row.get("group") or ""), "trained_on": trained, **numbers}
 
 
 def number(value: Any) -> float | None:
-    """A number, or None for nothing and for NaN."""
+    """Convert text or a number to float; None for an empty value and for NaN."""
     return None if value is None or value == "" or math.isnan(float(value)) else float(value)
+
+
+def read_template() -> str:
+    """Read the page. Raises UserError if it is missing; call this before long work whose end is a report."""
+    try:
+        return TEMPLATE.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{TEMPLATE} cannot be read ({error.strerror or error}): it comes with PRX-Change; install it again or "
+            "restore it with git"
+        ) from error
 
 
 def write_report(
     path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cases: Iterable[ImageCase]
 ) -> None:
-    """Write the page: `result` as in metrics.json, any part of which may be missing, `rows` as in images.csv, `cases`
-    in any order.
+    """Write the report. Each image that is shown large takes about 0.3 MB, at most 1 MB.
 
-    An image shown takes about 0.3 MB, 1 MB at most. Raises UserError where it cannot be written.
+    Args:
+        path: file to write.
+        result: content of metrics.json; any part of it may be missing.
+        rows: rows of images.csv.
+        cases: images that are shown large, in any order.
+
+    Raises:
+        UserError: if the file cannot be written, or its template is missing.
     """
     order, worst = choose_cases(rows), choose_cases(rows, best=0)
     pictures = [{**pictures_of(case), "worst": case.name in worst} for case in cases]
@@ -91,14 +127,13 @@ def write_report(
         "cases": pictures,
         "colors": {"tp": GREEN, "fn": RED, "fp": BLUE, "predicted": YELLOW},
     }
-    # Without "<" no text in it can end the script element.
+    # Without "<", no text can end the script element.
     data = json.dumps(page, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    write_whole(path, template.replace("__DATA__", data).encode())
+    write_whole(path, read_template().replace("__DATA__", data).encode())
 
 
 def pictures_of(case: ImageCase) -> dict[str, Any]:
-    """A case for the page: its pictures as data: URIs of one size."""
+    """Convert a case for the page: its pictures become data URIs of one size."""
     height, width = case.changed.shape
     scale = min(1, SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -114,7 +149,7 @@ def pictures_of(case: ImageCase) -> dict[str, Any]:
 
 
 def photo(picture: Image, size: tuple[int, int]) -> str:
-    """RGB (H, W, 3) -> data: URI of a JPEG of `size` (width, height)."""
+    """Convert RGB (H, W, 3) to the data URI of a JPEG file of `size` (width, height)."""
     small = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)[..., ::-1])
     for quality in QUALITIES:
         data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
@@ -124,15 +159,23 @@ def photo(picture: Image, size: tuple[int, int]) -> str:
 
 
 def overlay(changed: NDArray[np.bool_], mask: NDArray[np.bool_] | None, size: tuple[int, int]) -> str:
-    """Bool (H, W) each -> data: URI of a PNG of `size`: FN, FP and TP in their colours, or without a mask the predicted
-    change; the rest is transparent.
+    """Draw errors, or the predicted change if there is no mask, over transparent ground.
 
-    A cell takes the colour that covers most of it, however little that is: no object is too small to be seen.
+    A pixel of the picture takes the colour that covers most of it, even if most of it is transparent, so that even the
+    smallest object is visible.
+
+    Args:
+        changed: predicted change, bool (H, W).
+        mask: true change, bool (H, W), if it is known.
+        size: width and height of the picture.
+
+    Returns:
+        The data URI of a PNG file.
     """
     kinds, colors, alpha = [changed], [YELLOW], [128]
     if mask is not None:
         kinds, colors = [~changed & mask, changed & ~mask, changed & mask], [RED, BLUE, GREEN]
-        alpha = [160, 160, 80]  # what is wrong stands out, what is right lets the ground through
+        alpha = [160, 160, 80]  # errors stand out; correct pixels are more transparent
     shares = np.stack([cv2.resize(kind.astype(np.float32), size, interpolation=cv2.INTER_AREA) for kind in kinds])
     picture = PIL.Image.fromarray(np.where(shares.any(0), 1 + shares.argmax(0), 0).astype(np.uint8))
     picture.putpalette([0, 0, 0, *(value for color in colors for value in color)])
@@ -142,5 +185,5 @@ def overlay(changed: NDArray[np.bool_], mask: NDArray[np.bool_] | None, size: tu
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """An image file as a data: URI."""
+    """Convert an image file to a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

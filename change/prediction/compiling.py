@@ -1,9 +1,9 @@
-"""torch.compile where it pays, and the plain call where it cannot work.
+"""torch.compile where it pays, with a fall-back to the plain call where it does not work.
 
-Compiling costs a minute or so for each shape of input; what it saves is a share of every later call. In training all
-steps but the last of an epoch have one shape, and whether to compile follows from the options alone, so that a run is
-the same when it goes on. In prediction shapes differ and the work may be short: there the first calls are timed, and
-the shape that recurs is compiled once enough is left to do; two shapes at most.
+Compiling takes about a minute for each input shape and saves a share of every later call. In training, all steps of an
+epoch but the last have the same shape. Whether to compile follows only from the options, so that a run that is
+continued stays the same. In prediction, shapes differ and there may be little work: the second call of each shape is
+timed, and the shape is compiled if enough work is left. At most two shapes are compiled.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -19,79 +19,120 @@ import torch._functorch.config
 from torch import Tensor, nn
 
 from change.common import distributed
+from change.common.errors import OUT_OF_MEMORY, UserError
 
 log = logging.getLogger(__name__)
 
 CHOICES = ("auto", "on", "off")
-SHAPES = 2  # compiled at most, in prediction
-STEPS = 2000  # of training, below which compiling is not tried unasked
-COST = 60.0  # seconds for a shape, on two CPU cores or one beside a GPU
-# The share of an eager call's time that compiling saves in prediction. On a CPU (measured) nearly all of it is in
-# convolutions and matrix products, which stay the same; on a GPU this is a cautious guess.
+SHAPES = 2  # maximum number of shapes that are compiled for prediction
+STEPS = 2000  # training runs of fewer steps are compiled only on request
+COST = 60.0  # seconds to compile one shape, on two CPU cores or on one beside a GPU
+# The share of a plain call's time that compiling saves in prediction. On a CPU (measured) nearly all time goes into
+# convolutions and matrix products, which stay the same; the value for a GPU is a cautious guess.
 SAVED = {"cpu": 0.07, "cuda": 0.3}
 
 
 def worth_compiling(choice: str, device: torch.device, steps: int) -> bool:
-    """Whether a training run of so many steps is compiled. What `auto` means must not depend on any clock.
+    """Return whether to compile a training run of `steps` steps; the meaning of `auto` must not depend on a clock.
 
-    On a CPU the convolutions stay as they are, and compiling takes minutes: only on request. Where several processes
-    share batch norms a graph would break at each of them.
+    On a CPU, convolutions stay the same and compiling takes minutes, so it is done only on request. If several
+    processes share the statistics of batch norms, the graph would break at each batch norm.
     """
     alone = distributed.processes() == 1
     return choice == "on" or (choice == "auto" and device.type == "cuda" and alone and steps >= STEPS)
 
 
 class Compiled:
-    """A module's compiled form; its first call says, once, where it has to be the module itself."""
+    """The compiled form of a module, which uses the module itself for inputs that cannot be compiled."""
 
     def __init__(self, module: nn.Module, kept: float = 1.0) -> None:
-        """`kept`: the share of activations, 0 to 1, that stay in memory for the backward pass; it computes others."""
+        """Wrap a module; compiling starts with the first call.
+
+        Args:
+            module: called with tensors only.
+            kept: share of the activations, 0 to 1, that stay in memory for the backward pass; the others are
+                computed again.
+        """
         self.module, self.kept = module, kept
-        # Shapes are compiled one by one: a graph for all of them is slower, and is built where two differ.
+        # Every shape is compiled for itself: one graph for all of them is slower.
         self.form: Callable[..., Any] = torch.compile(module, dynamic=False)
-        self.tried = False
+        self.proven: set[Hashable] = set()  # what was called before and worked
+        self.plain: set[Hashable] = set()  # what failed to compile
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """As the module."""
-        # Read whenever a shape is compiled, at any call; other forms, of other shares, may have been called between.
-        torch._functorch.config.activation_memory_budget = self.kept
-        if self.tried:
-            return self.form(*inputs)
-        self.tried = True
+        """Return what the module returns. Raises what it raises, and errors about memory."""
+        case = self.case(inputs)
+        if case in self.plain:
+            return self.module(*inputs)
+        # The budget is read whenever torch compiles, at any call. It is global, so it is set only for this call.
+        budget = torch._functorch.config.patch(activation_memory_budget=self.kept)
+        if case in self.proven:
+            with budget:
+                return self.form(*inputs)
         try:
-            return self.form(*inputs)
-        except Exception as error:  # of a compiler, a cache, a driver: whatever it is, the plain call decides
-            outputs = self.module(*inputs)
+            with budget:
+                outputs = self.form(*inputs)
+        except Exception as error:  # any error of a compiler, a cache or a driver
+            if isinstance(error, UserError) or is_out_of_memory(error):
+                raise
+            outputs = self.module(*inputs)  # if this fails too, compiling is not to blame
             reason = str(error).strip().partition("\n")[0]
-            log.warning("torch.compile does not work here (%s: %s): going on without", type(error).__name__, reason)
-            self.form = self.module
+            sizes = ", ".join(" x ".join(map(str, tensor.shape)) for tensor in inputs)
+            log.warning(
+                "torch.compile does not work here (%s: %s): going on without it for inputs of %s",
+                type(error).__name__,
+                reason,
+                sizes,
+            )
+            self.plain.add(case)
             return outputs
+        self.proven.add(case)
+        return outputs
+
+    def case(self, inputs: Sequence[Tensor]) -> Hashable:
+        """Return what torch compiles a form of its own for: shapes and types, training or not, gradients or not."""
+        tensors = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        return tensors, self.module.training, torch.is_grad_enabled()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error means that memory is exhausted, also if a compiler wraps it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 class WhenItPays:
-    """A network for prediction (before, after -> logits), compiled for the shapes where that saves time."""
+    """A network for prediction (before, after -> logits), compiled for the shapes for which that saves time."""
 
     def __init__(self, network: nn.Module, device: torch.device, pixels: float, choice: str = "auto") -> None:
-        """`pixels`: how many are to be predicted in all, as far as known; `choice`: one of `CHOICES`."""
+        """Wrap a network.
+
+        Args:
+            network: takes before and after, (B, 3, H, W) each, and returns logits (B, 1, H, W).
+            device: the network's device.
+            pixels: number of pixels that are to be predicted in total, as far as known.
+            choice: one of `CHOICES`.
+        """
         self.network, self.device, self.left, self.choice = network, device, pixels, choice
         self.calls: dict[torch.Size, int] = defaultdict(int)
         self.compiled: dict[torch.Size, Compiled] = {}
 
     def __call__(self, before: Tensor, after: Tensor) -> Tensor:
-        """(B, 3, H, W) each -> logits (B, 1, H, W)."""
+        """Turn images (B, 3, H, W) into logits (B, 1, H, W)."""
         shape, pixels = before.shape, before.shape[0] * before.shape[2] * before.shape[3]
         if shape not in self.compiled and len(self.compiled) < SHAPES:
             self.calls[shape] += 1
             if self.choice == "on":
                 self.compiled[shape] = Compiled(self.network)
-            elif self.choice == "auto" and self.calls[shape] == 2:  # the first call also sets things up
+            elif self.choice == "auto" and self.calls[shape] == 2:  # the first call also initialises libraries
                 return self.timed(before, after, pixels)
         self.left -= pixels
         logits: Tensor = self.compiled.get(shape, self.network)(before, after)
         return logits
 
     def timed(self, before: Tensor, after: Tensor, pixels: int) -> Tensor:
-        """Call, and decide by the time this took whether the next call of this shape is worth compiling."""
+        """Call the network and decide by the time taken whether to compile it for later calls of this shape."""
         self.synchronise()
         began = time.perf_counter()
         logits: Tensor = self.network(before, after)
@@ -105,6 +146,6 @@ class WhenItPays:
         return logits
 
     def synchronise(self) -> None:
-        """Wait for the device, where it runs on its own."""
+        """Wait for the device if it works asynchronously."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

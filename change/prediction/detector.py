@@ -16,7 +16,7 @@ from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.devices import DTYPES, choose_amp, choose_device
 from change.common.errors import UserError
 from change.common.images import Image, bits, read_opaque
-from change.prediction.predictor import predictor
+from change.prediction.predictor import precision_name, predictor
 from change.prediction.tiles import Predict, sliding, symmetric
 
 Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[np.uint8]
@@ -24,11 +24,21 @@ TILE, OVERLAP = 1024, 256  # pixels
 
 
 class ChangeDetector:
-    """A checkpoint, ready to predict pairs of any size."""
+    """A checkpoint that is ready to predict pairs of any size.
+
+    Attributes:
+        checkpoint: the loaded checkpoint.
+        threshold: the checkpoint's threshold; a pixel is changed if its probability exceeds it.
+        device: the device of the network.
+        amp: the number format of the network: off (float32), bf16 or fp16.
+        predict_tile: the function that predicts one batch of tiles, uint8 (B, 3, H, W) each, as probabilities float32
+            (B, 1, H, W).
+    """
 
     def __init__(
         self,
         checkpoint: str | os.PathLike[str],
+        *,
         device: str = "auto",
         amp: str = "off",
         tile: int = TILE,
@@ -38,11 +48,23 @@ class ChangeDetector:
         compiling: str = "off",
         pixels: float = 0,
     ) -> None:
-        """`device`: auto, cpu, cuda, mps or a GPU's number; `amp`: off (float32), bf16, fp16 or auto; images with a
-        side above `tile` pixels are predicted in tiles, `batch` at once, that overlap by `overlap` and are blended;
-        `tta`: the mean over the eight flips and quarter turns; `compiling`: torch.compile off, on, or auto, where it is
-        expected to pay for so many `pixels`. Raises UserError for a file, device or precision that is not there, and
-        for an overlap of a tile or more."""
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: weights: ours or published.
+            device: auto, cpu, cuda, mps or the number of a GPU.
+            amp: number format: off (float32), bf16, fp16 or auto.
+            tile: images with a side of more pixels are predicted in tiles of this side, which are blended.
+            overlap: pixels by which neighbouring tiles overlap.
+            tta: whether to average over the eight flips and quarter turns.
+            batch: number of tiles that are predicted at once.
+            compiling: torch.compile: off, on, or auto, which compiles if that is expected to save time.
+            pixels: number of pixels that are to be predicted in total, for `compiling` auto.
+
+        Raises:
+            UserError: if the checkpoint cannot be loaded, the device does not exist, or the overlap is not smaller than
+                the tile.
+        """
         if not 0 <= overlap < tile:
             raise UserError(f"overlap {overlap}: choose 0 or more, and less than the tile, {tile}")
         self.device = choose_device(device)
@@ -50,47 +72,65 @@ class ChangeDetector:
         self.checkpoint = load_checkpoint(Path(checkpoint))
         self.threshold = self.checkpoint.threshold
         network, _ = network_for_prediction(self.checkpoint)
-        area = pixels * (8 if tta else 1)
         each = predictor(
-            network.to(self.device), self.device, DTYPES[self.amp], self.checkpoint, pixels=area, compiling=compiling
+            network.to(self.device),
+            self.device,
+            DTYPES[self.amp],
+            self.checkpoint,
+            pixels=pixels * (8 if tta else 1),
+            compiling=compiling,
         )
-        self.each: Predict = symmetric(each) if tta else each  # of one tile
-        self._predict = sliding(self.each, tile, overlap, batch)
+        self.predict_tile: Predict = symmetric(each) if tta else each
+        self._predict = sliding(self.predict_tile, tile, overlap, batch)
 
     def predict(self, before: Picture, after: Picture) -> NDArray[np.float32]:
-        """The probability of change, float32 (H, W), 0 to 1; above `threshold` a pixel is changed.
+        """Predict the probability of change.
 
-        `before`, `after`: of one size, each a file, a Pillow image (8 bits a channel; alpha is dropped) or an array,
-        uint8 RGB (H, W, 3). Raises UserError for anything else.
+        Args:
+            before: a file, a Pillow image (8 bits per channel; alpha is dropped) or an array, uint8 RGB (H, W, 3).
+            after: the same for the later date, of the same size.
+
+        Returns:
+            float32 (H, W), 0 to 1. A pixel is changed if its probability exceeds `threshold`.
+
+        Raises:
+            UserError: if an image is of another kind, cannot be read, or if the sizes differ.
         """
         pictures = [rgb(picture, name) for picture, name in ((before, "before"), (after, "after"))]
         sizes = [f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures]
         if sizes[0] != sizes[1]:
-            raise UserError(f"before has {sizes[0]} pixels, after {sizes[1]}: bring both to one grid")
+            raise UserError(f"before has {sizes[0]} pixels, after {sizes[1]}: bring both to the same grid")
         tensors = [torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))[None] for p in pictures]
         probability: NDArray[np.float32] = self._predict(*tensors)[0, 0].cpu().numpy()
         return probability
 
-    def about(self) -> dict[str, Any]:
-        """What a result says of how it was made."""
+    def describe(self) -> dict[str, Any]:
+        """Return number format, device and checkpoint, as metadata of results."""
         network = {
             "path": str(self.checkpoint.path),
             "sha256": self.checkpoint.sha256,
             "config": asdict(self.checkpoint.config),
         }
-        precision = "float32" if self.amp == "off" else self.amp
-        return {"precision": precision, "device": str(self.device), "checkpoint": network}
+        return {"precision": precision_name(self.amp), "device": str(self.device), "checkpoint": network}
 
 
 def rgb(picture: Picture, name: str) -> Image:
-    """A file, a Pillow image or an array as uint8 RGB (H, W, 3); `name` is for the error."""
+    """Convert a file, a Pillow image or an array to uint8 RGB (H, W, 3).
+
+    Args:
+        picture: the image.
+        name: name of the image, for errors.
+
+    Raises:
+        UserError: if the image has more than 8 bits per channel, is of another kind, or cannot be read.
+    """
     if isinstance(picture, (str, os.PathLike)):
         return read_opaque(Path(picture))[0]
     if isinstance(picture, PIL.Image.Image):
         if bits(picture) > 8:
-            raise UserError(f"{name} has {bits(picture)} bits: bring it to 8")
+            raise UserError(f"{name} has {bits(picture)} bits per channel: convert it to 8")
         return np.asarray(picture.convert("RGB"))
     array = np.asarray(picture)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise UserError(f"{name} is {array.dtype} {array.shape}: give uint8 RGB, (height, width, 3)")
+        raise UserError(f"{name} is {array.dtype} {array.shape}: give uint8 RGB (height, width, 3)")
     return array

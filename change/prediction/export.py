@@ -1,20 +1,22 @@
 """Checkpoints for other programs: `python -m change export CHECKPOINT -o OUT`.
 
-onnx      inputs `before` and `after`, uint8 RGB (B, 3, H, W) of any batch and size; output `probability`, float32
-          (B, 1, H, W) of 0 to 1. Normalisation, padding and sigmoid are inside.
-deepness  ONNX for the QGIS plugin Deepness: one input (B, 6, S, S) float32 of 0 to 1, the bands of before, then those
-          of after; one output (B, 1, S, S); the plugin's settings as the file's metadata.
-pth       the weights alone, float32, a plain state dict for `models.network.build_network`.
+onnx      Inputs `before` and `after`, uint8 RGB (B, 3, H, W) of any batch size and image size; output `probability`,
+          float32 (B, 1, H, W), 0 to 1. Normalisation, padding and sigmoid are part of the file.
+deepness  ONNX for the QGIS plugin Deepness: one input, float32 (B, 6, S, S), 0 to 1, with the bands of before, then
+          those of after; one output (B, 1, S, S); the settings of the plugin as metadata of the file.
+pth       Only the weights, float32, as a plain state dict for `models.network.build_network`.
 
-An ONNX file is run with onnxruntime on a pair of images before it appears under its name, beside PyTorch.
+Before an ONNX file is written, onnxruntime and PyTorch must agree on a pair of images.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +39,27 @@ log = logging.getLogger(__name__)
 
 INSTALL = "pip install onnx onnxscript onnxruntime"
 FORMATS = ("onnx", "deepness", "pth")
+SAMPLES = ("test_samples/A/0_0000.jpg", "test_samples/B/0_0000.jpg")
+NOISY = ("onnx_ir", "onnxscript")  # packages that log every step
 OPSET = 18
 SIDES = ("batch", "channels", "height", "width")
-OLDEST = "2.9"  # torch whose exporter leaves sizes open; 2.6 does not, those between were not tried
-# Of probabilities; half precision was measured to change them by up to 0.002.
+OLDEST = "2.9"  # first torch tried whose exporter leaves sizes open; 2.6 does not
+# Largest difference of probabilities; half precision was measured to change them by up to 0.002.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
 
 
 class AnySize(nn.Module):
-    """uint8 RGB (B, 3, H, W) of both dates -> probabilities float32 (B, 1, H, W)."""
+    """A network with normalisation, padding and sigmoid, for images of any size."""
 
     def __init__(self, network: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.network, self.mean, self.std = network, checkpoint.mean, checkpoint.std
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """As `models.network.any_size`, in operations whose sizes may stay open."""
+        """Turn uint8 RGB (B, 3, H, W) into probabilities float32 (B, 1, H, W).
+
+        This is `models.padding.any_size` in operations that leave the sizes open when they are exported.
+        """
         height, width = before.shape[2:]
         padded = [
             normalise(images[:, :, padding(height)][..., padding(width)], self.mean, self.std)
@@ -62,125 +69,127 @@ class AnySize(nn.Module):
 
 
 class Stacked(nn.Module):
-    """(B, 6, S, S) of 0 to 1, before's bands then after's, S a multiple of 32 -> probabilities (B, 1, S, S)."""
+    """A network with normalisation and sigmoid whose input holds both dates."""
 
     def __init__(self, network: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.network, self.mean, self.std = network, checkpoint.mean, checkpoint.std
 
     def forward(self, both: Tensor) -> Tensor:
-        """Normalise, predict, to probabilities."""
+        """Turn float32 (B, 6, S, S), 0 to 1, into probabilities (B, 1, S, S).
+
+        The bands of before come first, then those of after; S is a multiple of 32.
+        """
         before, after = (normalise(both[:, i : i + 3] * 255, self.mean, self.std) for i in (0, 3))
         return torch.sigmoid(self.network(before, after))
 
 
 def padding(length: int) -> Tensor:
-    """The positions that a side of `length` reads when padded at its end to a multiple of 32: reflected, or, where that
-    is too short to reflect, the last again."""
+    """Return the positions that a side of `length` reads when it is padded at its end to a multiple of 32.
+
+    As in `models.padding.pad_side`, the end is reflected, or the last position is repeated if the side is too short for
+    that. The choice is made with tensors, so that an exported network makes it for each size.
+    """
     place = torch.arange((length + MULTIPLE - 1) // MULTIPLE * MULTIPLE)
-    inside = torch.where(place < length, place, 2 * (length - 1) - place)
-    return torch.where(inside < 0, length - 1, inside)
+    inside = place < length
+    reflected = torch.where(inside, place, 2 * (length - 1) - place)
+    repeated = torch.where(inside, place, length - 1)
+    return torch.where(reflected.min() >= 0, reflected, repeated)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Parse, load, write; return the exit code."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line. Raises UserError for values that do not fit."""
     parser = OneLineParser(prog="python -m change export", description="Write a checkpoint for other programs.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="weights: ours or published")
     parser.add_argument("-o", "--out", required=True, type=Path, help="file to write")
-    parser.add_argument("--format", default="onnx", choices=FORMATS, help="onnx by default")
+    parser.add_argument("--format", default="onnx", choices=FORMATS, help="format of the file (default: onnx)")
     parser.add_argument("--half", action="store_true", help="compute in half precision: half the size, for GPUs")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.add_argument(
         "--pair",
         nargs=2,
         type=Path,
         metavar=("BEFORE", "AFTER"),
-        help="images for the comparison with PyTorch; default: test_samples",
+        help="images for the comparison with PyTorch (default: a pair of test_samples)",
     )
     parser.add_argument("--tile", type=int, default=512, help="deepness: side of the tiles in pixels (default: 512)")
-    parser.add_argument("--overlap", type=int, default=15, help="deepness: of tiles, in percent (default: 15)")
-    parser.add_argument("--resolution", type=float, default=50, help="deepness: cm a pixel (default: 50)")
+    parser.add_argument("--overlap", type=int, default=15, help="deepness: overlap of tiles in percent (default: 15)")
+    parser.add_argument("--resolution", type=float, default=50, help="deepness: cm per pixel (default: 50)")
     parser.add_argument(
-        "--min_segment", type=int, default=9, help="deepness: smaller segments are dropped, in pixels (default: 9)"
+        "--min_segment", type=int, default=9, help="deepness: drop smaller segments, in pixels (default: 9)"
     )
     given = parser.parse_args(arguments)
-    start_logging()
     if given.out.exists() and not given.overwrite:
-        raise UserError(f"{given.out} is there already: choose another name, or add --overwrite")
+        raise UserError(f"{given.out} already exists: choose another name, or add --overwrite")
     if given.tile < MULTIPLE or given.tile % MULTIPLE:
         raise UserError(f"--tile {given.tile}: choose a multiple of {MULTIPLE}")
     if (given.half or given.pair) and given.format == "pth":
-        raise UserError("--half and --pair are for onnx and deepness: --format pth holds float32 weights alone")
+        raise UserError("--half and --pair are for onnx and deepness; --format pth holds only float32 weights")
     if not 0 <= given.overlap < 100 or not 0 < given.resolution < 1e6 or given.min_segment < 0:
-        raise UserError("--overlap is 0 to 99, --resolution above 0, --min_segment 0 or more")
+        raise UserError("choose --overlap 0 to 99, --resolution above 0, and --min_segment 0 or more")
+    return given
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, load, write; return the exit code."""
+    start_logging()
+    given = parse(arguments)
+    pair = [] if given.format == "pth" else read_pair(given.pair or [shipped_file(place) for place in SAMPLES])
     checkpoint = load_checkpoint(given.checkpoint)
     network, _ = network_for_prediction(checkpoint)
     if given.format == "pth":
         save_tensors({name: tensor.float() for name, tensor in network.state_dict().items()}, given.out)
         log.info("%s: %.1f MB", given.out, given.out.stat().st_size / 1e6)
         return 0
-    paths = given.pair or sample_pair()
-    pair = [read_image(path) for path in paths]
-    if pair[0].shape != pair[1].shape:
-        raise UserError(f"--pair {paths[0]} {paths[1]}: give two images of one size")
     dtype = torch.float16 if given.half else torch.float32
     fused = Fused(network, dtype, chunked=False)
     if given.format == "onnx":
-        write_onnx(AnySize(fused, checkpoint).eval(), pairs_of_sizes(pair), given.out, TOLERANCE[dtype], {})
+        module: nn.Module = AnySize(fused, checkpoint)
+        cases, metadata = pairs_of_sizes(pair), {}
     else:
-        settings = {
-            "model_type": "Segmentor",
-            "class_names": {0: "background", 1: "change"},
-            "resolution": given.resolution,
-            "tiles_size": given.tile,
-            "tiles_overlap": given.overlap,
-            "seg_thresh": checkpoint.threshold,
-            "seg_small_segment": given.min_segment,
-            "standardization_mean": [0.0] * 6,
-            "standardization_std": [1.0] * 6,
-        }
-        write_onnx(
-            Stacked(fused, checkpoint).eval(), [stacked(pair, given.tile)], given.out, TOLERANCE[dtype], settings
-        )
+        module = Stacked(fused, checkpoint)
+        cases, metadata = [stacked(pair, given.tile)], deepness_metadata(given, checkpoint.threshold)
+    write_onnx(module.eval(), cases, given.out, tolerance=TOLERANCE[dtype], metadata=metadata)
     return 0
 
 
-def write_onnx(
-    module: nn.Module, cases: Sequence[dict[str, Tensor]], out: Path, tolerance: float, settings: dict[str, Any]
-) -> None:
-    """Export `module`, whose inputs are named as in `cases`, each of which is then run with onnxruntime and compared
-    with PyTorch; write the file whole. `settings` become its metadata, as JSON.
+def deepness_metadata(given: argparse.Namespace, threshold: float) -> dict[str, Any]:
+    """Return the settings of the plugin Deepness, under its own names."""
+    return {
+        "model_type": "Segmentor",
+        "class_names": {0: "background", 1: "change"},
+        "resolution": given.resolution,
+        "tiles_size": given.tile,
+        "tiles_overlap": given.overlap,
+        "seg_thresh": threshold,
+        "seg_small_segment": given.min_segment,
+        "standardization_mean": [0.0] * 6,
+        "standardization_std": [1.0] * 6,
+    }
 
-    Batch and, where the sizes of `cases` differ, height and width stay open. Raises UserError where a package is
-    missing or torch too old, where any output differs by more than `tolerance`, or where the file cannot be written.
+
+def write_onnx(
+    module: nn.Module, cases: Sequence[dict[str, Tensor]], out: Path, *, tolerance: float, metadata: Mapping[str, Any]
+) -> None:
+    """Export a module to an ONNX file, after a comparison of onnxruntime with PyTorch.
+
+    The batch size stays open; height and width stay open if there are several cases.
+
+    Args:
+        module: has one output, (B, 1, H, W).
+        cases: inputs by name, which are run in both and compared.
+        out: file to write.
+        tolerance: largest difference of the outputs.
+        metadata: values that are stored in the file as JSON.
+
+    Raises:
+        UserError: if a package is missing, torch is too old, an output differs by more, or the file cannot be written.
     """
     if TorchVersion(torch.__version__) < OLDEST:
         raise UserError(f"torch {torch.__version__} cannot export this network to ONNX: pip install 'torch>={OLDEST}'")
     onnx, runtime, _ = (needed(name, INSTALL) for name in ("onnx", "onnxruntime", "onnxscript"))
-    for name in ("onnx_ir", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    names, first = list(cases[0]), list(cases[0].values())
-    sizes = dict.fromkeys((0, 2, 3) if len(cases) > 1 else (0,), Dim.AUTO)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
-        # Of two pairs: a batch of one would be taken for the number 1.
-        program = torch.onnx.export(
-            module,
-            tuple(torch.cat((tensor, tensor)) for tensor in first),
-            input_names=names,
-            output_names=["probability"],
-            dynamic_shapes=[sizes] * len(names),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-        )
-    assert program is not None
-    model = program.model_proto
-    for value in (*model.graph.input, *model.graph.output):
-        for side, name in zip(value.type.tensor_type.shape.dim, SIDES, strict=True):
-            if not side.HasField("dim_value"):
-                side.dim_param = name  # in place of the exporter's own symbols
-    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in settings.items()})
+    model = export_model(module, cases)
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     data = model.SerializeToString()
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     differences = []
@@ -196,31 +205,77 @@ def write_onnx(
     log.info("%s: %.1f MB, within %.1e of PyTorch in onnxruntime", out, len(data) / 1e6, worst)
 
 
-def sample_pair() -> tuple[Path, Path]:
-    """The first pair that comes along."""
-    before, after = (sorted((shipped_file("test_samples") / date).iterdir())[0] for date in ("A", "B"))
-    return before, after
+def export_model(module: nn.Module, cases: Sequence[dict[str, Tensor]]) -> Any:
+    """Return a module as an ONNX model; arguments as in `write_onnx`."""
+    first = cases[0]
+    sizes = dict.fromkeys((0, 2, 3) if len(cases) > 1 else (0,), Dim.AUTO)
+    with torch.no_grad(), quiet_exporter():
+        program = torch.onnx.export(
+            module,
+            # Two pairs: the exporter would take a batch size of 1 as fixed.
+            tuple(torch.cat((tensor, tensor)) for tensor in first.values()),
+            input_names=list(first),
+            output_names=["probability"],
+            dynamic_shapes=[sizes] * len(first),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+        )
+    assert program is not None
+    model = program.model_proto
+    for value in (*model.graph.input, *model.graph.output):
+        for side, name in zip(value.type.tensor_type.shape.dim, SIDES, strict=True):
+            if not side.HasField("dim_value"):
+                side.dim_param = name  # instead of the exporter's own symbols
+    return model
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Silence the warnings and messages of the exporter about itself inside this context."""
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def read_pair(paths: Sequence[Path]) -> list[NDArray[np.uint8]]:
+    """Read before and after, uint8 (H, W, 3). Raises UserError if they cannot be read or their sizes differ."""
+    pair = [read_image(path) for path in paths]
+    if pair[0].shape != pair[1].shape:
+        raise UserError(f"--pair {paths[0]} {paths[1]}: give two images of the same size")
+    return pair
 
 
 def pairs_of_sizes(pair: Sequence[NDArray[np.uint8]]) -> list[dict[str, Tensor]]:
-    """A pair of images, uint8 (H, W, 3), whole, and a piece of it with odd sides, as inputs of `AnySize`. Images that
-    are small are repeated: of sides that agree, or need no padding, the exporter would take less than any size."""
-    sizes = (max(160, len(pair[0])), max(128, pair[0].shape[1])), (101, 67)
+    """Return inputs of `AnySize`: a whole pair of images, uint8 (H, W, 3), and a part of it with odd sides.
+
+    Small images are repeated: if sides are equal, or need no padding, the exporter would not leave all sizes open.
+    """
+    whole = max(160, pair[0].shape[0]), max(128, pair[0].shape[1])
     return [
         {
-            name: torch.from_numpy(repeated(image, *size).transpose(2, 0, 1).copy())[None]
+            name: torch.from_numpy(repeated(image, height, width).transpose(2, 0, 1).copy())[None]
             for name, image in zip(("before", "after"), pair, strict=True)
         }
-        for size in sizes
+        for height, width in (whole, (101, 67))
     ]
 
 
 def repeated(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The upper left part of an image (H, W, C), repeated where it ends."""
-    return image[np.arange(height) % len(image)][:, np.arange(width) % image.shape[1]]
+    """Return the upper left part of an image (H, W, C), repeated beyond its end."""
+    rows, columns = np.arange(height) % len(image), np.arange(width) % image.shape[1]
+    return image[rows][:, columns]
 
 
 def stacked(pair: Sequence[NDArray[np.uint8]], side: int) -> dict[str, Tensor]:
-    """The upper left square of a pair as the input of `Stacked`, repeated where the images end."""
+    """Return the upper left square of a pair as the input of `Stacked`, repeated beyond the end of the images."""
     both = repeated(np.concatenate(pair, axis=2), side, side)
     return {"both": torch.from_numpy(both.transpose(2, 0, 1).astype(np.float32) / 255)[None]}

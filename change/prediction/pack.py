@@ -1,7 +1,7 @@
-"""Checkpoints to hand out: `python -m change pack CHECKPOINT OUT`.
+"""Small checkpoints for publication: `python -m change pack CHECKPOINT OUT`.
 
-Refinement heads, which prediction does not use, are left out, and so are the paths of the machine it was trained on;
-weights are stored in 8 bits with a scale per output channel, a quarter of the size, and restored on load.
+The refinement heads, which prediction does not use, and the paths of the training machine are left out. Weights are
+stored in 8 bits with a scale per output channel, which takes a quarter of the space; loading restores them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ from change.checkpoint import load_checkpoint
 from change.common.errors import OneLineParser, UserError, listed
 from change.common.logs import start_logging
 
-PATHS = ("root", "list", "save_path", "checkpoint_path", "cache_path", "continue_run")  # among the options of a pass
+PATHS = (
+    "root",
+    "list",
+    "save_path",
+    "checkpoint_path",
+    "cache_path",
+    "continue_run",
+)  # options of a pass that hold paths
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Parse, load, write; return the exit code."""
-    parser = OneLineParser(prog="python -m change pack", description="Write a checkpoint to hand out.")
+    parser = OneLineParser(prog="python -m change pack", description="Write a small checkpoint for publication.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="weights: ours or published")
     parser.add_argument("out", metavar="OUT", type=Path, help="file to write")
     given = parser.parse_args(arguments)
     start_logging()
     if given.out.exists():
-        raise UserError(f"{given.out} is there already: choose another name, or remove it")
+        raise UserError(f"{given.out} already exists: choose another name, or remove it")
     whole = load_checkpoint(given.checkpoint)
     left_out = [name for name in whole.weights if name.startswith("refinement.")]
     kept = {name: tensor for name, tensor in whole.weights.items() if name not in left_out}

@@ -28,8 +28,9 @@ def predictor(
         network: on `device`; it is copied, so later changes to it have no effect.
         device: where the function computes.
         dtype: float32, bfloat16 or float16: what it computes in.
-        checkpoint: whose normalisation is applied to the images.
-        pixels, compiling: as in `WhenItPays`.
+        checkpoint: provides the normalisation of the images.
+        pixels: number of pixels that are to be predicted in total, for `compiling`.
+        compiling: off, on, or auto: compile if that is expected to save time.
     """
     forward = WhenItPays(Fused(network, dtype), device, pixels, compiling)
 
@@ -42,3 +43,8 @@ def predictor(
             return torch.sigmoid(any_size(forward, before, after))
 
     return predict
+
+
+def precision_name(amp: str) -> str:
+    """Return the name of a number format as results record it: float32, bf16 or fp16."""
+    return "float32" if amp == "off" else amp

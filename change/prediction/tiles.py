@@ -1,6 +1,6 @@
-"""Windows over large images, blended, and test-time augmentation: for any function from a pair to probabilities.
+"""Tiles over large images, blended, and test-time augmentation, for any function from a pair to probabilities.
 
-Shapes: images (B, C, H, W) of any type, probabilities float32 (B, 1, H, W) of 0..1.
+Shapes: images (B, C, H, W) of any type; probabilities float32 (B, 1, H, W), 0 to 1.
 """
 
 from __future__ import annotations
@@ -13,110 +13,134 @@ import torch
 from torch import Tensor
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # before, after -> probabilities
-LEVELS = 1024  # weights along a side are multiples of 1 / LEVELS: products and sums with them are exact in float64
+LEVELS = 1024  # weights are multiples of 1 / LEVELS, so that products and sums with them are exact in float64
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an image is predicted. `name`: full, slide or tile256; `window` and `overlap` in pixels, window 0: whole."""
+    """The way in which images are predicted.
+
+    Attributes:
+        name: full, slide or tile256.
+        tile: side of the square tiles in pixels; 0 predicts whole images.
+        overlap: pixels by which neighbouring tiles overlap.
+        tta: whether to average over the eight flips and quarter turns.
+    """
 
     name: str = "full"
-    window: int = 0
+    tile: int = 0
     overlap: int = 0
     tta: bool = False
 
     def applied(self, predict: Predict) -> Predict:
-        """`predict` under this protocol: for images of any size, windows and symmetries included."""
+        """Wrap `predict` so that it follows this protocol on images of any size."""
         each = symmetric(predict) if self.tta else predict
-        return sliding(each, self.window, self.overlap) if self.window else each
+        return sliding(each, self.tile, self.overlap) if self.tile else each
+
+    def as_dict(self) -> dict[str, str | int | bool]:
+        """Return the protocol for metrics.json, whose format calls the tile a window."""
+        return {"name": self.name, "window": self.tile, "overlap": self.overlap, "tta": self.tta}
 
 
 def symmetric(predict: Predict) -> Predict:
-    """The mean over the eight symmetries of the square: flips and quarter turns."""
+    """Wrap `predict` so that it returns the mean over the eight flips and quarter turns of the images."""
 
     def mean(before: Tensor, after: Tensor) -> Tensor:
         parts = []
         for flip in (False, True):
             for turns in range(4):
-                laid = [torch.rot90(i.flip(-1) if flip else i, turns, (-2, -1)) for i in (before, after)]
-                back = torch.rot90(predict(laid[0], laid[1]), -turns, (-2, -1))
+                turned = [torch.rot90(i.flip(-1) if flip else i, turns, (-2, -1)) for i in (before, after)]
+                back = torch.rot90(predict(turned[0], turned[1]), -turns, (-2, -1))
                 parts.append(back.flip(-1) if flip else back)
-        while len(parts) > 1:  # in pairs: of equal values every sum is exact
+        while len(parts) > 1:  # add up in pairs: the sum of two equal values is exact
             parts = [first + second for first, second in zip(parts[::2], parts[1::2], strict=True)]
         return parts[0] / 8
 
     return mean
 
 
-def sliding(predict: Predict, window: int, overlap: int, batch: int = 0) -> Predict:
-    """Predict square windows of `window` pixels that overlap by `overlap`, and blend them; the result is on the CPU.
+def sliding(predict: Predict, tile: int, overlap: int, batch: int = 0) -> Predict:
+    """Wrap `predict` so that it works on square tiles, which are blended into a result on the CPU.
 
-    `batch`: windows at once, at most; 0: as many as have the pixels of the whole image.
+    Args:
+        predict: called with batches of tiles.
+        tile: side of the tiles in pixels.
+        overlap: pixels by which neighbouring tiles overlap.
+        batch: number of tiles per call; 0 means as many as have the pixels of the whole image.
     """
 
     def blended(before: Tensor, after: Tensor) -> Tensor:
         height, width = before.shape[-2:]
-        tall, wide = min(window, height), min(window, width)
-        some = batch or max(1, height * width // (tall * wide))
-        starts = [start for start, _ in weighted_starts(height, window, overlap)]
+        tall, wide = min(tile, height), min(tile, width)
+        tiles = batch or max(1, height * width // (tall * wide))
+        starts = [start for start, _ in weighted_starts(height, tile, overlap)]
         rows = ((before[..., row : row + tall, :], after[..., row : row + tall, :]) for row in starts)
-        return torch.cat(list(bands(rows, predict, height, window, overlap, some)), dim=2)
+        return torch.cat(list(bands(rows, predict, height, tile, overlap, tiles)), dim=2)
 
     return blended
 
 
 def bands(
-    rows: Iterable[tuple[Tensor, Tensor]], predict: Predict, height: int, window: int, overlap: int, batch: int
+    rows: Iterable[tuple[Tensor, Tensor]], predict: Predict, height: int, tile: int, overlap: int, batch: int
 ) -> Iterator[Tensor]:
-    """An image of any height, predicted in windows and blended from the top down, without ever being in memory whole.
+    """Predict an image in tiles and blend them from top to bottom, without holding the whole image in memory.
 
-    `rows`: for every start of `weighted_starts(height, window, overlap)` before and after, (B, C, min(window, height),
-    W); yields probabilities float32 (B, 1, rows, W), on the CPU, which follow one another without a gap. `batch`: the
-    windows that are predicted at once, at most.
+    A side shorter than `tile` is predicted whole. The last tile of a row or column ends with the image and overlaps its
+    neighbour by more if the sides are no multiples. Weights rise as a raised cosine over the overlap, but do not fall
+    towards the border of the image. If all tiles agree on a pixel, the result is exactly their value: sums are exact in
+    float64.
 
-    A side below `window` is predicted whole. The last window of a row or column ends with the image, and so overlaps
-    by more where the sides are no multiples. Weights rise as a raised cosine over the overlap, but not towards the
-    image's border. Where windows agree the result is their very value: sums are exact, in float64.
+    Args:
+        rows: for each start in `weighted_starts(height, tile, overlap)`, the before and after images of one row of
+            tiles, (B, C, min(tile, height), W).
+        predict: called with batches of tiles.
+        height: height of the image in pixels.
+        tile: side of the tiles in pixels.
+        overlap: pixels by which neighbouring tiles overlap.
+        batch: maximum number of tiles per call.
+
+    Yields:
+        Probabilities float32 (B, 1, rows, W) on the CPU, from the top down without a gap.
     """
-    starts = weighted_starts(height, window, overlap)
-    total = along = across = torch.empty(0)  # the sum, and the sums of weights down it and across it
+    starts = weighted_starts(height, tile, overlap)
+    total = along = across = torch.empty(0)  # the weighted sum, and the sums of weights down and across the image
     columns: list[tuple[int, Tensor]] = []
     for index, ((top, down), (before, after)) in enumerate(zip(starts, rows, strict=True)):
         many, (tall, width) = len(before), before.shape[-2:]
-        wide = min(window, width)
+        wide = min(tile, width)
         if index == 0:
             total = torch.zeros(many, 1, tall, width, dtype=torch.float64)
             along, across = torch.zeros(tall, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-            columns = weighted_starts(width, window, overlap)
-            for c, weight in columns:
-                across[c : c + wide] += weight
+            columns = weighted_starts(width, tile, overlap)
+            for left, weight in columns:
+                across[left : left + wide] += weight
         for first in range(0, len(columns), batch):
             some = columns[first : first + batch]
-            cut = [torch.cat([images[..., c : c + wide] for c, _ in some]) for images in (before, after)]
+            cut = [torch.cat([images[..., left : left + wide] for left, _ in some]) for images in (before, after)]
             parts = predict(cut[0], cut[1]).cpu().double().view(len(some), many, 1, tall, wide)
-            for (c, weight), part in zip(some, parts, strict=True):
-                total[..., c : c + wide] += (part * weight).mul_(down[:, None])
+            for (left, weight), part in zip(some, parts, strict=True):
+                total[..., left : left + wide] += (part * weight).mul_(down[:, None])
         along += down
         done = starts[index + 1][0] - top if index + 1 < len(starts) else tall
         yield total[..., :done, :].div_(along[:done, None]).div_(across).float()
-        for sums in (total.movedim(-2, 0), along):
+        for sums in (total.movedim(-2, 0), along):  # move up what the next row of tiles adds to
             sums[: tall - done] = sums[done:].clone()
             sums[tall - done :] = 0
 
 
-def weighted_starts(length: int, window: int, overlap: int) -> list[tuple[int, Tensor]]:
-    """Where the windows along a side begin, and their weights along it, float64 (min(window, length),)."""
-    if length <= window:
+def weighted_starts(length: int, tile: int, overlap: int) -> list[tuple[int, Tensor]]:
+    """Return the starts of the tiles along a side, each with its weights, float64 (min(tile, length),)."""
+    if length <= tile:
         return [(0, torch.ones(length, dtype=torch.float64))]
-    steps = math.ceil((length - window) / (window - overlap))
+    steps = math.ceil((length - tile) / (tile - overlap))
     rise = torch.sin((torch.arange(overlap, dtype=torch.float64) + 0.5) / max(1, overlap) * (math.pi / 2)) ** 2
     rise = (rise * LEVELS).ceil() / LEVELS
     placed = []
     for step in range(steps + 1):
-        weight = torch.ones(window, dtype=torch.float64)
+        weight = torch.ones(tile, dtype=torch.float64)
         if step > 0:
             weight[:overlap] *= rise
         if step < steps:
-            weight[window - overlap :] *= rise.flip(0)
-        placed.append((min(step * (window - overlap), length - window), weight))
+            weight[tile - overlap :] *= rise.flip(0)
+        placed.append((min(step * (tile - overlap), length - tile), weight))
     return placed

@@ -255,9 +255,18 @@ def main(arguments: Sequence[str]) -> int:
     ]
     if alone and state_of(out, kept, given.overwrite) and not given.overwrite:
         raise UserError(f"{given.out} is there already: choose another -o, or add --overwrite")
-    tiling = given.tile, given.overlap, given.tta, given.batch
     pixels = sum(area(job.before) for job in jobs[process::processes])
-    detector = ChangeDetector(given.checkpoint_path, given.device, given.amp, *tiling, given.compile, pixels)
+    detector = ChangeDetector(
+        given.checkpoint_path,
+        device=given.device,
+        amp=given.amp,
+        tile=given.tile,
+        overlap=given.overlap,
+        tta=given.tta,
+        batch=given.batch,
+        compiling=given.compile,
+        pixels=pixels,
+    )
     threshold = detector.checkpoint.chosen_threshold(given.threshold)
     settings = Settings(
         threshold,
@@ -271,7 +280,7 @@ def main(arguments: Sequence[str]) -> int:
         given.simplify,
         given.vectors,
     )
-    about = detector.about()
+    about = detector.describe()
     failed = []
     for job in jobs[process::processes]:
 
@@ -279,7 +288,7 @@ def main(arguments: Sequence[str]) -> int:
             if all(path.suffix.lower() in PICTURES for path in (job.before, job.after)):
                 predict_pictures(job, folder, detector, threshold, {"threshold": threshold, **about})
             else:
-                predict_rasters(job.before, job.after, folder, detector.each, settings, about, process == 0)
+                predict_rasters(job.before, job.after, folder, detector.predict_tile, settings, about, process == 0)
 
         try:
             if not alone and state_of(job.folder, kept, given.overwrite) and not given.overwrite:

@@ -1,4 +1,4 @@
-"""Pictures of results: colours, layout, and files that are whole or absent."""
+"""Pictures of results: colours, layout, and files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_saved_pictures_hold_their_pixels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["file/folder/picture.png", "folder"])
 def test_a_failed_picture_leaves_nothing(tmp_path: Path, target: str) -> None:
-    """A file where a folder should be, or the other way about; permissions would not stop root."""
+    """There is a file in place of a folder, or a folder in place of a file; permissions would not stop root."""
     (tmp_path / "file").write_text("kept")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))

@@ -1,17 +1,18 @@
-"""Intervals against direct loops, and against a population whose score is known: how often they hold it."""
+"""Intervals against direct loops, and how often they contain the known score of a population."""
 
 from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import change.evaluation.bootstrap
-from change.evaluation.bootstrap import bootstrap, bounds, paired_difference, pool, scores, tail
-from change.evaluation.metrics import SCORES, Counts
+from change.evaluation.bootstrap import SCORES, bootstrap, bounds, paired_difference, pool, scores, tail
+from change.evaluation.metrics import Counts
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -25,14 +26,28 @@ def pooled(counts: Ints) -> Counts:
     return sum((Counts(*row) for row in counts.tolist()), Counts())
 
 
-def test_scores_are_those_of_counts() -> None:
+def by_hand(tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
+    """The textbook's scores in exact fractions."""
+    ratios = {
+        "precision": (tp, tp + fp),
+        "recall": (tp, tp + fn),
+        "f1": (2 * tp, 2 * tp + fp + fn),
+        "iou": (tp, tp + fp + fn),
+        "oa": (tp + tn, tp + fp + fn + tn),
+    }
+    return {name: float(Fraction(part, whole)) if whole else math.nan for name, (part, whole) in ratios.items()}
+
+
+def test_scores() -> None:
+    """Equal to exact fractions to the last bit, for arrays and for single counts."""
     counts = np.random.default_rng(1).integers(0, 4, (500, 4)) * 10**9
     result = scores(counts)
     assert tuple(result) == SCORES
     for index, row in enumerate(counts.tolist()):
-        assert {name: values[index] for name, values in result.items()} == pytest.approx(
-            Counts(*row).scores(), rel=0, abs=0, nan_ok=True
-        )
+        expected = by_hand(*row)
+        found = {name: values[index] for name, values in result.items()}
+        assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+        assert Counts(*row).scores() == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
     assert np.isnan(result["f1"]).any() and scores(counts[:6].reshape(2, 3, 4))["oa"].shape == (2, 3)
 
 
@@ -51,14 +66,14 @@ def direct_bounds(values: list[float], units: int, level: float) -> tuple[float,
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
 def test_bootstrap_against_a_loop(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    """Whatever is drawn at once, the draws are the same ones."""
+    """The draws do not depend on how many are made at once."""
     monkeypatch.setattr(change.evaluation.bootstrap, "CHUNK", chunk)
     counts = draw_counts(40)
     result = bootstrap(counts, resamples=50, seed=3, level=0.9)
     rng = np.random.default_rng(3)
     drawn = [pooled(counts[rng.integers(40, size=40)]) for _ in range(50)]
     for name in SCORES:
-        low, high = direct_bounds([getattr(each, name) for each in drawn], 40, 0.9)
+        low, high = direct_bounds([each.scores()[name] for each in drawn], 40, 0.9)
         assert (result.low[name], result.high[name]) == pytest.approx((low, high), rel=1e-14)
     assert (result.units, result.too_few, result.level, result.resamples, result.seed) == (40, False, 0.9, 50, 3)
     assert bootstrap(counts, 50, 3, 0.9) == result != bootstrap(counts, 50, 4, 0.9)
@@ -75,20 +90,20 @@ def test_paired_difference_against_a_loop(runs_a: int, runs_b: int) -> None:
         differences = []
         for r in range(60):
             means = [
-                np.mean([getattr(pooled(side[run][units[r]]), name) for run in runs[:, r]])
+                np.mean([pooled(side[run][units[r]]).scores()[name] for run in runs[:, r]])
                 for side, runs in zip((a, b), picked, strict=True)
             ]
             differences.append(float(means[1] - means[0]))
         low, high = direct_bounds(differences, 35, 0.95)
         assert (result.low[name], result.high[name]) == pytest.approx((low, high), abs=1e-14)
-        means = [np.mean([getattr(pooled(run), name) for run in side]) for side in (a, b)]
+        means = [np.mean([pooled(run).scores()[name] for run in side]) for side in (a, b)]
         assert (result.a[name], result.b[name]) == pytest.approx(tuple(means))
         assert result.difference[name] == pytest.approx(means[1] - means[0])
         assert result.significant(name) == (not low <= 0 <= high)
 
 
 def test_the_same_units_on_both_sides() -> None:
-    """Two systems that err alike differ for certain, however uncertain the score of each."""
+    """The difference of two systems that err alike is certain, even if the score of each is not."""
     a = draw_counts(1, 60)
     b = a + np.array([0, 3, 0, -3])
     result, alone = paired_difference(a, b), bootstrap(a[0])
@@ -99,7 +114,7 @@ def test_the_same_units_on_both_sides() -> None:
 
 
 def test_undefined_scores() -> None:
-    """A score that some resamples lack stands on the others; one that all lack has no interval, nor one unit."""
+    """A score needs only some resamples to define it; a score without any, or a single unit, has no interval."""
     counts = np.zeros((3, 4), np.int64)
     counts[:, 3], counts[0, 0] = 10, 5
     result = bootstrap(counts, 200)
@@ -114,18 +129,21 @@ def test_undefined_scores() -> None:
 
 @pytest.mark.parametrize(("free", "t"), [(4, 2.7764), (14, 2.1448), (29, 2.0452), (499, 1.9647)])
 def test_tail_is_that_of_student(free: int, t: float) -> None:
-    """Figures of a printed table of t; erfc for the normal distribution."""
+    """Values of t from a printed table; erfc for the normal distribution."""
     expected = math.erfc(math.sqrt((free + 1) / free) * t / math.sqrt(2)) / 2
     assert tail(0.95, free + 1) == pytest.approx(expected, rel=0.05 if free == 4 else 0.002)
     assert bounds({"f1": np.arange(1001.0)}, 0.95, free + 1)[0]["f1"] == pytest.approx(1000 * tail(0.95, free + 1))
 
 
-# --- how often the intervals hold the truth ------------------------------------------------------------------------
+# --- how often the intervals contain the truth ---------------------------------------------------------------------
 
 
 class Population:
-    """Tiles in groups of one to eight: a group has its own share of change and its own rates of misses and false
-    alarms, about which its tiles and the systems that are tested vary a little."""
+    """Tiles in groups of one to eight.
+
+    Each group has a share of change and rates of misses and false alarms. Its tiles and the tested systems vary a
+    little around them.
+    """
 
     pixels = 65536
 
@@ -133,7 +151,10 @@ class Population:
         self.rng = np.random.default_rng(seed)
 
     def draw(self, groups: int, systems: list[tuple[float, float]]) -> tuple[Ints, Ints]:
-        """Counts (systems, tiles, 4) and the group of each tile; a system: what it adds to the logits of its rates."""
+        """Draw counts (systems, tiles, 4) and the group of each tile.
+
+        A system is the pair of numbers that it adds to the logits of its rates of misses and false alarms.
+        """
         group = np.repeat(np.arange(groups), self.rng.integers(1, 9, groups))
         effects = np.array([1.2, 1.0, 1.0]) * self.rng.normal(size=(groups, 3))[group]
         share, miss, false = (np.array([-3, -1, -4.5]) + effects + 0.6 * self.rng.normal(size=effects.shape)).T
@@ -148,12 +169,12 @@ class Population:
 
 
 def logistic(x: Floats) -> Floats:
-    """Rounded, as the last bits of exp are each processor's own, and would change the draws."""
+    """Round, because the last bits of exp differ between processors and would change the draws."""
     return np.round(1 / (1 + np.exp(-x)), 6)
 
 
 def true_f1(groups: int = 300_000) -> float:
-    """Of a population so large that its error, some 0.0005, is small beside that of 500 groups, 0.011."""
+    """Score a population so large that its error, about 0.0005, is small beside that of 500 groups, 0.011."""
     counts, _ = Population(0).draw(groups, [(0, 0)])
     return float(scores(counts.sum(1))["f1"][0])
 
@@ -161,8 +182,11 @@ def true_f1(groups: int = 300_000) -> float:
 def coverage(
     groups: int, repetitions: int, truth: float, by_group: bool = True, seed: int = 1, resamples: int = 400
 ) -> tuple[float, float]:
-    """How often the 95% interval of F1, over groups or over images, holds the truth, and that of the difference of two
-    equally good systems 0: shares of the repetitions."""
+    """Return how often the 95% interval of F1 contains the truth, as a share of the repetitions.
+
+    The second value is how often the interval of the difference of two equally good systems contains 0. Intervals are
+    over groups or, without `by_group`, over images.
+    """
     population = Population(seed)
     held = held_difference = 0
     for _ in range(repetitions):
@@ -190,5 +214,5 @@ def test_coverage(truth: float, groups: int, repetitions: int, slack: float) -> 
 
 
 def test_coverage_over_images_is_too_low(truth: float) -> None:
-    """What the groups are for."""
+    """This is why groups are resampled."""
     assert max(coverage(200, 100, truth, by_group=False)) < 0.85

@@ -1,4 +1,4 @@
-"""`python -m change compare` as a process: what it refuses, what it says, and that it finds what is there."""
+"""`python -m change compare` as a process: scores, warnings and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_compare(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def draw_images(recall: float, count: int = 60, seed: int = 0) -> NDArray[np.int64]:
-    """Counts of images of 4096 pixels, of which the same ones change whatever the recall and its seed."""
+    """Draw counts of images of 4096 pixels; the number of changed pixels does not depend on recall and seed."""
     true = np.random.default_rng(99).integers(50, 400, count)
     rng = np.random.default_rng(seed)
     tp, fp = rng.binomial(true, recall), rng.integers(0, 60, count)
@@ -39,7 +39,7 @@ def write_run(
     trained_on: list[str] | None = None,
     **protocol: object,
 ) -> Path:
-    """The files of a test.py run, as far as they are read; without `groups`, as they were before there were any."""
+    """Write the files of a run of test.py, as far as they are read; files of early versions have no groups."""
     folder.mkdir()
     rows: list[dict[str, object]] = [
         {"image": f"tile_{i:03}", "predicted_share": "0.1", **dict(zip(COUNTS, row, strict=True))}
@@ -62,7 +62,7 @@ def write_run(
 
 
 def test_finds_a_difference_and_writes_it(tmp_path: Path) -> None:
-    """Groups of four tiles, three seeds on one side, against the function itself."""
+    """Groups of four tiles and three seeds on one side give what the function gives."""
     a, b = [draw_images(0.6, seed=s) for s in (1, 2, 3)], draw_images(0.7, seed=4)
     groups = [f"place {i // 4}" for i in range(60)]
     folders = [write_run(tmp_path / f"a{i}", counts, groups, device="cuda:0") for i, counts in enumerate(a)]
@@ -88,7 +88,7 @@ def test_finds_a_difference_and_writes_it(tmp_path: Path) -> None:
 
 
 def test_folds_are_one_run(tmp_path: Path) -> None:
-    """Two folds a side score as the whole does; folds that share images or were tested differently are refused."""
+    """Two folds per side score as the whole does; folds must not share images or be tested differently."""
     groups = [f"place {i // 4}" for i in range(60)]
     for side, recall in (("a", 0.6), ("b", 0.7)):
         counts = draw_images(recall, seed=len(groups))
@@ -103,14 +103,14 @@ def test_folds_are_one_run(tmp_path: Path) -> None:
     assert run_compare(tmp_path / "a", tmp_path / "b", "--json", tmp_path / "whole.json").returncode == 0
     folds, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("folds", "whole"))
     assert folds["scores"] == whole["scores"] and folds["units"] == whole["units"] == 15
-    assert "share no image, these do: tile_032" in refused(f"{tmp_path / 'a'}0+{tmp_path / 'a'}", b)
+    assert "folds must not share images, but these share tile_032" in refused(f"{tmp_path / 'a'}0+{tmp_path / 'a'}", b)
     assert run_compare(a, f"{tmp_path / 'b'}1+{tmp_path / 'b'}0").returncode == 0
     path = write_run(tmp_path / "other", draw_images(0.6), threshold=0.4)
     assert "tested differently: threshold" in refused(f"{tmp_path / 'a'}0+{path}", b)
 
 
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
-    """Images without a group are units of their own, also one whose name is that of a group."""
+    """Images without a group are units of their own, even if their name is that of a group."""
     groups = ["tile_001", "tile_001", *[""] * 58]
     run = write_run(tmp_path / "a", draw_images(0.6), groups)
     result = run_compare(run, run, "--json", tmp_path / "compare.json")
@@ -138,14 +138,14 @@ def test_warnings(tmp_path: Path) -> None:
     b = write_run(tmp_path / "b", draw_images(0.7), [*groups[:59], "x"], threshold=0.45, tta="d4", device="mps")
     result = run_compare(a, b)
     assert result.returncode == 0, result.stderr
-    assert f"NOT A TEST SCORE: {a} is of images that were trained on: tile_003" in result.stdout
+    assert f"NOT A TEST SCORE: {a} has images that were trained on: tile_003" in result.stdout
     assert "tested differently: threshold (0.5 and 0.45), name (whole and None), tta (None and d4)" in result.stdout
-    assert f"{b} has other groups than {a}, whose are used" in result.stdout
+    assert f"{b} has other groups than {a}; those of {a} are used" in result.stdout
     assert "device" not in result.stdout
 
 
 def refused(*arguments: object) -> str:
-    """The line that a refusal is."""
+    """Run a comparison that must fail, and return its error."""
     result = run_compare(*arguments)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
@@ -183,7 +183,7 @@ def test_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
         ("images.csv", "image,tp,fp,fn,tn\n1,1,2,3,x\n", "is not what test.py writes"),
         ("images.csv", "image,tp,fp,fn,tn\n1,1,2,3\n", "is not what test.py writes"),
         ("images.csv", f"image,tp,fp,fn,tn\n1,1,2,3,{10**30}\n", "is not what test.py writes"),
-        ("images.csv", "image,tp,fp,fn,tn\n1,1,2,3,4\n1,1,2,3,4\n", "or one twice"),
+        ("images.csv", "image,tp,fp,fn,tn\n1,1,2,3,4\n1,1,2,3,4\n", "or one image twice"),
         ("images.csv", "image,tp,fp,fn,tn\n", "no image"),
         ("images.csv", "\x00\xff", "is not what test.py writes"),
     ],

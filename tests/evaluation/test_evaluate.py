@@ -1,15 +1,11 @@
-"""test.py: exact counts, protocols, thresholds, groups, what it writes, what it says of images trained on."""
+"""test.py: exact counts, protocols, thresholds, the files it writes, and warnings about training images."""
 
 from __future__ import annotations
 
-import csv
-import importlib.util
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -20,17 +16,15 @@ from sklearn.metrics import average_precision_score  # type: ignore[import-untyp
 from torch import Tensor
 
 from change.change_dataloader import Batch, WholeSamples, find_split
-from change.checkpoint import Checkpoint, PassRecord, load_checkpoint, network_for_prediction
+from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.errors import UserError
-from change.common.images import image_hash, read_image
-from change.data.check import main as check
 from change.evaluation.metrics import Counts, count_pixels
 from change.prediction.predictor import predictor
 from change.prediction.tiles import Protocol
-from change.synthetic.render import draw_scene
-from models.network import NetworkConfig, build_network
+from models.network import build_network
 from models.padding import any_size
 from tests.conftest import REPOSITORY, run_program, train_arguments, write_pairs
+from tests.evaluation.programs import read_csv, score
 from tests.reference.reference_weights import reference_state_dict
 
 REFERENCE = REPOSITORY / "tests" / "reference"
@@ -38,7 +32,7 @@ REFERENCE = REPOSITORY / "tests" / "reference"
 
 @pytest.mark.parametrize("part", ["base", "cross"])
 def test_counts_of_the_published_system(real_data: Path, tmp_path: Path, part: str) -> None:
-    """Real files, published-style weights: the counts of expected_counts.json."""
+    """Real files and published-style weights give the counts of expected_counts.json."""
     torch.save(reference_state_dict(REFERENCE / f"keys_resnet18_{part}.json"), tmp_path / "published.pth")
     result = run_program(
         "test.py",
@@ -55,33 +49,14 @@ def test_counts_of_the_published_system(real_data: Path, tmp_path: Path, part: s
     for name, counts in expected.items():
         for key in ("tp", "fp", "fn", "tn"):
             assert abs(int(rows[name][key]) - counts[key]) <= counts["near_threshold"], (name, key)
-    assert "trained on these pairs is not known" in result.stdout
+    assert "not known whether these weights were trained on these pairs" in result.stdout
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     for key in ("tp", "fp", "fn", "tn"):
         assert metrics["counts"][key] == sum(int(row[key]) for row in rows.values())
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """Random weights, normalisation and threshold of its own, and a record of training on one pair of `write_pairs`."""
-    torch.manual_seed(0)
-    network = build_network(NetworkConfig(18, cross=True, refine=True))
-    folder = write_pairs(tmp_path / "trained", 1, seed=7)
-    record = PassRecord("refine+cross", images=[image_hash(read_image(folder / "A" / "0.png"))])
-    config = NetworkConfig(18, cross=True, refine=True)
-    Checkpoint(config, network.state_dict(), [record], mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.1), threshold=0.45).save(
-        tmp_path / "net.pth"
-    )
-    return tmp_path / "net.pth"
-
-
 def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
-    """Images of three sizes, none a multiple of 32, against a prediction made here."""
+    """Images of three sizes, none a multiple of 32, compared with a prediction that is made here."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
     for index, (width, height) in enumerate(((45, 33), (130, 40)), start=2):
         for sub in ("A", "B", "label"):
@@ -121,7 +96,7 @@ def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
             changed = torch.sigmoid(logits)[0, 0].numpy() > 0.45
         saved = np.asarray(PIL.Image.open(out / "pred" / f"{row['image']}.png"))
         assert saved.shape == mask.shape and set(np.unique(saved)) <= {0, 255}
-        assert (saved != changed * 255).mean() < 0.01  # logits within rounding of 0 may fall on either side
+        assert (saved != changed * 255).mean() < 0.01  # rounding may move probabilities near the threshold
         errors = np.asarray(PIL.Image.open(out / "iou_map" / f"{row['image']}.png"))
         assert (errors[..., 1] > 0).sum() == int(row["tp"]) == ((saved > 0) & mask).sum()
         assert (errors[..., 0] > 0).sum() == int(row["fn"]) == ((saved == 0) & mask).sum()
@@ -142,7 +117,7 @@ def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_images_that_were_trained_on(tmp_path: Path, checkpoint: Path) -> None:
-    """Found again under another name and in another lossless format, and named beside the score."""
+    """They are found under another name and in another lossless format, and are named beside the score."""
     root = write_pairs(tmp_path / "set", 2, seed=3)
     with PIL.Image.open(tmp_path / "trained" / "A" / "0.png") as image:
         image.save(root / "A" / "1.tif")
@@ -160,7 +135,7 @@ def test_images_that_were_trained_on(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_without_labels_and_resized(tmp_path: Path, checkpoint: Path) -> None:
-    """Pictures alone, at the size asked for."""
+    """There are only pictures, at the given size."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
     shutil.rmtree(root / "label")
     result = run_program(
@@ -183,29 +158,11 @@ def test_without_labels_and_resized(tmp_path: Path, checkpoint: Path) -> None:
     assert metrics["protocol"]["size"] == "resized to 64 x 64"
 
 
-# --- protocols, thresholds, groups: in this process ----------------------------------------------------------------
-
-
-def load_main() -> Callable[[list[str]], int]:
-    """The main of test.py, whose module's name is taken by the standard library."""
-    spec = importlib.util.spec_from_file_location("prx_test", REPOSITORY / "test.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    main: Callable[[list[str]], int] = module.main
-    return main
-
-
-def score(root: Path, checkpoint: Path, out: Path, *more: str) -> dict[str, Any]:
-    """Run test.py's main on the CPU; what metrics.json holds."""
-    common = [f"--test_root={root}", f"--checkpoint_path={checkpoint}", f"--save_path={out}", "--device=cpu"]
-    assert load_main()([*common, "--workers=0", *more]) == 0
-    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
-    return metrics
+# --- protocols, thresholds, groups, in this process ----------------------------------------------------------------
 
 
 def probabilities(root: Path, checkpoint: Path, protocol: Protocol) -> dict[str, tuple[Tensor, Tensor]]:
-    """By name: probabilities (H, W) and truth, bool (H, W), made without test.py."""
+    """Predict without test.py; return probabilities (H, W) and truth, bool (H, W), by name."""
     loaded = load_checkpoint(checkpoint)
     network, _ = network_for_prediction(loaded)
     predict = protocol.applied(predictor(network, torch.device("cpu"), torch.float32, loaded))
@@ -232,13 +189,14 @@ def pooled(found: dict[str, tuple[Tensor, Tensor]], threshold: float) -> Counts:
     ],
 )
 def test_protocols(tmp_path: Path, checkpoint: Path, arguments: tuple[str, ...], protocol: Protocol) -> None:
-    """The counts are those of the protocol, which stands beside them."""
-    size = (300, 270) if protocol.window == 256 else (70, 50)
+    """The counts are those of the protocol, which is recorded."""
+    size = (300, 270) if protocol.tile == 256 else (70, 50)
     root = write_pairs(tmp_path / "set", 2, *size, seed=3)
     metrics = score(root, checkpoint, tmp_path / "out", *arguments)
     expected = pooled(probabilities(root, checkpoint, protocol), 0.45)
     assert metrics["counts"] == asdict(expected)
-    assert {key: metrics["protocol"][key] for key in asdict(protocol)} == asdict(protocol)
+    expected_protocol = protocol.as_dict()
+    assert {key: metrics["protocol"][key] for key in expected_protocol} == expected_protocol
     assert metrics["protocol"]["threshold"] == 0.45
     whole = pooled(probabilities(root, checkpoint, Protocol()), 0.45)
     assert (expected == whole) == (protocol == Protocol())
@@ -270,7 +228,7 @@ def test_scores_of_every_kind(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_threshold_of_val(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Used when asked for, and then with the score at 0.5 beside; without one, a line."""
+    """It is used only on request, together with the score at 0.5; a checkpoint without one is an error."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
     with pytest.raises(UserError, match=r"net\.pth carries no threshold chosen on val"):
         score(root, checkpoint, tmp_path / "out", "--threshold=val")
@@ -286,59 +244,8 @@ def test_threshold_of_val(tmp_path: Path, checkpoint: Path, capsys: pytest.Captu
 
 
 def test_training_chooses_a_threshold_on_val(dataset: Path, tmp_path: Path) -> None:
-    """The one that test.py finds best on val."""
+    """It is the threshold that test.py finds best on val."""
     result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", epoch=1))
     assert result.returncode == 0, result.stderr
     metrics = score(dataset / "val", tmp_path / "run" / "1.pth", tmp_path / "out")
     assert load_checkpoint(tmp_path / "run" / "1.pth").val_threshold == metrics["best_threshold"]["threshold"]
-
-
-def test_groups_of_check(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Intervals over groups of connected tiles, and scores apart from train."""
-    scene = draw_scene(256, 640, (4,))
-    for name, part, area in (
-        ("a", "train", np.s_[:, :128]),
-        ("b", "val", np.s_[:, 128:256]),
-        ("c", "val", np.s_[:, 256:384]),
-        ("d", "val", np.s_[:, 500:628]),
-    ):
-        for sub, picture in zip(("A", "B", "label"), scene, strict=True):
-            (tmp_path / "set" / part / sub).mkdir(parents=True, exist_ok=True)
-            scale = np.uint8(255 if sub == "label" else 1)
-            PIL.Image.fromarray(picture[area] * scale).save(tmp_path / "set" / part / sub / f"{name}.png")
-    check([str(tmp_path / "set"), f"--save_path={tmp_path / 'check'}"])
-    where = f"--check={tmp_path / 'check' / 'check.json'}"
-    metrics = score(tmp_path / "set" / "val", checkpoint, tmp_path / "out", where)
-    assert (metrics["intervals"]["over"], metrics["intervals"]["units"]) == ("groups of connected tiles", 2)
-    rows = {row["image"]: row for row in read_csv(tmp_path / "out" / "images.csv")}
-    assert {name: (row["group"], row["meets_train"]) for name, row in rows.items()} == {
-        "b": ("train/a", "True"),
-        "c": ("train/a", "False"),
-        "d": ("val/d", "False"),
-    }
-    apart = metrics["apart_from_train"]
-    assert apart["images"] == 2
-    assert apart["counts"]["tp"] == int(rows["c"]["tp"]) + int(rows["d"]["tp"])
-    with PIL.Image.open(tmp_path / "set" / "val" / "A" / "c.png") as image:
-        image.transpose(PIL.Image.Transpose.ROTATE_180).save(tmp_path / "set" / "val" / "A" / "c.png")
-    metrics = score(tmp_path / "set" / "val", checkpoint, tmp_path / "out", where)
-    assert metrics["intervals"]["over"] == "images" and "apart_from_train" not in metrics
-    assert "check.json knows nothing of c" in capsys.readouterr().err
-    (tmp_path / "check" / "check.json").write_text("{}")
-    with pytest.raises(UserError, match=r"check\.json was not written by"):
-        score(tmp_path / "set" / "val", checkpoint, tmp_path / "out", where)
-
-
-def test_fingerprint(tmp_path: Path, checkpoint: Path) -> None:
-    """The same for another format and place, another one where a single pixel of a mask differs."""
-    root = write_pairs(tmp_path / "set", 2, seed=3)
-    first = score(root, checkpoint, tmp_path / "out")["data"]["fingerprint"]
-    shutil.copytree(root, tmp_path / "copy")
-    with PIL.Image.open(root / "A" / "1.png") as image:
-        image.save(tmp_path / "copy" / "A" / "1.tif")
-    (tmp_path / "copy" / "A" / "1.png").unlink()
-    assert score(tmp_path / "copy", checkpoint, tmp_path / "out")["data"]["fingerprint"] == first
-    mask = np.array(PIL.Image.open(root / "label" / "0.png"))
-    mask[3, 3] = 255 - mask[3, 3]
-    PIL.Image.fromarray(mask).save(root / "label" / "0.png")
-    assert score(root, checkpoint, tmp_path / "out")["data"]["fingerprint"] != first

@@ -1,4 +1,4 @@
-"""Counts against numpy's boolean logic, torchmetrics, scikit-learn and slow loops; scores against figures by hand."""
+"""Counts against numpy's boolean logic, torchmetrics, scikit-learn and slow loops; scores computed by hand."""
 
 from __future__ import annotations
 
@@ -76,23 +76,23 @@ def test_pooling_adds_up_beyond_32_bits() -> None:
     assert min(tp, fp, fn, tn) > 2**32
     assert pooled == Counts(tp, fp, fn, tn)
     assert pooled.f1 == float(Fraction(2 * tp, 2 * tp + fp + fn))
-    assert pooled.oa == float(Fraction(tp + tn, tp + fp + fn + tn))
+    assert pooled.scores()["oa"] == float(Fraction(tp + tn, tp + fp + fn + tn))
 
 
 def test_pooled_scores_weigh_pixels_not_images() -> None:
     sparse, dense = Counts(tp=0, fn=1, tn=99), Counts(tp=99, fn=1)
-    assert (sparse + dense).recall == 99 / 101
+    assert (sparse + dense).scores()["recall"] == 99 / 101
 
 
 def check_against_others(changed: Mask, mask: Mask) -> None:
-    """The counts of images (B, H, W) and their pooled scores, by torchmetrics and scikit-learn."""
+    """Compare the counts of images (B, H, W) and their pooled scores with torchmetrics and scikit-learn."""
     tensors = torch.from_numpy(changed), torch.from_numpy(mask)
     counts = count_pixels(*tensors)
     theirs = BinaryStatScores(multidim_average="samplewise")(tensors[0].int(), tensors[1].int())
     assert counts[:, [0, 1, 3, 2]].tolist() == theirs[:, :4].tolist()
     pooled = Counts(*counts.sum(0).tolist())
     assert confusion_matrix(mask.ravel(), changed.ravel()).tolist() == [[pooled.tn, pooled.fp], [pooled.fn, pooled.tp]]
-    for metric, value in ((BinaryF1Score(), pooled.f1), (BinaryJaccardIndex(), pooled.iou)):
+    for metric, value in ((BinaryF1Score(), pooled.f1), (BinaryJaccardIndex(), pooled.scores()["iou"])):
         assert float(metric(tensors[0].int(), tensors[1].int())) == pytest.approx(value, rel=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_counts_match_other_libraries() -> None:
 
 
 def test_counts_match_other_libraries_on_real_masks(real_data: Path) -> None:
-    """The prediction: the mask moved by some pixels, with noise."""
+    """The prediction is the mask moved by some pixels, with noise."""
     rng = np.random.default_rng(3)
     files = sorted((real_data / "clcd" / "val" / "label").iterdir())[::10]
     mask = np.stack([np.asarray(PIL.Image.open(file)) > 0 for file in files])
@@ -111,7 +111,7 @@ def test_counts_match_other_libraries_on_real_masks(real_data: Path) -> None:
     check_against_others(changed, mask)
     scores = np.where(changed, 0.7, 0.2).astype(np.float32) + rng.normal(0, 0.2, mask.shape).astype(np.float32)
     check_curve(scores.clip(0, 1), mask)
-    for one, other in zip(changed, mask, strict=True):  # what any match must satisfy
+    for one, other in zip(changed, mask, strict=True):  # any matches must satisfy this
         objects, boundary = count_objects(one, other).total, count_boundary(one, other)
         for matches in (objects, boundary):
             assert matches.found <= matches.true and matches.false <= matches.predicted
@@ -155,8 +155,17 @@ def test_histogram_counts_every_pixel_once() -> None:
     assert np.array_equal(counts.numpy(), expected)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_histogram_refuses_what_is_not_finite(value: float) -> None:
+    """A NaN would be counted as probability 0."""
+    p = torch.full((2, 1, 3, 3), 0.5)
+    p[1, 0, 2, 0] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        histogram(p, torch.zeros(p.shape, dtype=torch.bool))
+
+
 def check_curve(p: NDArray[np.float32], mask: Mask) -> None:
-    """A curve against scikit-learn and torchmetrics on the quantised scores, and against cutting at its thresholds."""
+    """Compare a curve with scikit-learn and torchmetrics on quantised probabilities, and with masks at thresholds."""
     tensors = torch.from_numpy(p), torch.from_numpy(mask)
     curve = Curve(histogram(*tensors).sum(0).numpy())
     quantised = np.maximum(np.ceil(p.ravel() * BINS) - 1, 0)
@@ -194,7 +203,7 @@ def test_curve_of_next_to_nothing() -> None:
     unchanged[0, 700] = 3
     assert math.isnan(Curve(unchanged).average_precision()) and Curve(unchanged).best_threshold() is None
     assert Curve(unchanged).at(0.5) == Counts(fp=3)
-    unchanged[1, 100] = 1  # all scores below that of the unchanged: calling everything changed is best
+    unchanged[1, 100] = 1  # below all unchanged pixels: it is best to call everything changed
     assert Curve(unchanged).average_precision() == 0.25
     assert Curve(unchanged).best_threshold() == 100 / BINS
 
@@ -211,11 +220,11 @@ def test_best_threshold_is_the_one_nearest_to_a_half(unchanged: int, changed: in
     assert Curve(counts).best_threshold() == expected
 
 
-# --- of objects and of boundaries ----------------------------------------------------------------------------------
+# --- objects and boundaries ----------------------------------------------------------------------------------------
 
 
 def slow_objects(mask: Mask) -> list[set[tuple[int, int]]]:
-    """The 8-connected objects of a mask, by flooding."""
+    """Find the 8-connected objects of a mask by flooding."""
     left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
     objects = []
     while left:
@@ -232,7 +241,7 @@ def slow_objects(mask: Mask) -> list[set[tuple[int, int]]]:
 
 
 def slow_sizes(mask: Mask, other: Mask) -> list[list[int]]:
-    """By size: objects of `mask`, and those of which half or more is in `other`."""
+    """Count by size the objects of `mask`, and those with at least half of their pixels in `other`."""
     counts = [[0, 0] for _ in range(3)]
     for pixels in slow_objects(mask):
         size = 0 if len(pixels) < 100 else 1 if len(pixels) < 1000 else 2
@@ -242,7 +251,7 @@ def slow_sizes(mask: Mask, other: Mask) -> list[list[int]]:
 
 
 def blobs(rng: np.random.Generator, shape: tuple[int, int], share: float) -> Mask:
-    """A random mask of speckle on the left, and of blocks of four by four on the right."""
+    """Draw a random mask with speckle on the left and blocks of four by four on the right."""
     coarse = rng.random((shape[0] // 4, shape[1] // 4)) < share
     mask = np.kron(coarse, np.ones((4, 4), bool))
     mask[:, : shape[1] // 2] = rng.random((shape[0], shape[1] // 2)) < share
@@ -302,7 +311,7 @@ def test_nothing_to_match() -> None:
 
 
 def slow_boundary(mask: Mask) -> list[tuple[int, int]]:
-    """The changed pixels with an unchanged 4-neighbour in the image."""
+    """Find the changed pixels with an unchanged 4-neighbour in the image."""
     height, width = mask.shape
     sides = ((-1, 0), (1, 0), (0, -1), (0, 1))
     return [

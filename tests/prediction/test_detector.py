@@ -1,7 +1,9 @@
-"""The Python interface: files, pictures and arrays, large images in tiles, and what it refuses."""
+"""The Python interface: files, pictures and arrays, large images in tiles, devices, and errors."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from torch import nn
 
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.errors import UserError
 from change.prediction.detector import ChangeDetector
+from change.prediction.tiles import Predict
 from models.padding import any_size, normalise
-from tests.conftest import draw_pair
+from tests.conftest import REPOSITORY, draw_pair
+from tests.prediction.devices import pretend_two_gpus
 from tests.test_quick_start import CHECKPOINT
 
 
@@ -24,7 +29,7 @@ def detector() -> ChangeDetector:
 
 
 def test_arrays_pictures_and_files_are_the_same(detector: ChangeDetector, tmp_path: Path) -> None:
-    """And what the network gives, called by hand."""
+    """They give what the network gives when it is called directly."""
     before, after, _ = draw_pair(np.random.default_rng(0), 100, 70)
     found = detector.predict(before, after)
     assert found.shape == (70, 100) and found.dtype == np.float32
@@ -64,9 +69,68 @@ GOOD = np.zeros((32, 48, 3), np.uint8)
         ("nowhere.png", "nowhere.png cannot be decoded"),
     ],
 )
-def test_what_is_refused(detector: ChangeDetector, before: Any, said: str) -> None:
+def test_wrong_images(detector: ChangeDetector, before: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         detector.predict(before, GOOD)
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("auto", torch.float16), ("off", torch.float32), ("bf16", torch.bfloat16)])
+def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, amp: str, dtype: torch.dtype) -> None:
+    """The second of two processes takes the second GPU, and `auto` is fp16 there."""
+    asked: list[tuple[torch.device, torch.dtype]] = []
+
+    def predictor(network: nn.Module, device: torch.device, dtype: torch.dtype, *args: Any, **more: Any) -> Predict:
+        asked.append((device, dtype))
+        return lambda before, after: before
+
+    pretend_two_gpus(monkeypatch)
+    monkeypatch.setattr("change.prediction.detector.predictor", predictor)
+    detector = ChangeDetector(CHECKPOINT, amp=amp)
+    assert asked == [(torch.device("cuda", 1), dtype)]
+    assert detector.describe()["device"] == "cuda:1"
+    assert detector.describe()["precision"] == {"auto": "fp16", "off": "float32", "bf16": "bf16"}[amp]
+    with pytest.raises(UserError, match="--device 0: with several processes each takes its own GPU"):
+        ChangeDetector(CHECKPOINT, device="0")
+
+
+HOST = """
+import logging, signal, sys, warnings
+import torch, torch._functorch.config
+import torchvision  # loading torch and its companions is not what is tested
+
+def state():
+    backends = torch.backends
+    return {
+        "tf32": (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()),
+        "cudnn": (backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "budget": torch._functorch.config.activation_memory_budget,
+        "filters": list(warnings.filters),
+        "show": warnings.showwarning,
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "root": (logging.root.level, list(logging.root.handlers)),
+        "levels": [logging.getLogger(name).level for name in ("onnx_ir", "onnxscript", "rasterio", "torch", "PIL")],
+    }
+
+torch._functorch.config.activation_memory_budget = 0.5
+import numpy as np
+before = state()
+from change.detector import ChangeDetector
+detector = ChangeDetector(sys.argv[1], device="cpu", tile=64, overlap=16)
+image = np.zeros((70, 70, 3), np.uint8)
+detector.predict(image, image)
+after = state()
+print([name for name in before if before[name] != after[name]])
+"""
+
+
+def test_the_host_program_stays_as_it_was() -> None:
+    """Importing and calling ChangeDetector changes no flag, filter, handler or logger."""
+    command = [sys.executable, "-c", HOST, str(CHECKPOINT)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_overlap_of_a_whole_tile() -> None:

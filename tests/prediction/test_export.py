@@ -1,9 +1,11 @@
-"""`python -m change export`: other runtimes give what PyTorch gives, and what cannot be written is said."""
+"""`python -m change export`: other runtimes give what PyTorch gives, and errors say what cannot be written."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from tests.test_quick_start import CHECKPOINT
 
 
 def run(path: Path, **inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-    """The one output of an ONNX file."""
+    """Run an ONNX file and return its output."""
     found: NDArray[np.float32] = onnxruntime.InferenceSession(path).run(None, inputs)[0]
     return found
 
@@ -36,16 +38,16 @@ exports = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("length", [1, 17, 31, 32, 33, 64, 100])
+@pytest.mark.parametrize("length", [*range(1, 41), 64, 100])
 def test_padding(length: int) -> None:
-    """That of prediction, but for the sides of 2 to 16 that reflection does not fill."""
+    """Every side is padded as in prediction, also one too short to be reflected."""
     row = torch.arange(1.0, length + 1).expand(1, 1, 1, length)
     assert torch.equal(row[..., padding(length)], pad_side(row, 3))
 
 
 @exports
 def test_onnx(tmp_path: Path) -> None:
-    """Any batch, any size, whole numbers in, probabilities out."""
+    """Any batch size, any image size, uint8 in, probabilities out."""
     out = tmp_path / "network.onnx"
     paths = [str(tmp_path / f"{date}.png") for date in ("before", "after")]
     for path, image in zip(paths, draw_pair(np.random.default_rng(9), 150, 110)[:2], strict=True):
@@ -57,8 +59,9 @@ def test_onnx(tmp_path: Path) -> None:
         sides = [side.dim_param or side.dim_value for side in put.type.tensor_type.shape.dim]
         assert sides == ["batch", channels, "height", "width"]
     detector = ChangeDetector(CHECKPOINT, device="cpu")
-    for batch, height, width in ((1, 64, 96), (3, 75, 33)):
-        pairs = [draw_pair(np.random.default_rng(seed), width, height)[:2] for seed in range(batch)]
+    for batch, height, width in ((1, 64, 96), (3, 75, 33), (1, 1, 1), (2, 2, 16), (1, 9, 17), (1, 40, 13)):
+        drawn = [draw_pair(np.random.default_rng(seed), 96, 96)[:2] for seed in range(batch)]
+        pairs = [(before[:height, :width], after[:height, :width]) for before, after in drawn]
         before, after = (np.stack([pair[i].transpose(2, 0, 1) for pair in pairs]) for i in (0, 1))
         found = run(out, before=before, after=after)
         assert found.shape == (batch, 1, height, width) and found.dtype == np.float32
@@ -68,7 +71,7 @@ def test_onnx(tmp_path: Path) -> None:
 
 @exports
 def test_onnx_from_a_small_pair(tmp_path: Path) -> None:
-    """Sizes stay open, whatever the size of the pair for the comparison."""
+    """Sizes stay open even if the pair for the comparison is small."""
     paths = [str(tmp_path / f"{date}.png") for date in ("before", "after")]
     pair = draw_pair(np.random.default_rng(9), 64, 64)[:2]
     for path, image in zip(paths, pair, strict=True):
@@ -85,7 +88,7 @@ def test_onnx_from_a_small_pair(tmp_path: Path) -> None:
 
 @exports
 def test_deepness(tmp_path: Path) -> None:
-    """Its metadata, read back, and its one stacked input; in half precision."""
+    """Metadata and the single input, in half precision."""
     out = tmp_path / "plugin.onnx"
     assert (
         main([str(CHECKPOINT), "-o", str(out), "--format", "deepness", "--tile", "64", "--resolution", "30", "--half"])
@@ -122,7 +125,7 @@ def test_plain_weights(tmp_path: Path) -> None:
 
 @exports
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line, and what is there stays."""
+    """Errors are one line, and existing files stay."""
     out = tmp_path / "there.onnx"
     out.write_text("mine")
     result = run_verb("export", CHECKPOINT, "-o", out)
@@ -136,5 +139,27 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.undo()
     case = {"before": torch.rand(1, 3, 32, 32)}
     with pytest.raises(UserError, match="is not written: onnxruntime and PyTorch differ"):
-        write_onnx(torch.nn.Conv2d(3, 1, 3), [case], tmp_path / "new.onnx", -1.0, {})
+        write_onnx(torch.nn.Conv2d(3, 1, 3), [case], tmp_path / "new.onnx", tolerance=-1.0, metadata={})
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
+
+
+@exports
+def test_the_host_program_stays_as_it_was(tmp_path: Path) -> None:
+    """The exporter is silenced only while it works: levels of loggers and filters of warnings are restored."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    loggers[0].setLevel(logging.ERROR)
+    filters = list(warnings.filters)
+    try:
+        case = {"before": torch.rand(1, 3, 32, 32)}
+        write_onnx(torch.nn.Conv2d(3, 1, 3), [case], tmp_path / "new.onnx", tolerance=1e-3, metadata={})
+        assert [logger.level for logger in loggers] == [logging.ERROR, before[1]]
+        assert warnings.filters == filters
+    finally:
+        loggers[0].setLevel(before[0])
+
+
+def test_a_missing_sample_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("change.prediction.export.SAMPLES", ("test_samples/A/gone.jpg", "test_samples/B/gone.jpg"))
+    with pytest.raises(UserError, match=r"A/gone\.jpg is missing: .*install it again"):
+        main([str(tmp_path / "no checkpoint is read.pth"), "-o", str(tmp_path / "new.onnx")])

@@ -1,4 +1,4 @@
-"""Checkpoints to hand out: a quarter of the size, weights within half a level, nothing lost but refinement heads."""
+"""Packed checkpoints: a quarter of the size, weights within half a level, and only refinement heads are left out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pack(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Checkpoint:
-    """As a third pass leaves it."""
+    """Save a checkpoint as the third pass does."""
     torch.manual_seed(0)
     config = NetworkConfig(18, cross=True, refine=True)
     record = PassRecord("base", ["ab"], {"lr": 0.1, "root": "/mine"})
@@ -53,7 +53,7 @@ def test_pack(whole: Checkpoint, tmp_path: Path) -> None:
         assert weight.dtype == exact.dtype and weight.shape == exact.shape
         if not torch.equal(weight, exact):
             rounded += weight.numel()
-            output = 1 if "upsample" in name else 0  # of a transposed convolution
+            output = 1 if "upsample" in name else 0  # for a transposed convolution
             largest = exact.abs().amax([dim for dim in range(exact.ndim) if dim != output], keepdim=True)
             assert ((weight - exact).abs() <= 0.501 * largest / 127).all(), name
     assert rounded > 0.99 * sum(weight.numel() for weight in small.weights.values())
