@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from change.change_dataloader import WholeSamples, default_workers, find_split, whole_loader
+from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common import distributed
 from change.common.devices import choose_amp, choose_device
 from change.common.errors import run_command
 from change.common.logs import start_logging
 from change.data.groups import find_check, read_places
+from change.data.loaders import default_workers, whole_loader
+from change.data.samples import WholeSamples
 from change.evaluation.evaluate import Evaluation, Outputs
 from change.options import TestOptions, parse_given
 

@@ -8,23 +8,15 @@ from pathlib import Path
 
 import torch
 
-from change.change_dataloader import (
-    Split,
-    TrainLoader,
-    TrainSamples,
-    WholeSamples,
-    default_workers,
-    find_split,
-    rate_of_change,
-    shared_images,
-    whole_loader,
-)
+from change.change_dataloader import Split, find_split, rate_of_change, shared_images
 from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, pass_name
 from change.common import distributed
 from change.common.devices import choose_device
 from change.common.errors import UserError, listed, run_command
 from change.common.logs import start_logging, versions
 from change.data.cache import DecodedCache
+from change.data.loaders import TrainLoader, default_workers, whole_loader
+from change.data.samples import TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter, Geometry
 from change.options import RECIPES, TrainOptions, continued, parse_given
 from change.prediction.compiling import worth_compiling

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from change.change_dataloader import Batch, Split, or_raise, seen_in_training
+from change.change_dataloader import Split
 from change.checkpoint import Checkpoint, pass_name
 from change.common import distributed
 from change.common.devices import DTYPES
@@ -31,6 +31,8 @@ from change.common.images import image_hash
 from change.common.logs import versions
 from change.common.pictures import error_map, mask_picture, panel, save_png
 from change.data.groups import Place
+from change.data.loaders import or_raise
+from change.data.samples import Batch, seen_in_training
 from change.evaluation.bootstrap import bootstrap, pool
 from change.evaluation.metrics import (
     BINS,

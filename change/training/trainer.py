@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from change.change_dataloader import Batch, BatchShare, TrainLoader, or_raise, seen_in_training
 from change.checkpoint import Checkpoint, PassRecord, save_tensors
 from change.common import distributed
 from change.common.errors import UserError, listed
 from change.common.pictures import panel
+from change.data.loaders import BatchShare, TrainLoader, or_raise
+from change.data.samples import Batch, seen_in_training
 from change.evaluation.metrics import BINS, Curve, histogram
 from change.prediction.compiling import Compiled
 from change.prediction.predictor import predictor

@@ -16,9 +16,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from change.change_dataloader import files_by_stem, find_split
-from change.common.images import read_mask
+from change.change_dataloader import SUFFIXES, find_split
+from change.common.names import files_by_stem
 from change.data.check import main
+from change.data.masks import read_mask
 from change.synthetic.render import draw_scene
 from tests.conftest import REPOSITORY
 
@@ -57,7 +58,7 @@ def write_real(root: Path, source: Path) -> None:
     ):
         for part in PARTS:
             for name in names:
-                path = files_by_stem(source / split / part)[name]
+                path = files_by_stem(source / split / part, SUFFIXES)[name]
                 picture = np.asarray(PIL.Image.open(path)).astype(np.uint8)
                 save(picture * np.uint8(255) if part == "label" else picture, root / split / part / f"{name}.png")
 
