@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from change.change_dataloader import WholeSamples, default_workers, find_split, whole_loader
+from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common import distributed
 from change.common.command_line import parse_given
@@ -13,6 +13,8 @@ from change.common.errors import run_command
 from change.common.files import home_folder
 from change.common.logs import start_logging
 from change.data.groups import find_check, read_places
+from change.data.loaders import default_workers, whole_loader
+from change.data.samples import WholeSamples
 from change.evaluation.evaluate import Evaluation, Outputs
 from change.evaluation.summary import Settings
 from change.options import OutputOptions, TestOptions, build_test_options

@@ -45,10 +45,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ColorJitter as TorchvisionJitter
 from torchvision.transforms.functional import pil_to_tensor
 
-from change.change_dataloader import Split, TrainLoader, TrainSamples, default_workers, find_split
+from change.change_dataloader import Split, find_split
 from change.common.devices import choose_device, cpu_has_bf16
 from change.common.errors import OneLineParser, UserError, run_command
 from change.data.cache import DecodedCache
+from change.data.loaders import TrainLoader, default_workers
+from change.data.samples import TrainSamples
 from change.data.transforms import ColorJitter
 from change.evaluation.metrics import count_pixels, histogram
 from change.prediction.compiling import Compiled

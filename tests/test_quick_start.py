@@ -12,7 +12,8 @@ import pytest
 
 from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint
-from change.common.images import image_hash, read_image, read_mask
+from change.common.images import image_hash, read_image
+from change.data.masks import read_mask
 from tests.conftest import REPOSITORY
 from tests.synthetic.test_render import otsu_f1
 from tests.test_scripts import run_script

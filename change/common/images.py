@@ -1,13 +1,16 @@
-"""Image files to arrays: images as RGB, masks as 0 and 1, and what the headers say.
+"""Image files as arrays: opening files of any size, RGB images, and what the headers say.
 
-Shapes: images uint8 RGB (H, W, 3), masks uint8 (H, W).
+Shapes: images are uint8 RGB (H, W, 3).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -17,13 +20,55 @@ from change.common.errors import UserError
 
 Image = NDArray[np.uint8]  # RGB (H, W, 3) of 0..255, or a mask (H, W) of 0 and 1
 
-IMAGE_MODES = ("RGB", "RGBA", "P", "L", "LA", "1")  # all of them 8 bits or fewer a channel
+IMAGE_MODES = ("RGB", "RGBA", "P", "L", "LA", "1")  # modes with at most 8 bits per channel
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError)  # what Pillow raises for damaged files
-PIL.Image.MAX_IMAGE_PIXELS = None  # aerial scenes are larger than Pillow's guard against decompression bombs
+
+
+class PixelLimit:
+    """Pillow's limit on the pixels of an image, which guards against decompression bombs; aerial scenes exceed it.
+
+    The limit is a global of Pillow. It is lifted while at least one thread is inside `lifted`, and restored when the
+    last one leaves, so that it holds for the rest of the program.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limit: int | None = None
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Lift the limit for the duration of a `with` block."""
+        with self._lock:
+            if self._users == 0:
+                self._limit = PIL.Image.MAX_IMAGE_PIXELS
+                PIL.Image.MAX_IMAGE_PIXELS = None
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0 and PIL.Image.MAX_IMAGE_PIXELS is None:  # else somebody has set a new limit
+                    PIL.Image.MAX_IMAGE_PIXELS = self._limit
+
+
+PIXEL_LIMIT = PixelLimit()
+
+
+@contextlib.contextmanager
+def open_image(source: Path | BinaryIO) -> Iterator[PIL.Image.Image]:
+    """Open an image of any size with Pillow, for the duration of a `with` block.
+
+    All image files are opened here. Raises one of UNREADABLE if the file is damaged or not an image; this also holds
+    for what is decoded inside the block.
+    """
+    with PIXEL_LIMIT.lifted(), PIL.Image.open(source) as image:
+        yield image
 
 
 def bits(image: PIL.Image.Image) -> int:
-    """Bits a channel as stored: Pillow opens 16-bit RGB files as mode RGB, and would drop the low byte."""
+    """Return the bits per channel as stored: Pillow opens 16-bit RGB files as mode RGB and drops the low byte."""
     if image.mode.startswith(("I", "F")):
         return 16 if "16" in image.mode else 32
     stored = " ".join(str(part) for tile in getattr(image, "tile", ()) for part in tile)
@@ -31,81 +76,51 @@ def bits(image: PIL.Image.Image) -> int:
 
 
 def mode_and_bits(path: Path) -> tuple[str, int]:
-    """Pillow's mode of a file, and `bits`. Raises UserError where its header cannot be read."""
+    """Return Pillow's mode of a file, and its `bits`. Raises UserError if its header cannot be read."""
     try:
-        with PIL.Image.open(path) as image:
+        with open_image(path) as image:
             return image.mode, bits(image)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
 
 
 def open_array(path: Path, convert: str | None) -> NDArray[np.integer[Any]]:
-    """Decode a file, converted to a Pillow mode if given. Raises UserError naming the file where that fails."""
+    """Decode a file, and convert it to the Pillow mode `convert` unless that is None.
+
+    Raises UserError if the file does not decode.
+    """
     try:
-        with PIL.Image.open(path) as image:
+        with open_image(path) as image:
             return np.asarray(image.convert(convert) if convert else image)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
 
 
 def read_image(path: Path) -> Image:
-    """RGB, uint8 (H, W, 3): palettes applied, alpha dropped, grey repeated."""
+    """Decode a file to RGB, uint8 (H, W, 3): palettes are applied, alpha is dropped, grey is repeated.
+
+    Raises UserError if the file does not decode.
+    """
     return open_array(path, "RGB").astype(np.uint8, copy=False)
 
 
 def read_opaque(path: Path) -> tuple[Image, NDArray[np.bool_]]:
-    """As `read_image`, and where the image is not transparent, (H, W). Raises UserError for more than 8 bits too."""
+    """Decode a file to RGB, uint8 (H, W, 3), and to where it is not transparent, bool (H, W).
+
+    Raises UserError if the file does not decode or has more than 8 bits per channel.
+    """
     _, depth = mode_and_bits(path)
     if depth > 8:
-        raise UserError(f"{path} has {depth} bits: bring it to 8, or save it as .tif, for which --stretch does that")
+        raise UserError(f"{path} has {depth} bits: convert it to 8, or save it as .tif and choose a --stretch")
     colours = open_array(path, "RGBA").astype(np.uint8, copy=False)
     return np.ascontiguousarray(colours[..., :3]), np.asarray(colours[..., 3] > 0)
 
 
-def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
-    """A mask's grey levels (H, W) as stored and its type's maximum: 1 (one-bit files), 255 or 65535.
-
-    Raises UserError for masks in colour, whose meaning only their maker knows, and for other types.
-    """
-    mode, depth = mode_and_bits(path)
-    if mode == "1":
-        return open_array(path, None).astype(np.uint8), 1
-    if mode == "L":
-        return open_array(path, None), 255
-    if mode in ("I;16", "I;16B", "I;16L", "I"):
-        levels = open_array(path, None)
-        if np.min(levels) >= 0 and np.max(levels) <= 65535:
-            return levels, 65535
-    elif mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # Pillow would drop the low byte of 16 bits
-        colours = open_array(path, "RGB")
-        if (colours == colours[..., :1]).all():
-            return colours[..., 0], 255
-        raise UserError(f"{path} is a mask in colour: save one channel, 0 for unchanged and 255 for changed")
-    raise UserError(
-        f"{path} is a mask of mode {mode}, {depth} bit: save one channel of 8 bits, 0 for unchanged and 255 for changed"
-    )
-
-
-def read_mask(path: Path, binary: bool) -> Image:
-    """A mask as uint8 (H, W) of 0 and 1. `binary`: changed is above 0, else above half of the type's range.
-
-    Raises UserError for a mask that would be read as unchanged although it marks something.
-    """
-    levels, maximum = read_levels(path)
-    if binary or maximum == 1:
-        return np.asarray(levels > 0, np.uint8)
-    changed = np.asarray(levels > maximum / 2, np.uint8)
-    lossy = path.suffix.lower() in (".jpg", ".jpeg")  # whose black is seldom quite 0
-    if not lossy and not changed.any() and levels.any():
-        raise UserError(
-            f"{path} goes up to {np.max(levels)} where other masks of the split go up to {maximum}: it would be read "
-            f"as unchanged; save changed as {maximum} in all of them"
-        )
-    return changed
-
-
 def image_hash(image: Image) -> str:
-    """SHA-256 of the decoded pixels and their size, 32 hexadecimal digits: the same for every lossless format."""
+    """Return the SHA-256 of decoded pixels and their shape, as 32 hexadecimal digits.
+
+    It is the same for an image in every lossless format.
+    """
     digest = hashlib.sha256(str(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()[:32]

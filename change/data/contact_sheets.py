@@ -1,4 +1,4 @@
-"""Sheets of pictures for the eye to judge what `change.data.check` found: a file a kind, a row a finding."""
+"""Contact sheets of what `change.data.check` found: one file per kind of finding, one row per finding."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import numpy as np
 from change.change_dataloader import Pair
 from change.common.errors import UserError
 from change.common.files import write_whole
-from change.common.images import Image, read_image, read_levels
+from change.common.images import Image, read_image
+from change.data.masks import read_levels
 
-ROWS, SIDE, GAP, CAPTION = 12, 256, 6, 22  # findings a sheet; pixels
+ROWS, SIDE, GAP, CAPTION = 12, 256, 6, 22  # findings per sheet; pixels
 
 
 @dataclass(frozen=True)
 class Row:
-    """A finding: its text and at most two pairs. `join`: the side of the first at which the second continues it."""
+    """A finding: its text and at most two pairs. `join`: the side of the first pair on which the second continues it.
+
+    `checkered`: before and after are also shown in turn, in squares.
+    """
 
     text: str
     pairs: Sequence[Pair]
@@ -28,7 +32,10 @@ class Row:
 
 
 def write_sheets(folder: Path, rows: Mapping[str, Sequence[Row]]) -> list[Path]:
-    """Write FOLDER/KIND.jpg for each kind, of at most ROWS findings spread over all of them; return the paths."""
+    """Write FOLDER/KIND.jpg for each kind of finding; return the paths.
+
+    A sheet has at most ROWS rows, spread evenly over all findings of its kind.
+    """
     written = []
     for kind, every in rows.items():
         chosen = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, ROWS).round().astype(int))]
@@ -42,21 +49,26 @@ def write_sheets(folder: Path, rows: Mapping[str, Sequence[Row]]) -> list[Path]:
 
 
 def draw(row: Row) -> Image:
-    """A caption above before and after of each pair, joined at the border where there is one, else with the masks."""
-    shots = [shots_of(pair) for pair in row.pairs]
+    """Draw a caption above before and after of each pair: joined if one continues the other, else with the masks."""
+    shots = [load_pictures(pair) for pair in row.pairs]
     if row.join and len(shots) == 2:
         axis = 1 if row.join in ("right", "left") else 0
-        order = shots if row.join in ("right", "bottom") else shots[::-1]
-        pictures = [np.concatenate([fit(order[0][d], order[1][d], axis), order[1][d]], axis) for d in (0, 1)]
+        first, second = shots if row.join in ("right", "bottom") else shots[::-1]
+        pictures = [np.concatenate([fit(first[date], second[date], axis), second[date]], axis) for date in (0, 1)]
     else:
         pictures = [picture for shot in shots for picture in shot]
         if row.checkered:
-            pictures.append(checkered(*shots[0][:2]))
+            pictures.append(checkerboard(*shots[0][:2]))
     height = max(picture.shape[0] for picture in pictures)
     pieces = [np.concatenate([p, np.full((height - len(p), p.shape[1], 3), 255, np.uint8)]) for p in pictures]
     gap = np.full((height, GAP, 3), 255, np.uint8)
     line = np.concatenate([piece for picture in pieces for piece in (picture, gap)], axis=1)
-    text = row.text.encode("ascii", "replace").decode()
+    return add_caption(row.text, line)
+
+
+def add_caption(text: str, line: Image) -> Image:
+    """Put a caption above a picture, and a gap below it."""
+    text = text.encode("ascii", "replace").decode()
     (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
     line = pad(line, width + 2 * GAP)
     caption = np.full((CAPTION, line.shape[1], 3), 255, np.uint8)
@@ -64,8 +76,11 @@ def draw(row: Row) -> Image:
     return np.concatenate([caption, line, np.full((GAP, line.shape[1], 3), 255, np.uint8)])
 
 
-def shots_of(pair: Pair) -> list[Image]:
-    """Before, after and, where it can be read, the mask with its levels spread to 0..255; SIDE pixels at most."""
+def load_pictures(pair: Pair) -> list[Image]:
+    """Load before, after and the mask, reduced to at most SIDE pixels.
+
+    The mask's levels are spread to 0..255. A mask that cannot be read is left out.
+    """
     pictures = [read_image(pair.before), read_image(pair.after)]
     if pair.mask:
         try:
@@ -76,12 +91,13 @@ def shots_of(pair: Pair) -> list[Image]:
             pass
     scale = min(1.0, SIDE / max(pictures[0].shape[:2]))
     return [
-        np.asarray(cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8) for p in pictures
+        np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+        for picture in pictures
     ]
 
 
 def fit(picture: Image, other: Image, axis: int) -> Image:
-    """Cut or fill with white so that two pictures can be joined along `axis`."""
+    """Cut a picture, or fill it with white, so that it can be joined to the other along `axis`."""
     length = other.shape[1 - axis]
     picture = picture[:length] if axis else picture[:, :length]
     lacking = length - picture.shape[1 - axis]
@@ -89,12 +105,12 @@ def fit(picture: Image, other: Image, axis: int) -> Image:
     return np.pad(picture, widths, constant_values=255)
 
 
-def checkered(before: Image, after: Image) -> Image:
-    """Before and after in turn, in squares: lines break where the dates are shifted."""
+def checkerboard(before: Image, after: Image) -> Image:
+    """Show before and after in turn, in squares: lines break if the dates are shifted."""
     rows, columns = np.indices(before.shape[:2]) // (SIDE // 8)
     return np.asarray(np.where(((rows + columns) % 2 == 0)[..., None], before, after), np.uint8)
 
 
 def pad(picture: Image, width: int) -> Image:
-    """Fill with white on the right."""
+    """Fill a picture with white on the right, to at least `width` pixels."""
     return np.pad(picture, [(0, 0), (0, max(0, width - picture.shape[1])), (0, 0)], constant_values=255)

@@ -1,14 +1,19 @@
-"""What `python -m change check` found out about a data set, for evaluation: groups of connected tiles, and leaks."""
+"""Results of `python -m change check` for evaluation: groups of connected tiles, and pairs that meet train."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from change.change_dataloader import BEFORE, SUFFIXES
 from change.common.errors import UserError
 from change.common.files import home_folder
+from change.common.names import files_by_stem
+
+log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
@@ -19,21 +24,46 @@ class Place(NamedTuple):
 
 
 def results_folder(root: Path) -> Path:
-    """Where check's results for a data set go, and where test.py looks for them."""
+    """Return the folder for check's results on a data set, in which test.py looks for them."""
     return home_folder() / "results" / "check" / root.resolve().name
 
 
 def find_check(test_root: Path) -> Path | None:
-    """The check.json of the data set that `test_root` is, or is a split of, if there is one."""
-    places = [results_folder(root) / "check.json" for root in (test_root.resolve().parent, test_root)]
-    return next((path for path in places if path.is_file()), None)
+    """Find the check.json of the data set that `test_root` is, or is a split of; None if there is none.
+
+    It is the first, of those for its parent's name and for its own, that records this very folder as its root; or
+    else, as the data may have been moved, the first that lists a pair of `test_root`.
+    """
+    own = test_root.resolve()
+    found: list[tuple[Path, Path, dict[str, Any]]] = []
+    for root in (own.parent, own):
+        path = results_folder(root) / "check.json"
+        if path.is_file():
+            try:
+                found.append((root, path, read_check(path)))
+            except UserError as error:
+                log.warning("%s", error)
+    for root, path, result in found:
+        if result.get("root") == str(root):
+            return path
+    stems = set(files_by_stem(own / BEFORE, SUFFIXES)) if (own / BEFORE).is_dir() else set()
+    for root, path, result in found:
+        for pair in result["pairs"]:
+            split, _, stem = pair["pair"].rpartition("/")
+            if stem in stems and (root == own or split == own.name):
+                return path
+    return None
 
 
-def read_pairs(path: Path) -> list[dict[str, Any]]:
-    """The pairs of a check.json: "pair", "group" and "meets" are text, "hashes" two texts. Raises UserError."""
+def read_check(path: Path) -> dict[str, Any]:
+    """Read a check.json; in its "pairs", "pair" and "group" are text, "hashes" two texts and "meets" a list of texts.
+
+    Raises UserError if it cannot be read, or was not written by check.
+    """
     try:
-        pairs = [dict(pair) for pair in json.loads(path.read_text())["pairs"]]
-        for pair in pairs:
+        result = dict(json.loads(path.read_text()))
+        result["pairs"] = [dict(pair) for pair in result["pairs"]]
+        for pair in result["pairs"]:
             before, after = map(str, pair["hashes"])
             pair |= {"hashes": (before, after), "group": str(pair["group"]), "pair": str(pair["pair"])}
             pair["meets"] = [str(name) for name in pair["meets"]]
@@ -41,20 +71,24 @@ def read_pairs(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"no {path}: python -m change check ROOT writes it") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} was not written by python -m change check: run it again") from error
-    return pairs
+    return result
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """The group of connected tiles of every "SPLIT/NAME". Raises UserError for a file that check did not write."""
-    return {pair["pair"]: pair["group"] for pair in read_pairs(path)}
+    """Return the group of connected tiles of every "SPLIT/NAME". Raises UserError as `read_check`."""
+    return {pair["pair"]: pair["group"] for pair in read_check(path)["pairs"]}
 
 
 def read_places(path: Path) -> dict[tuple[str, str], Place]:
-    """By the hashes of a pair's images: its place. Raises UserError for a file that check did not write."""
-    entries = defaultdict(list)
-    for pair in read_pairs(path):
-        entries[pair["hashes"]].append((pair["group"], [pair["pair"], *pair["meets"]]))
-    return {
-        hashes: Place(found[0][0], any(name.startswith("train/") for _, names in found for name in names))
-        for hashes, found in entries.items()
-    }
+    """Return the place of every pair, by the hashes of its images. Raises UserError as `read_check`.
+
+    Pairs with the same images share a place: the group of the first, and train if any of them meets it.
+    """
+    by_images: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for pair in read_check(path)["pairs"]:
+        by_images[pair["hashes"]].append(pair)
+    places = {}
+    for hashes, pairs in by_images.items():
+        names = [name for pair in pairs for name in (pair["pair"], *pair["meets"])]
+        places[hashes] = Place(pairs[0]["group"], any(name.startswith("train/") for name in names))
+    return places

@@ -1,7 +1,7 @@
-"""What two images have in common: one image twice, tiles that continue each other, dates that are shifted.
+"""What images have in common: images that occur twice, tiles that continue each other, dates that are shifted.
 
-Shapes: images uint8 RGB (H, W, 3). N images or pairs are compared all with all, as matrix products. Thresholds were
-set on CLCD (512), LEVIR-CD (1024) and MS-HS-BCD (256), where the correct links are far from chance.
+Shapes: images are uint8 RGB (H, W, 3). N images or pairs are compared all with all, as matrix products. The thresholds
+were set on CLCD (tiles of 512 pixels), LEVIR-CD (1024) and MS-HS-BCD (256), on which correct links are far from chance.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ from change.common.images import Image
 
 Floats = NDArray[np.float32]
 
-THUMB, COARSE = 64, 16  # sides of the thumbnails that tell images apart: kept, and compared first
-SAME_COARSE, SAME_FINE = 0.9, 0.8  # correlation at either; other images of one region reach 0.77 and 0.69
-FLAT = 2.0  # grey levels: an image or edge that varies less says nothing
+THUMB, COARSE = 64, 16  # sides of thumbnails, as they are kept and as they are compared first
+SAME_COARSE, SAME_FINE = 0.9, 0.8  # correlations of copies; other images of one region reach 0.77 and 0.69
+FLAT = 2.0  # grey levels: images and edges that vary less are not compared
 SIDES = ("right", "left", "bottom", "top")
 OPPOSITE = {"right": "left", "left": "right", "bottom": "top", "top": "bottom"}
 LONGEST_EDGE = 1024  # longer ones are averaged down
 SHORTEST_EDGE = 64
-SMOOTH = 48  # pixels: slower changes along an edge are common to many tiles and left out
+SMOOTH = 48  # pixels: slower changes along an edge are common to many tiles, and are removed
 SHIFT_SIDE = 256  # longest side at which the shift between the dates is measured
-GAIN = 0.03  # by how much the outlines' correlation grows, at least, when a shift is undone
+GAIN = 0.03  # the least by which the correlation of outlines must grow when a shift is undone
 
 
 class Link(NamedTuple):
-    """Pairs `first` and `second` meet: `first`'s side `side` with `second`'s `other`. `score`: mean correlation."""
+    """Two pairs that meet: side `side` of pair `first` and side `other` of pair `second`.
+
+    `score` is the correlation of the edges, averaged over both dates.
+    """
 
     first: int
     second: int
@@ -41,7 +44,7 @@ class Link(NamedTuple):
 
 
 class Shift(NamedTuple):
-    """How far the second date lies from the first, in pixels; `confidence`: 0 (none) to 1, below 0.05 it is chance."""
+    """How far the second date lies from the first, in pixels, and a confidence of 0 to 1; below 0.05 it is chance."""
 
     x: float
     y: float
@@ -49,28 +52,28 @@ class Shift(NamedTuple):
 
 
 def thumbnail(image: Image) -> Image:
-    """(H, W, 3) -> (64, 64, 3), each pixel the mean of its area."""
+    """Reduce (H, W, 3) to (64, 64, 3); each pixel is the mean of its area."""
     return np.asarray(cv2.resize(image, (THUMB, THUMB), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def edges(image: Image) -> list[Image]:
-    """The outermost pixels of the four SIDES, (L, 3) each, from the top or from the left."""
+    """Return the outermost pixels of the four SIDES, (L, 3) each, from the top or from the left."""
     lines = [image[:, -1], image[:, 0], image[-1], image[0]]
     return [shorten(line) if len(line) > LONGEST_EDGE else line.copy() for line in lines]
 
 
 def shorten(line: Image) -> Image:
-    """(L, 3) -> at most LONGEST_EDGE of them, each the mean of as many."""
+    """Reduce (L, 3) to at most LONGEST_EDGE pixels; each is the mean of the same number of pixels."""
     factor = -(-len(line) // LONGEST_EDGE)
     size = (1, len(line) // factor)
     return np.asarray(cv2.resize(line[:, None], size, interpolation=cv2.INTER_AREA), np.uint8)[:, 0]
 
 
 def shift(before: Image, after: Image) -> Shift:
-    """Phase correlation of the two dates (Kuglin and Hines, 1975), to a fraction of a pixel of the reduced images.
+    """Measure the shift between two dates by phase correlation, to a fraction of a pixel of the reduced images.
 
-    Without confidence where outlines do not lie on each other better after the shift than before it: leaning towers
-    and moved shadows have peaks of their own.
+    The confidence is 0 if undoing the shift does not bring outlines closer together: leaning towers and shadows that
+    moved have peaks of their own. Source: Kuglin and Hines, "The Phase Correlation Image Alignment Method", 1975.
     """
     scale = min(1.0, SHIFT_SIDE / max(before.shape[:2]))
     size = (max(1, round(before.shape[1] * scale)), max(1, round(before.shape[0] * scale)))
@@ -96,54 +99,57 @@ def shift(before: Image, after: Image) -> Shift:
 
 
 def outlines(grey: Floats) -> Floats:
-    """Strength of the gradient, smoothed, less its surroundings': (H, W) -> (H, W)."""
+    """Return the smoothed strength of the gradient, less the mean of its surroundings: (H, W) -> (H, W)."""
     strength = cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
     return np.asarray(cv2.GaussianBlur(strength, (0, 0), 1) - cv2.blur(strength, (21, 21)), np.float32)
 
 
 def correlation(a: Floats, b: Floats) -> float:
-    """Of two arrays whose means are about 0."""
+    """Return the correlation of two arrays whose means are about 0."""
     return float((a * b).sum() / max(1e-6, float(np.sqrt((a * a).sum() * (b * b).sum()))))
 
 
 def opponent(colours: Floats) -> Floats:
-    """RGB (..., 3) -> grey, red - green, blue - green: less alike from pixel to pixel, and from tile to tile."""
+    """Convert RGB (..., 3) to grey, red - green, blue - green, which differ more between pixels and between tiles."""
     red, green, blue = np.moveaxis(colours, -1, 0)
     return np.stack((colours.mean(-1), 2 * (red - green), 2 * (blue - green)), axis=-1).astype(np.float32)
 
 
 def unit(rows: Floats) -> Floats:
-    """(N, D) -> rows of length 1, of zeros where a row's root mean square is below FLAT: it then matches nothing."""
+    """Scale rows (N, D) to length 1. Rows whose root mean square is below FLAT become 0, and so match nothing."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     flat = length < FLAT * np.sqrt(rows.shape[1])
     return np.asarray(np.where(flat, 0, rows / np.maximum(length, 1e-6)), np.float32)
 
 
-# --- one image twice -----------------------------------------------------------------------------------------------
+# --- images that occur twice ---------------------------------------------------------------------------------------
 
 
 def cells(thumbs: Image, side: int) -> Floats:
-    """(N, 64, 64, 3) -> (N, side, side, 3): means of areas, in opponent colours."""
+    """Reduce (N, 64, 64, 3) to (N, side, side, 3), the means of areas, in opponent colours."""
     size = (side, side)
     return opponent(np.stack([cv2.resize(t.astype(np.float32), size, interpolation=cv2.INTER_AREA) for t in thumbs]))
 
 
 def describe(areas: Floats) -> Floats:
-    """`cells` -> vectors (N, D) whose products are the images' correlations."""
+    """Turn `cells` into vectors (N, D) whose dot products are the correlations of the images."""
     colours = areas.reshape(len(areas), -1, 3)
     return unit(np.asarray(colours - colours.mean(1, keepdims=True), np.float32).reshape(len(areas), -1))
 
 
 def symmetries(areas: Floats) -> Iterator[tuple[str, Floats]]:
-    """The eight ways to lay a square: name, (N, S, S, 3). Turns are counter-clockwise, after the flip."""
+    """Yield the eight symmetries: name and result (N, S, S, 3). Turns are counter-clockwise, after the flip."""
     for flip, laid in (("", areas), ("flipped ", areas[:, :, ::-1])):
         for turns in range(4):
-            name = f"{flip}{f'turned {90 * turns} degrees' if turns else ''}".strip()
-            yield name or "as it is", np.rot90(laid, turns, (1, 2))
+            turned = f"turned {90 * turns} degrees" if turns else ""
+            yield f"{flip}{turned}".strip() or "as it is", np.rot90(laid, turns, (1, 2))
 
 
 def alike(thumbs: Image) -> list[tuple[int, int, str]]:
-    """Thumbnails (N, 64, 64, 3) -> first, second, how the first is laid, of every two that show the same image."""
+    """Find every two of N thumbnails (N, 64, 64, 3) that show the same image.
+
+    Returns their numbers, and how the first is to be laid to look like the second.
+    """
     areas = cells(thumbs, COARSE)
     coarse = describe(areas)
     found: dict[tuple[int, int], str] = {}
@@ -165,7 +171,7 @@ def alike(thumbs: Image) -> list[tuple[int, int, str]]:
 
 
 def profiles(lines: Image) -> Floats:
-    """Edges (N, L, 3) -> (N, L, 3) in opponent colours, without what changes slowly along them."""
+    """Convert edges (N, L, 3) to opponent colours, and remove what changes slowly along them."""
     count, length, _ = lines.shape
     rows = np.ascontiguousarray(opponent(lines.astype(np.float32)).transpose(0, 2, 1).reshape(-1, length))
     rows -= cv2.blur(rows, (SMOOTH, 1)).reshape(rows.shape)
@@ -173,28 +179,39 @@ def profiles(lines: Image) -> Floats:
     return np.asarray(rows.reshape(count, 3, length).transpose(0, 2, 1), np.float32, order="C")
 
 
-def joined(before: Floats, after: Floats) -> Floats:
-    """Profiles of both dates, (N, L, 3) each -> (N, 6 L) whose product is the mean of the dates' correlations."""
+def join_dates(before: Floats, after: Floats) -> Floats:
+    """Join the profiles of both dates, (N, L, 3) each, to (N, 6 L).
+
+    The dot product of two rows is the mean of the correlations at both dates.
+    """
     count = len(before)
     both = [unit(profile.reshape(count, -1)) for profile in (before, after)]
     return np.asarray(np.concatenate(both, axis=1) / np.sqrt(2), np.float32)
 
 
 def least(length: int, side: str, other: str) -> float:
-    """The correlation from which edges of `length` pixels meet: chance falls with the root of the length.
+    """Return the correlation from which edges of `length` pixels meet: chance falls with the root of the length.
 
-    Neighbouring pixels continue each other; two edges on the same side are the same pixels or nothing.
+    Opposite sides hold neighbouring pixels, which are merely similar. Edges on the same side hold the same pixels, or
+    have nothing in common, so they must be more alike.
     """
     return max(0.8 if side == other else 0.45, 7.4 / float(np.sqrt(length)))
 
 
 def links(before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]]) -> list[Link]:
-    """The `edges` of N pairs' two dates -> which pairs continue each other, or share an edge (one cut from the other).
+    """Find the pairs that continue each other, or share an edge because one was cut from the other.
 
-    Edges of equal length are compared whole, a shorter one with every part of the longer ones.
+    Edges of equal length are compared as a whole, a shorter one with every part of a longer one.
+
+    Args:
+        before: The `edges` of N pairs before.
+        after: The `edges` of the same pairs after.
+
+    Returns:
+        The best link of every two pairs that meet, sorted.
     """
     found: list[Link] = []
-    sides = {side: by_length(before, after, side) for side in SIDES}
+    sides = {side: group_by_length(before, after, side) for side in SIDES}
     for side, other in (("right", "left"), ("bottom", "top"), *((side, side) for side in SIDES)):
         for length, (rows, profile, whole) in sides[side].items():
             for width, (columns, candidates, others) in sides[other].items():
@@ -215,10 +232,14 @@ def links(before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]]) -
 Profiles = tuple[Floats, Floats]
 
 
-def by_length(
+def group_by_length(
     before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]], side: str
 ) -> dict[int, tuple[list[int], Profiles, Floats]]:
-    """One side's edges by their length: the pairs' numbers, their profiles at both dates, (N, L, 3) each, `joined`."""
+    """Group the edges of one side by their length.
+
+    Returns, for each length L, the numbers of its N pairs, their profiles at both dates, (N, L, 3) each, and these
+    profiles as joined by `join_dates`.
+    """
     number = SIDES.index(side)
     members: dict[int, list[int]] = defaultdict(list)
     for index, lines in enumerate(before):
@@ -227,19 +248,19 @@ def by_length(
     found = {}
     for length, rows in members.items():
         dates = profiles(stack(before, rows, number)), profiles(stack(after, rows, number))
-        found[length] = rows, dates, joined(*dates)
+        found[length] = rows, dates, join_dates(*dates)
     return found
 
 
 def stack(lines: Sequence[Sequence[Image]], rows: Iterable[int], side: int) -> Image:
-    """Edges of one length as one array (N, L, 3)."""
+    """Stack edges of one length to one array (N, L, 3)."""
     return np.stack([lines[row][side] for row in rows])
 
 
 def equal_edges(
     rows: list[int], a: Floats, columns: list[int], b: Floats, side: str, other: str, length: int
 ) -> Iterator[Link]:
-    """Links between edges of one length, from `joined` profiles (N, D) and (M, D)."""
+    """Yield links between edges of one length, from profiles (N, D) and (M, D) as `join_dates` returns them."""
     for start in range(0, len(rows), 512):
         scores = a[start : start + 512] @ b.T
         for row, column in np.argwhere(scores > least(length, side, other)).tolist():
@@ -251,7 +272,7 @@ def equal_edges(
 def partial_edges(
     short: list[int], lines: Profiles, long: list[int], candidates: Profiles, side: str, other: str
 ) -> Iterator[Link]:
-    """Links between each shorter edge and the best place along each longer one."""
+    """Yield links between each shorter edge and the best place along each longer one."""
     length, width = lines[0].shape[1], candidates[0].shape[1]
     for row, first in enumerate(short):
         scores = np.zeros((len(long), width - length + 1), np.float32)

@@ -1,7 +1,7 @@
-"""Augmentation of one training sample: one draw of geometry for before, after and mask; colours for each date.
+"""Augmentation of a training sample: geometry is drawn once for before, after and mask, colours for each date.
 
-Shapes: images uint8 (H, W, 3) RGB 0..255, masks uint8 (H, W) of 0 and 1. Every draw comes from the generator that is
-passed in, nothing from a global one.
+Shapes: images are uint8 RGB (H, W, 3) of 0..255, masks uint8 (H, W) of 0 and 1. All random numbers come from the
+generator that is passed in, none from a global one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from change.common.images import Image
 
-LUMA = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
 class ColorJitter:
     """Ranges of the colour changes, as in torchvision's ColorJitter.
 
-    Factors are drawn from 1 +- `brightness`, `contrast`, `saturation` (not below 0), the shift of the hue from
-    +- `hue` turns (at most 0.5); they are applied in a random order. Raises ValueError for values out of range.
+    The factors of brightness, contrast and saturation are drawn from 1 - x to 1 + x (but not below 0), and the shift of
+    the hue from -x to x turns (x is at most 0.5). They are applied in random order. Raises ValueError for values out of
+    range.
     """
 
     brightness: float = 0.2
@@ -36,11 +37,11 @@ class ColorJitter:
 
     @property
     def active(self) -> bool:
-        """Whether it changes anything."""
+        """Whether anything can change."""
         return any((self.brightness, self.contrast, self.saturation, self.hue))
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """Draw and apply: (H, W, 3) -> (H, W, 3). Where nothing is to change, nothing is drawn."""
+        """Change the colours of an image (H, W, 3). If nothing can change, no random numbers are drawn."""
         if not self.active:
             return image
         brightness, contrast, saturation = (
@@ -61,41 +62,44 @@ class ColorJitter:
 
 
 def adjust_brightness(image: Image, factor: float) -> Image:
-    """Multiply by `factor`: 0 is black, 1 the image."""
+    """Multiply by `factor`: 0 gives black, 1 the image."""
     return np.asarray(cv2.convertScaleAbs(image, alpha=factor), np.uint8)
 
 
 def adjust_contrast(image: Image, factor: float) -> Image:
-    """Blend with the image's mean grey: 0 is that grey, 1 the image."""
+    """Blend with the image's mean grey: a factor of 0 gives that grey, 1 the image."""
     grey = float(LUMA @ cv2.mean(image)[:3])
     return blend(image, factor, np.zeros((3, 3)), grey)
 
 
 def adjust_saturation(image: Image, factor: float) -> Image:
-    """Blend with the grey image: 0 is grey, 1 the image."""
+    """Blend with the grey image: a factor of 0 gives grey, 1 the image."""
     return blend(image, factor, np.tile(LUMA, (3, 1)), 0.0)
 
 
 def blend(image: Image, factor: float, matrix: NDArray[np.float64], constant: float) -> Image:
     """Blend with `matrix` (3, 3) times the image plus `constant`, in one pass."""
-    shift = (1 - factor) * constant - 1 / 3  # towards torchvision, which rounds every step down: within a level of it
+    shift = (1 - factor) * constant - 1 / 3  # torchvision rounds every step down: stay within a level of it
     whole = np.column_stack([factor * np.eye(3) + (1 - factor) * matrix, np.full(3, shift)])
     return np.asarray(cv2.transform(image, whole), np.uint8)
 
 
 def adjust_hue(image: Image, turns: float) -> Image:
-    """Turn the hue by `turns` (1 is the full circle), in steps of 1/256."""
+    """Shift the hue by `turns` (1 is the full circle), in steps of 1/256."""
     hsv = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL), np.uint8)
-    step = np.array([round(turns * 256) % 256, 0, 0], np.uint8)  # past 255 hue begins at 0 again
-    hsv.reshape(len(hsv), -1)[:] += np.tile(step, hsv.shape[1])  # one long row: four times as fast as every third byte
+    step = np.array([round(turns * 256) % 256, 0, 0], np.uint8)  # after 255, the hue begins at 0 again
+    hsv.reshape(len(hsv), -1)[:] += np.tile(step, hsv.shape[1])  # four times as fast as adding to every third byte
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a crop is laid, besides at random and flipped: enlarged by a factor from `smallest` to `largest` (as many
-    doublings as halvings; never past the image's border), turned too (all eight symmetries), its dates exchanged half
-    of the time."""
+    """Further changes of a crop, which is always placed at random and flipped.
+
+    It is enlarged by a factor from `smallest` to `largest`, drawn uniformly on a logarithmic scale and limited by the
+    image's size. If `turned`, all eight symmetries are drawn. If `swapped`, the dates are exchanged with probability
+    1/2. Raises ValueError for values out of range.
+    """
 
     smallest: float = 1.0
     largest: float = 1.0
@@ -113,7 +117,19 @@ PLAIN = Geometry()
 def crop_pair(
     before: Image, after: Image, mask: Image, crop: int, rng: np.random.Generator, geometry: Geometry = PLAIN
 ) -> tuple[Image, Image, Image]:
-    """A random square, `crop` pixels in the end, flipped each way with probability 1/2: the same of all three."""
+    """Cut the same random square out of all three, and flip it along each axis with probability 1/2.
+
+    Args:
+        before: Image (H, W, 3).
+        after: Image (H, W, 3).
+        mask: Mask (H, W).
+        crop: Side of the result in pixels, at most H and W.
+        rng: Source of all random numbers.
+        geometry: How the square is scaled, turned and swapped.
+
+    Returns:
+        Two images (crop, crop, 3) and a mask (crop, crop), contiguous in memory.
+    """
     height, width = mask.shape
     side = crop
     if (geometry.smallest, geometry.largest) != (1, 1):
@@ -128,13 +144,15 @@ def crop_pair(
     def cut(array: Image) -> Image:
         piece = array[top : top + side, left : left + side]
         if side != crop:
-            how = cv2.INTER_NEAREST_EXACT if array.ndim == 2 else cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR
+            for_images = cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR
+            how = cv2.INTER_NEAREST_EXACT if array.ndim == 2 else for_images
             piece = np.asarray(cv2.resize(piece, (crop, crop), interpolation=how), np.uint8)
         if turn:
             piece = np.asarray(cv2.transpose(piece), np.uint8)
         if not (flip_x or flip_y):
             return np.ascontiguousarray(piece)
-        return np.asarray(cv2.flip(piece, -1 if flip_x and flip_y else int(flip_x)), np.uint8)  # numpy is slow at it
+        axes = -1 if flip_x and flip_y else int(flip_x)
+        return np.asarray(cv2.flip(piece, axes), np.uint8)  # numpy takes longer
 
     return cut(before), cut(after), cut(mask)
 
@@ -148,6 +166,6 @@ def augment(
     rng: np.random.Generator,
     geometry: Geometry = PLAIN,
 ) -> tuple[Image, Image, Image]:
-    """`crop_pair`, then jitter each date's colours."""
+    """Crop as `crop_pair` does, then change the colours of each date."""
     before, after, mask = crop_pair(before, after, mask, crop, rng, geometry)
     return jitter(before, rng), jitter(after, rng), mask

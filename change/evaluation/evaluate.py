@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from change.change_dataloader import Batch, Split, or_raise, seen_in_training
+from change.change_dataloader import Split
 from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.devices import DTYPES
@@ -26,6 +26,8 @@ from change.common.files import make_folder, write_whole
 from change.common.images import image_hash
 from change.common.pictures import error_map, mask_picture, panel, save_png
 from change.data.groups import Place
+from change.data.loaders import or_raise
+from change.data.samples import Batch, seen_in_training
 from change.evaluation.metrics import Counts, count_boundary, count_objects, count_pixels, histogram
 from change.evaluation.report import ImageCase, choose_cases, read_template, write_report
 from change.evaluation.summary import Settings, summarise

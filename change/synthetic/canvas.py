@@ -1,7 +1,7 @@
-"""A canvas for synthetic scenes: polygons, shadows, tree crowns and what a sensor makes of them, at one date.
+"""A canvas for synthetic scenes: polygons, shadows, tree crowns, and the picture a sensor takes of them at one date.
 
-A canvas holds two maps: albedo (H, W, 3), 0..1, and light (H, W), the share of full sun that falls on flat ground.
-Polygons are (N, 2) float64, x to the right and y down, in pixels or, where said, in metres.
+A canvas holds two maps: albedo (H, W, 3) of 0..1, and light (H, W), the share of full sun that falls on flat ground.
+Polygons are (N, 2) float64, x to the right and y down, in pixels unless metres are stated.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ SHARP = 16  # polygon corners are drawn to a 16th of a pixel
 
 @dataclass(frozen=True)
 class Look:
-    """How one date looks."""
+    """How the scene looks at one date."""
 
     azimuth: float  # of the sun, radians from x to y
     elevation: float  # radians
     ambient: float  # share of full sun that reaches the shade
-    dry: float  # season, 0..1
+    dry: float  # season, from wet (0) to dry (1)
     haze: float
     gain: Field  # (3,)
     gamma: float
     contrast: float
     blur: float  # sigma, pixels
     grain: float  # sigma, levels of 255
-    lean: Points  # (2,) metres a roof moves a metre of height
+    lean: Points  # (2,) metres that a roof is displaced per metre of its height
     registration: Points  # (2, 3) affine, pixels
 
     @property
     def sun(self) -> Points:
-        """Unit vector to the sun (x, y, up)."""
+        """The unit vector to the sun (x, y, up)."""
         flat = np.cos(self.elevation)
         return np.array([flat * np.cos(self.azimuth), flat * np.sin(self.azimuth), np.sin(self.elevation)])
 
 
 def draw_look(rng: np.random.Generator) -> Look:
-    """A date at random, registered."""
+    """Draw the look of a date that is registered exactly."""
     return Look(
         azimuth=rng.uniform(0, 2 * np.pi),
         elevation=rng.uniform(0.55, 1.15),
@@ -62,7 +62,10 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 
 def draw_second_look(first: Look, rng: np.random.Generator) -> Look:
-    """The other date: from nearly the same light and season to quite another, and misregistered by about a pixel."""
+    """Draw the look of the other date.
+
+    Its light and season are nearly the same or quite different; it is misregistered by about a pixel.
+    """
     other, distance = draw_look(rng), rng.uniform(0.1, 1.0) ** 1.5
     mixed = {
         spec.name: getattr(first, spec.name) + distance * (getattr(other, spec.name) - getattr(first, spec.name))
@@ -74,7 +77,10 @@ def draw_second_look(first: Look, rng: np.random.Generator) -> Look:
 
 
 def noise(height: int, width: int, cell: float, octaves: int, rng: np.random.Generator) -> Field:
-    """Smooth noise (H, W) of unit variance: `octaves` grids of random numbers, of `cell` pixels, of half that, ..."""
+    """Draw smooth noise (H, W) of unit variance.
+
+    It is a sum of `octaves` random grids with cells of `cell` pixels, half of that, and so on.
+    """
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
         size = max(1.0, cell / 2**octave)
@@ -86,21 +92,24 @@ def noise(height: int, width: int, cell: float, octaves: int, rng: np.random.Gen
 
 
 class Canvas:
-    """One date, drawn from the ground up."""
+    """The canvas of one date, drawn from the ground up."""
 
     def __init__(self, height: int, width: int, scale: float, look: Look) -> None:
-        """`scale`: pixels a metre."""
+        """`scale`: pixels per metre."""
         self.albedo = np.full((height, width, 3), 0.4, np.float32)
         self.light = np.ones((height, width), np.float32)
         self.look, self.scale = look, scale
 
     def pixels(self, points: Points, height: float = 0.0) -> Points:
-        """Metres to pixels, for points `height` metres above ground."""
+        """Convert points `height` metres above ground from metres to pixels."""
         flat = (points + height * self.look.lean) * self.scale
         return np.asarray(flat @ self.look.registration[:, :2].T + self.look.registration[:, 2])
 
     def cover(self, polygon: Points) -> tuple[tuple[slice, slice], Field] | None:
-        """The part of the canvas that a polygon in pixels touches, and how much of each pixel it covers, 0..1."""
+        """Return the part of the canvas that a polygon in pixels touches, and the share (0..1) of each pixel it covers.
+
+        Returns None if the polygon is outside.
+        """
         low = np.maximum(np.floor(polygon.min(0)).astype(int) - 1, 0)
         high = np.minimum(np.ceil(polygon.max(0)).astype(int) + 2, self.light.shape[::-1])
         if (low >= high).any():
@@ -118,7 +127,7 @@ class Canvas:
             self.light[place] += alpha * (np.float32(light) - self.light[place])
 
     def shade(self, outlines: Sequence[Points], height: float) -> None:
-        """Throw the shadow of something flat-topped, its outlines on the ground given in metres."""
+        """Throw the shadow of something with a flat top. `outlines`: on the ground, in metres."""
         reach = -self.look.sun[:2] / self.look.sun[2] * height
         for outline in outlines:
             hull = cv2.convexHull(np.concatenate([outline, outline + reach]).astype(np.float32))[:, 0]
@@ -127,14 +136,14 @@ class Canvas:
                 np.minimum(self.light[place], 1 - (1 - self.look.ambient) * alpha, out=self.light[place])
 
     def slope_light(self, direction: Points, pitch: float) -> float:
-        """Light on a roof that falls towards `direction`, a unit vector, at `pitch` radians."""
+        """Return the light on a roof that falls towards the unit vector `direction` at `pitch` radians."""
         sun = self.look.sun
         facing = float(np.sin(pitch) * (direction @ sun[:2]) + np.cos(pitch) * sun[2]) / sun[2]
         return self.look.ambient + (1 - self.look.ambient) * float(np.clip(facing, 0.0, 1.7))
 
 
 class Crowns:
-    """Forms of tree crowns as small height maps, lit by one date's sun."""
+    """Forms of tree crowns: how much of each pixel they cover, and their light under the sun of one date."""
 
     SIZE = 32
 
@@ -157,11 +166,11 @@ class Crowns:
 
 
 def expose(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """From albedo and light to the picture a sensor gives: uint8 (H, W, 3)."""
+    """Return the picture that a sensor takes of a canvas: uint8 (H, W, 3)."""
     look = canvas.look
     height, width = canvas.light.shape
     light = cv2.GaussianBlur(canvas.light, (0, 0), 0.5)
-    sky = np.array([0.92, 0.97, 1.06], np.float32)  # what lights the shade is bluish
+    sky = np.array([0.92, 0.97, 1.06], np.float32)  # the light in the shade is bluish
     tint = 1 + (1 - np.clip(light, 0, 1))[..., None] * (sky - 1)
     picture = canvas.albedo * light[..., None] * tint
     picture *= (1 + 0.03 * noise(height, width, 2, 2, rng))[..., None]

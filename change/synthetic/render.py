@@ -1,15 +1,13 @@
-"""Synthetic bi-temporal aerial scenes with masks: `python -m change samples OUT --count 3 --size 1024 --seed 0`.
+"""Synthetic aerial scenes at two dates, with masks: `python -m change samples OUT --count 3 --size 1024 --seed 0`.
 
-A scene is an invented piece of country (`change.synthetic.world`), seen twice with another sun, season, haze, exposure,
-focus, viewing angle and a slight misregistration. The mask marks the roofs of buildings that exist at one date only;
-everything else that differs stays unmarked: crops, cars, trees, paint, paved ground, shadows. For trying things out: a
-score on these scenes says nothing about real imagery.
+A scene is an invented piece of country (`change.synthetic.builder`), seen twice with another sun, season, haze,
+exposure, focus, viewing angle and a slight misregistration. The mask marks the roofs of buildings that exist at only
+one date; everything else that differs stays unmarked: crops, cars, trees, paint, paved ground, shadows. The scenes are
+for trying things out: scores on them say nothing about real imagery.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +18,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from change.common.errors import OneLineParser, UserError
-from change.common.files import make_folder
+from change.common.files import write_folder
 from change.common.pictures import mask_picture, save_png
-from change.synthetic.canvas import Canvas, Crowns, draw_look, draw_second_look, expose, noise
-from change.synthetic.world import BOTH, Builder, Building, Colour, Points, Rectangle, Tree, World, tinted
+from change.synthetic.builder import Builder
+from change.synthetic.canvas import Canvas, Crowns, Field, draw_look, draw_second_look, expose, noise
+from change.synthetic.world import BOTH, Building, Colour, Points, Rectangle, Tree, World, tint
 
-# What a material looks like in the wet and in the dry season: two colours each, mixed in patches.
+# Colours of each material in the wet and in the dry season: two each, which are mixed in patches.
 MATERIALS: dict[str, tuple[tuple[Colour, Colour], tuple[Colour, Colour]]] = {
     "grass": (((0.34, 0.40, 0.23), (0.43, 0.44, 0.29)), ((0.53, 0.48, 0.36), (0.60, 0.54, 0.41))),
     "suburb": (((0.32, 0.39, 0.22), (0.42, 0.43, 0.29)), ((0.47, 0.44, 0.33), (0.56, 0.50, 0.39))),
@@ -49,50 +48,75 @@ LEAVES: tuple[tuple[Colour, Colour], tuple[Colour, Colour]] = (
 
 
 def draw_ground(canvas: Canvas, world: World, date: int, rng: np.random.Generator, shared: np.random.Generator) -> None:
-    """Districts, fields, roads and everything flat. `shared` draws what is the same at both dates."""
+    """Draw districts, fields, roads and everything flat. `shared` draws what is the same at both dates."""
     height, width = canvas.light.shape
-    look, scale = canvas.look, canvas.scale
+    scale = canvas.scale
     other = canvas.albedo.copy()
     stripes = np.zeros((height, width), np.float32)
-    rows, columns = np.mgrid[:height, :width].astype(np.float32)
     strips = [(road.line, road.width, road.material) for road in world.roads if road.dates[date]]
     areas: list[tuple[Points, str, float | None]] = [(g.outline, g.materials[date], g.rows) for g in world.ground]
-    for outline, material, angle in areas + [(strip(line, wide), kind, None) for line, wide, kind in strips]:
-        if (covered := canvas.cover(canvas.pixels(outline))) is None:
-            continue
-        place, alpha = covered
-        wet, dry = MATERIALS[material]
-        tone = 1 + rng.normal(0, 0.09)
-        for target, start, end in zip((canvas.albedo, other), wet, dry, strict=True):
-            season = np.clip(look.dry + rng.normal(0, 0.15), 0, 1)
-            colour = tone * ((1 - season) * np.array(start) + season * np.array(end))
-            target[place] += alpha[..., None] * (colour.astype(np.float32) - target[place])
-        amount = 0.0 if angle is None or material not in ("crop", "ripe", "ploughed") else rng.uniform(0.02, 0.1)
-        wave = 2 * np.pi / (scale * rng.uniform(1.2, 4.0))
-        phase = (columns[place] * np.cos(angle or 0) + rows[place] * np.sin(angle or 0)) * np.float32(wave)
-        stripes[place] += alpha * (np.float32(amount) * np.sin(phase) - stripes[place])
+    areas += [(strip(line, wide), material, None) for line, wide, material in strips]
+    for outline, material, angle in areas:
+        draw_area(canvas, other, stripes, canvas.pixels(outline), material, angle, rng)
     patchy = noise(height, width, 30 * scale, 4, shared) + 0.6 * noise(height, width, 25 * scale, 5, rng)
     mix = 1 / (1 + np.exp(-2.2 * patchy))
     canvas.albedo += mix[..., None] * (other - canvas.albedo)
     rough = 0.07 * noise(height, width, 3 * scale, 4, shared) + 0.06 * noise(height, width, 2.5 * scale, 3, rng)
     canvas.albedo *= (1 + rough + stripes)[..., None]
-    for line, wide, kind in strips:
-        if kind == "asphalt" and wide > 9:
+    for line, wide, material in strips:
+        if material == "asphalt" and wide > 9:
             canvas.fill(canvas.pixels(strip(line, 0.35)), (0.72, 0.68, 0.5))
     for patch in world.patches:
         if patch.dates[date] and not patch.height:
             canvas.fill(canvas.pixels(patch.shape.corners()), patch.colour)
 
 
+def draw_area(
+    canvas: Canvas,
+    other: Field,
+    stripes: Field,
+    outline: Points,
+    material: str,
+    angle: float | None,
+    rng: np.random.Generator,
+) -> None:
+    """Lay one material over an area.
+
+    Args:
+        canvas: Gets the material's first colour.
+        other: Gets its second colour, (H, W, 3).
+        stripes: Gets the rows of a field, (H, W), as changes of brightness.
+        outline: The area in pixels.
+        material: One of MATERIALS.
+        angle: The angle of a field's rows in radians; None for other areas.
+        rng: Source of all random numbers.
+    """
+    covered = canvas.cover(outline)
+    if covered is None:
+        return
+    place, alpha = covered
+    wet, dry = MATERIALS[material]
+    tone = 1 + rng.normal(0, 0.09)
+    for target, start, end in zip((canvas.albedo, other), wet, dry, strict=True):
+        season = np.clip(canvas.look.dry + rng.normal(0, 0.15), 0, 1)
+        colour = tone * ((1 - season) * np.array(start) + season * np.array(end))
+        target[place] += alpha[..., None] * (colour.astype(np.float32) - target[place])
+    amount = 0.0 if angle is None or material not in ("crop", "ripe", "ploughed") else rng.uniform(0.02, 0.1)
+    wave = 2 * np.pi / (canvas.scale * rng.uniform(1.2, 4.0))
+    rows, columns = (part.astype(np.float32) for part in np.mgrid[place])
+    phase = (columns * np.cos(angle or 0) + rows * np.sin(angle or 0)) * np.float32(wave)
+    stripes[place] += alpha * (np.float32(amount) * np.sin(phase) - stripes[place])
+
+
 def strip(line: Points, width: float) -> Points:
-    """The outline of a band around a line."""
+    """Return the outline of a band of `width` around a line."""
     along = np.gradient(line, axis=0)
     across = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True)
     return np.concatenate([line + across * width / 2, (line - across * width / 2)[::-1]])
 
 
 def draw_building(canvas: Canvas, building: Building, date: int, rng: np.random.Generator) -> None:
-    """Walls that the viewing angle shows, then roofs, plane by plane."""
+    """Draw the walls that the viewing angle shows, and then the roofs."""
     colour = building.colours[date]
     for wing in building.wings:
         hull = np.concatenate([canvas.pixels(wing.corners()), canvas.pixels(wing.corners(), building.height)])
@@ -103,21 +127,29 @@ def draw_building(canvas: Canvas, building: Building, date: int, rng: np.random.
 
 
 def draw_roof(canvas: Canvas, wing: Rectangle, building: Building, colour: Colour, rng: np.random.Generator) -> None:
-    """A wing's roof: hip and gable have sloping planes lit by the sun, a flat one a rim and machines."""
-    eaves = building.height
+    """Draw the roof of a wing."""
     if building.roof == "flat":
-        canvas.fill(canvas.pixels(wing.corners(), eaves), tinted(colour, rng, 0.05), 1.0)
-        inner = Rectangle(wing.centre, wing.angle, wing.half_length - 0.5, wing.half_width - 0.5)
-        canvas.fill(canvas.pixels(inner.corners(), eaves), colour, 1.0)
-        for _ in range(rng.poisson(wing.half_length * wing.half_width / 120)):
-            spot = inner.at(rng.uniform(-0.85, 0.85, 2))
-            machine = Rectangle(spot, wing.angle, rng.uniform(0.7, 2.2), rng.uniform(0.7, 1.5))
-            canvas.fill(
-                canvas.pixels(machine.corners() - canvas.look.sun[:2] * 1.2, eaves), colour, canvas.look.ambient
-            )
-            canvas.fill(canvas.pixels(machine.corners(), eaves + 1), tinted((0.6, 0.6, 0.6), rng, 0.1), 1.0)
-        return
-    pitch = 0.45
+        draw_flat_roof(canvas, wing, building.height, colour, rng)
+    else:
+        draw_pitched_roof(canvas, wing, building, colour)
+
+
+def draw_flat_roof(canvas: Canvas, wing: Rectangle, eaves: float, colour: Colour, rng: np.random.Generator) -> None:
+    """Draw a flat roof with a rim, and machines that throw shadows. `eaves`: height in metres."""
+    canvas.fill(canvas.pixels(wing.corners(), eaves), tint(colour, rng, 0.05), 1.0)
+    inner = Rectangle(wing.centre, wing.angle, wing.half_length - 0.5, wing.half_width - 0.5)
+    canvas.fill(canvas.pixels(inner.corners(), eaves), colour, 1.0)
+    for _ in range(rng.poisson(wing.half_length * wing.half_width / 120)):
+        spot = inner.at(rng.uniform(-0.85, 0.85, 2))
+        machine = Rectangle(spot, wing.angle, rng.uniform(0.7, 2.2), rng.uniform(0.7, 1.5))
+        shadow = machine.corners() - canvas.look.sun[:2] * 1.2
+        canvas.fill(canvas.pixels(shadow, eaves), colour, canvas.look.ambient)
+        canvas.fill(canvas.pixels(machine.corners(), eaves + 1), tint((0.6, 0.6, 0.6), rng, 0.1), 1.0)
+
+
+def draw_pitched_roof(canvas: Canvas, wing: Rectangle, building: Building, colour: Colour) -> None:
+    """Draw a hip or gable roof: sloping planes, each lit by the sun."""
+    eaves, pitch = building.height, 0.45
     inset = 1.0 - min(1.0, wing.half_width / wing.half_length) if building.roof == "hip" else 1.0
     top = eaves + wing.half_width * np.tan(pitch)
     ridge = canvas.pixels(wing.at([[-inset, 0], [inset, 0]]), top)
@@ -133,13 +165,13 @@ def draw_roof(canvas: Canvas, wing: Rectangle, building: Building, colour: Colou
             (np.stack([corners[1], corners[2], ridge[1]]), long),
             (np.stack([corners[3], corners[0], ridge[0]]), -long),
         ]
-    canvas.fill(corners, colour, 0.8)  # under the seams between the planes
+    canvas.fill(corners, colour, 0.8)  # for the seams between the planes
     for plane, direction in planes:
         canvas.fill(plane, colour, canvas.slope_light(direction, pitch))
 
 
 def draw_tree(canvas: Canvas, tree: Tree, crowns: Crowns) -> None:
-    """Stamp one crown."""
+    """Draw one tree's crown."""
     centre = canvas.pixels(tree.place, tree.radius)
     side = max(3, round(2 * tree.radius * canvas.scale))
     left, top = (np.round(centre - side / 2)).astype(int)
@@ -153,7 +185,7 @@ def draw_tree(canvas: Canvas, tree: Tree, crowns: Crowns) -> None:
     alpha = cv2.resize(crowns.cover[form], (side, side), interpolation=how)[part]
     light = cv2.resize(crowns.light[form], (side, side), interpolation=how)[part]
     dry = canvas.look.dry * (tree.tone > 0.45)  # the others are evergreen
-    dark, bright = (np.array(wet) * (1 - dry) + np.array(gone) * dry for wet, gone in zip(*LEAVES, strict=True))
+    dark, bright = (np.array(wet) * (1 - dry) + np.array(end) * dry for wet, end in zip(*LEAVES, strict=True))
     colour = dark + tree.tone * (bright - dark)
     alpha = alpha * np.float32(1 - 0.35 * dry)
     place = (slice(y0, y1), slice(x0, x1))
@@ -162,7 +194,7 @@ def draw_tree(canvas: Canvas, tree: Tree, crowns: Crowns) -> None:
 
 
 def draw_date(world: World, date: int, canvas: Canvas, rng: np.random.Generator, shared: np.random.Generator) -> None:
-    """Everything that is there at a date, from the ground up."""
+    """Draw everything that is there at a date, from the ground up."""
     draw_ground(canvas, world, date, rng, shared)
     buildings = [b for b in world.buildings if b.dates[date]]
     trees = clear_of([t for t in world.trees if t.dates[date]], buildings)
@@ -183,7 +215,7 @@ def draw_date(world: World, date: int, canvas: Canvas, rng: np.random.Generator,
 
 
 def clear_of(trees: list[Tree], buildings: list[Building]) -> list[Tree]:
-    """Those trees that do not stand inside a building."""
+    """Return the trees that do not stand inside a building."""
     if not trees or not buildings:
         return trees
     mains = [building.wings[0] for building in buildings]
@@ -192,22 +224,30 @@ def clear_of(trees: list[Tree], buildings: list[Building]) -> list[Tree]:
 
 
 def draw_mask(world: World, canvases: Sequence[Canvas]) -> NDArray[np.uint8]:
-    """Uint8 (H, W) of 0 and 1: roofs of buildings that are there at one date alone, as that date shows them."""
+    """Draw the mask, uint8 (H, W) of 0 and 1: roofs of buildings that exist at only one date, as they appear at it."""
     mask = np.zeros(canvases[0].light.shape, np.uint8)
     for building in world.buildings:
-        if building.dates != BOTH:
-            canvas = canvases[building.dates.index(True)]
-            for wing in building.wings:
-                if (covered := canvas.cover(canvas.pixels(wing.corners(), building.height))) is not None:
-                    place, alpha = covered
-                    mask[place] |= alpha > 0.5
+        if building.dates == BOTH:
+            continue
+        canvas = canvases[building.dates.index(True)]
+        for wing in building.wings:
+            covered = canvas.cover(canvas.pixels(wing.corners(), building.height))
+            if covered is not None:
+                place, alpha = covered
+                mask[place] |= alpha > 0.5
     return mask
 
 
 def draw_scene(height: int, width: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], ...]:
-    """Before and after, uint8 RGB (H, W, 3), and the mask, uint8 (H, W) of 0 and 1, of at least one changed building.
+    """Draw a scene in which at least one building changes. The same `seed` gives the same scene.
 
-    The same `seed` gives the same scene. A pixel is 0.4 to 0.7 metres.
+    Args:
+        height: Height in pixels of 0.4 to 0.7 metres.
+        width: Width in pixels.
+        seed: Numbers that seed all random draws.
+
+    Returns:
+        Before and after, uint8 RGB (H, W, 3), and the mask, uint8 (H, W) of 0 and 1.
     """
     layout, shared, first, second = (np.random.default_rng([*seed, part]) for part in range(4))
     scale = 1 / layout.uniform(0.4, 0.7)
@@ -224,13 +264,10 @@ def draw_scene(height: int, width: int, seed: Sequence[int]) -> tuple[NDArray[np
 def write_samples(folder: Path, count: int, size: int, seed: int) -> None:
     """Write `count` square scenes of `size` pixels as folder/{A,B}/SEED_0000.jpg and folder/label/SEED_0000.png.
 
-    The folder appears whole or not at all. Raises UserError where it is there already and holds something.
+    The folder is written completely or not at all. Raises UserError if it exists and is not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: choose another folder, or remove it")
-    make_folder(folder.parent)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+
+    def write(aside: Path) -> None:
         for sub in ("A", "B", "label"):
             (aside / sub).mkdir()
         for index in tqdm(range(count), desc=str(folder), unit="scene", disable=None):
@@ -238,20 +275,27 @@ def write_samples(folder: Path, count: int, size: int, seed: int) -> None:
             for sub, picture in (("A", before), ("B", after)):
                 PIL.Image.fromarray(picture).save(aside / sub / f"{seed}_{index:04d}.jpg", quality=90, subsampling=0)
             save_png(mask_picture(mask > 0), aside / "label" / f"{seed}_{index:04d}.png")
-        aside.chmod(0o755)
-        aside.replace(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        refuse_existing(folder)
+
+    refuse_existing(folder)
+    write_folder(folder, write)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise UserError if something is there, unless it is an empty folder, which may be replaced."""
+    if not folder.name:
+        raise UserError(f"OUT {folder}: choose a folder of its own")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: choose another folder, or remove it")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m change samples`; return the exit code."""
+    """Run `python -m change samples`; return the exit code."""
     parser = OneLineParser(prog="python -m change samples", description="Draw synthetic scenes with masks.")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to make, of A, B and label")
-    parser.add_argument("--count", type=int, default=3, help="scenes (default: 3)")
+    parser.add_argument("--count", type=int, default=3, help="number of scenes (default: 3)")
     parser.add_argument("--size", type=int, default=1024, help="side in pixels (default: 1024)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     given = parser.parse_args(arguments)
     for name, least in (("count", 1), ("size", 64), ("seed", 0)):
         if getattr(given, name) < least:

@@ -1,30 +1,24 @@
-"""What stands where and when in a synthetic scene: an invented piece of country, in metres, at two dates.
+"""What stands in a synthetic scene, and when: an invented piece of country in metres, at two dates.
 
-A plane is divided along a rotated, bent street grid into districts (suburb, industry, forest, scrub, fields, grass,
-bare soil, water); suburbs are divided further into blocks and lots with a house each. Between the dates some districts
-are built on or cleared, single houses appear and vanish, and much changes that is no building: crops, cars, paint,
-pools, paved ground, trees. `change.synthetic.render` draws it.
+`change.synthetic.builder` invents it, `change.synthetic.render` draws it.
 
 Points are (N, 2) float64, x to the right and y down, in metres from the scene's upper left corner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 Points = NDArray[np.float64]
 Colour = tuple[float, float, float]  # RGB reflectance, 0..1
-Dates = tuple[bool, bool]  # whether it is there before, after
+Dates = tuple[bool, bool]  # whether something is there before, and after
 
 BOTH: Dates = (True, True)
 NEW: Dates = (False, True)
 GONE: Dates = (True, False)
-MARGIN = 25.0  # metres around the view in which things still throw a shadow into it
 
 ROOFS: tuple[Colour, ...] = (
     (0.52, 0.50, 0.48),
@@ -51,22 +45,23 @@ POOL: Colour = (0.30, 0.58, 0.66)
 SLAB: Colour = (0.76, 0.74, 0.70)
 EARTH: Colour = (0.64, 0.53, 0.41)
 
-# Kinds of district and how often each stays what it is; what is built on, and what for.
+
+# Kinds of district, with weights: those that stay what they are, and those that are built on.
 STABLE = {"suburb": 3, "industry": 1, "forest": 2.5, "scrub": 2.5, "field": 1.5, "grass": 1, "soil": 1, "water": 0.2}
 BUILT_ON = {"scrub": 3, "soil": 3, "forest": 2, "grass": 2, "field": 2}
-TREES = {
+TREES = {  # per square metre
     "forest": 0.024,
     "scrub": 0.009,
     "grass": 0.0008,
     "suburb": 0.003,
     "industry": 0.0003,
     "soil": 0.0003,
-}  # per m2
+}
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Centre, angle in radians of the long side, half its length and half its width in metres."""
+    """A rectangle: centre, angle of the long side in radians, half the length and half the width in metres."""
 
     centre: Points
     angle: float
@@ -74,11 +69,11 @@ class Rectangle:
     half_width: float
 
     def corners(self) -> Points:
-        """The four corners, in order."""
+        """Return the four corners, in order."""
         return self.at([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 
     def at(self, shares: object) -> Points:
-        """Points given in half lengths and half widths from the centre."""
+        """Return points that are given in half lengths and half widths from the centre."""
         local = np.asarray(shares, float) * (self.half_length, self.half_width)
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         return np.asarray(local @ np.array([[cos, sin], [-sin, cos]]) + self.centre)
@@ -86,7 +81,7 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Ground:
-    """An area covered by one material at each date; `rows`: the angle of a field's rows."""
+    """An area covered by one material at each date. `rows`: the angle of a field's rows in radians."""
 
     outline: Points
     materials: tuple[str, str]
@@ -105,7 +100,7 @@ class Road:
 
 @dataclass(frozen=True)
 class Patch:
-    """Something small of one colour: paved ground, a pool (height 0), a car."""
+    """Something small of one colour: a car, or something of height 0 such as paved ground or a pool."""
 
     shape: Rectangle
     colour: Colour
@@ -115,7 +110,10 @@ class Patch:
 
 @dataclass(frozen=True)
 class Building:
-    """Wings, the first the largest, with a hip, gable or flat roof; the eaves' height in metres; a colour a date."""
+    """A building: wings, the largest first, the height of the eaves in metres, a roof, and its colour at each date.
+
+    `roof` is "hip", "gable" or "flat".
+    """
 
     wings: tuple[Rectangle, ...]
     height: float
@@ -126,7 +124,7 @@ class Building:
 
 @dataclass(frozen=True)
 class Tree:
-    """A crown; `shape` picks its form, `tone` its colour, 0..1."""
+    """A tree's crown. `shape` picks its form, `tone` (0..1) its colour."""
 
     place: Points
     radius: float
@@ -148,329 +146,25 @@ class World:
 
 @dataclass(frozen=True)
 class District:
-    """What an area is used for at the two dates; `streets`: whether those that come with building are there before."""
+    """What an area is used for at the two dates. `streets`: whether streets exist before the houses along them."""
 
     before: str
     after: str
     streets: bool = True
 
     def dates(self) -> Dates:
-        """Of what comes with the built-up date."""
+        """Return the dates at which the area is built up."""
         built = [kind in ("suburb", "industry") for kind in (self.before, self.after)]
         return built[0], built[1]
 
 
-class Builder:
-    """Draws a `World` of `width` x `height` metres from a random generator."""
-
-    def __init__(self, width: float, height: float, rng: np.random.Generator) -> None:
-        self.rng, self.world, self.size = rng, World(), np.array([width, height])
-        self.angle = rng.uniform(0, np.pi)
-        self.bends = rng.uniform(-1, 1, (3, 2)) * (14, 14)  # amplitude of three waves, metres
-        self.waves = rng.normal(0, 1 / 420, (3, 2)) * 2 * np.pi
-        self.turnover = float(rng.choice([0.02, 0.08, 0.2]))  # share of single houses that appear or vanish
-        self.growth = rng.uniform(0.35, 0.85)  # share of districts that are built on
-        self.roofs = [ROOFS[i] for i in rng.choice(len(ROOFS), 4, replace=False)]
-        self.street = str(rng.choice(["asphalt", "concrete", "worn"]))
-
-    def build(self) -> World:
-        """Divide the plane, then see to it that at least one building changes in view."""
-        reach = 0.6 * float(np.hypot(*self.size)) + MARGIN
-        self.divide((-reach, -reach, reach, reach))
-        self.traffic()
-        world, rng = self.world, self.rng
-        seen = [i for i, b in enumerate(world.buildings) if self.inside(b.wings[0].centre, 0.0)]
-        if not any(world.buildings[i].dates != BOTH for i in seen):
-            if seen:
-                chosen = int(rng.choice(seen))
-                world.buildings[chosen] = replace(world.buildings[chosen], dates=NEW)
-            else:
-                self.house(rng.uniform(0.3, 0.7, 2) * self.size, self.angle, NEW)
-        return world
-
-    def place(self, points: object) -> Points:
-        """From the street grid's own frame to the scene: turned, moved, bent."""
-        cos, sin = np.cos(self.angle), np.sin(self.angle)
-        turned = np.asarray(points, float) @ np.array([[cos, sin], [-sin, cos]]) + self.size / 2
-        return np.asarray(turned + np.sin(turned @ self.waves.T) @ self.bends)
-
-    def direction(self, point: Points) -> float:
-        """The angle of the grid's first axis at a point of the grid."""
-        step = self.place(point + np.array([1.0, 0.0])) - self.place(point)
-        return float(np.arctan2(step[1], step[0]))
-
-    def inside(self, point: Points, margin: float = MARGIN) -> bool:
-        """Whether a point of the scene is in view, or nearly."""
-        return bool((point > -margin).all() and (point < self.size + margin).all())
-
-    def pick(self, weights: Mapping[str, float]) -> str:
-        """One of the keys, by weight."""
-        shares = np.array([*weights.values()])
-        return str(self.rng.choice([*weights], p=shares / shares.sum()))
-
-    def divide(self, box: tuple[float, float, float, float]) -> None:
-        """Halve an area by roads until it is the size of a district."""
-        rng = self.rng
-        if max(box[2] - box[0], box[3] - box[1]) < rng.uniform(170, 420):
-            self.district(box)
-            return
-        first, second, road = self.halve(box, rng.uniform(0.35, 0.65))
-        self.divide(first)
-        self.divide(second)
-        material = str(rng.choice(["asphalt", "worn", "dirt"], p=[0.5, 0.25, 0.25]))
-        self.road(road, rng.uniform(5, 8) if material == "dirt" else rng.uniform(8, 15), material, BOTH)
-
-    def halve(
-        self, box: tuple[float, float, float, float], share: float
-    ) -> tuple[tuple[float, float, float, float], tuple[float, float, float, float], Points]:
-        """Cut a box across its longer side; also the line of the cut."""
-        x0, y0, x1, y1 = box
-        if x1 - x0 > y1 - y0:
-            x = x0 + share * (x1 - x0)
-            return (x0, y0, x, y1), (x, y0, x1, y1), np.array([[x, y0], [x, y1]])
-        y = y0 + share * (y1 - y0)
-        return (x0, y0, x1, y), (x0, y, x1, y1), np.array([[x0, y], [x1, y]])
-
-    def road(self, line: Points, width: float, material: str, dates: Dates) -> None:
-        """Add a road along a line of the grid."""
-        points = self.place(np.linspace(line[0], line[1], 24))
-        if any(self.inside(point) for point in points):
-            self.world.roads.append(Road(points, width, material, dates))
-
-    def outline(self, box: tuple[float, float, float, float]) -> Points:
-        """A box of the grid as a bent polygon."""
-        x0, y0, x1, y1 = box
-        corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])
-        return self.place(np.concatenate([np.linspace(a, b, 12) for a, b in pairwise(corners)]))
-
-    def district(self, box: tuple[float, float, float, float]) -> None:
-        """Decide what an area is used for, and fill it."""
-        rng = self.rng
-        if rng.random() < self.growth:
-            use = District(self.pick(BUILT_ON), "suburb" if rng.random() < 0.8 else "industry", rng.random() < 0.35)
-        else:
-            kind = self.pick(STABLE)
-            use = District(kind, kind)
-            if kind in ("suburb", "industry") and rng.random() < 0.06:
-                use = District(kind, "soil")
-            elif kind in ("forest", "scrub", "grass") and rng.random() < 0.15:
-                use = District(kind, "soil")  # cleared, and nothing built yet
-        built = next((kind for kind in (use.after, use.before) if kind in ("suburb", "industry")), None)
-        if built == "suburb":
-            self.blocks(box, use)
-        else:
-            self.cover(box, use)
-            if built:
-                self.industry(box, use.dates())
-
-    def cover(self, box: tuple[float, float, float, float], use: District) -> None:
-        """Lay the ground of an area, and plant it."""
-        rng = self.rng
-        cuts = 0
-        while use.before == use.after == "field" and min(box[2] - box[0], box[3] - box[1]) > 90 and cuts < 3:
-            part, box, _ = self.halve(box, rng.uniform(0.3, 0.6))
-            self.field(part, use)
-            cuts += 1
-        if "field" in (use.before, use.after):
-            self.field(box, use)
-        else:
-            self.world.ground.append(Ground(self.outline(box), (use.before, use.after)))
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        for kind, dates in ((use.before, GONE), (use.after, NEW)):
-            if kind in TREES and (use.before != use.after or dates == NEW):
-                self.trees(box, rng.poisson(TREES[kind] * area), BOTH if use.before == use.after else dates, kind)
-        for _ in range(rng.poisson(area / 30000)):  # ground that is paved or laid bare at one date, and no building
-            self.patch(
-                rng.uniform(box[:2], box[2:]), rng.uniform(5, 22, 2), self.rng.choice([*PAVED, EARTH]), one_date(rng)
-            )
-
-    def field(self, box: tuple[float, float, float, float], use: District) -> None:
-        """A field with rows; what grows differs between the dates."""
-        crops = ("crop", "ripe", "ploughed", "grass")
-        materials = [str(self.rng.choice(crops)) if kind == "field" else kind for kind in (use.before, use.after)]
-        self.world.ground.append(Ground(self.outline(box), (materials[0], materials[1]), self.rng.uniform(0, np.pi)))
-
-    def trees(self, box: tuple[float, float, float, float], count: int, dates: Dates, kind: str) -> None:
-        """Scatter trees, in clumps; one in thirty is felled or planted between the dates."""
-        rng = self.rng
-        places = self.place(rng.uniform(box[:2], box[2:], (count, 2)))
-        large = rng.uniform(1.8, 3.4) if kind in ("forest", "scrub") else rng.uniform(1.6, 2.6)
-        clumps = np.sin(places @ rng.normal(0, 0.09, (2, 3))).sum(1) if kind == "scrub" else np.full(count, 3.0)
-        for place, clump in zip(places, clumps, strict=True):
-            if self.inside(place, 10) and clump > 0.4 + 0.4 * rng.normal():
-                there = one_date(rng) if dates == BOTH and rng.random() < 0.03 else dates
-                radius = large * float(rng.lognormal(0, 0.35))
-                self.world.trees.append(Tree(place, radius, int(rng.integers(1000)), float(rng.random()), there))
-
-    def blocks(self, box: tuple[float, float, float, float], use: District) -> None:
-        """A suburb: blocks of two rows of lots between streets."""
-        rng = self.rng
-        self.cover(box, use)
-        dates = use.dates()
-        streets: Dates = (dates[0] or use.streets, True) if dates[1] else BOTH
-        style = (
-            rng.uniform(15, 24),
-            rng.uniform(0.85, 1.25),
-            rng.random() < 0.25,
-        )  # lot width, size of houses, all alike
-        todo, depth, length = [box], rng.uniform(52, 76), rng.uniform(90, 220)
-        while todo:
-            x0, y0, x1, y1 = part = todo.pop()
-            short, long = sorted((x1 - x0, y1 - y0))
-            if long > length or short > 1.5 * depth:
-                first, second, line = self.halve(part, 0.5 if long > 2.5 * depth else 0.5 + rng.uniform(-0.06, 0.06))
-                todo += [first, second]
-                self.road(line, rng.uniform(7.5, 9.5), self.street, streets)
-            else:
-                self.lots(part, dates, style)
-
-    def lots(self, box: tuple[float, float, float, float], dates: Dates, style: tuple[float, float, bool]) -> None:
-        """Houses along the two long sides of a block."""
-        rng, (lot, size, alike) = self.rng, style
-        x0, y0, x1, y1 = box
-        along, across = (0, 1) if x1 - x0 >= y1 - y0 else (1, 0)
-        low, high = np.array(box[:2]), np.array(box[2:])
-        for side in (-1, 1):
-            edge = low[across] if side < 0 else high[across]
-            for place in np.arange(low[along] + 6 + lot / 2, high[along] - 6 - lot / 2, lot):
-                if rng.random() < 0.07:
-                    continue
-                point = np.empty(2)
-                point[along] = place + rng.normal(0, 0.6)
-                point[across] = edge - side * rng.uniform(15, 19)
-                centre = self.place(point)
-                if not self.inside(centre):
-                    continue
-                angle = self.direction(point) + (0 if along == 0 else np.pi / 2) + (np.pi if side > 0 else 0)
-                there = dates
-                if dates == BOTH and rng.random() < self.turnover:
-                    there = NEW if rng.random() < 0.85 else GONE
-                if dates == NEW and rng.random() < 0.06:
-                    self.patch_at(centre, angle, rng.uniform(9, 14, 2), SLAB, NEW)  # a foundation, not yet a house
-                    continue
-                self.lot(centre, angle + rng.normal(0, 0.02), there, min(size, lot / 15.5), alike)
-
-    def lot(self, centre: Points, angle: float, dates: Dates, size: float, alike: bool) -> None:
-        """A house with what lies around it: earth, drive, patio, pool, cars."""
-        rng = self.rng
-        front = np.array([np.sin(angle), -np.cos(angle)])
-        side = np.array([np.cos(angle), np.sin(angle)])
-        if dates == NEW and rng.random() < 0.4:
-            self.patch_at(centre, angle, rng.uniform(12, 18, 2), EARTH, GONE)
-            if rng.random() < 0.2:
-                self.patch_at(centre, angle, rng.uniform(9, 14, 2), SLAB, GONE)
-        if dates == GONE and rng.random() < 0.5:
-            self.patch_at(centre, angle, rng.uniform(9, 16, 2), EARTH if rng.random() < 0.6 else SLAB, NEW)
-        offset = rng.uniform(2, 5) * (1 if rng.random() < 0.5 else -1)
-        drive = Rectangle(centre + front * 10 + side * offset, angle + np.pi / 2, 6, rng.uniform(1.6, 3.2))
-        self.world.patches.append(Patch(drive, PAVED[int(rng.integers(2))], dates))
-        if rng.random() < 0.3:
-            self.patch_at(centre - front * rng.uniform(8, 11), angle, rng.uniform(3, 7, 2), PAVED[0], dates)
-        if rng.random() < 0.12:
-            self.patch_at(
-                centre - front * rng.uniform(11, 14), angle, rng.uniform(3, 7, 2), POOL, NEW if dates[1] else GONE
-            )
-        for _ in range(rng.poisson(0.5)):
-            self.car(drive.at([rng.uniform(-0.8, 0.8), 0]), drive.angle, one_date(rng))
-        self.house(centre, angle, dates, size, alike)
-
-    def house(self, centre: Points, angle: float, dates: Dates, size: float = 1.0, alike: bool = False) -> None:
-        """A house of one to three wings."""
-        rng = self.rng
-        length, width = size * rng.uniform(5.4, 8.2), size * rng.uniform(4.2, 6.4)
-        main = Rectangle(centre, angle, length, width)
-        wings = [main]
-        for share in (0.75, 0.35):
-            if rng.random() < share:
-                place = main.at(
-                    [rng.choice([-1, 1]) * rng.uniform(0.35, 0.65), rng.choice([-1, 1]) * rng.uniform(0.7, 1.0)]
-                )
-                wing = Rectangle(
-                    place, angle + np.pi / 2, width * rng.uniform(0.55, 0.9), length * rng.uniform(0.32, 0.5)
-                )
-                wings.append(wing)
-        roof = str(rng.choice(["hip", "gable", "flat"], p=[0.6, 0.33, 0.07]))
-        base = self.roofs[0 if alike else int(rng.integers(len(self.roofs)))]
-        colour = tinted(base, rng, 0.03)
-        painted = tinted(ROOFS[int(rng.integers(len(ROOFS)))], rng, 0.03) if rng.random() < 0.08 else colour
-        self.world.buildings.append(Building(tuple(wings), rng.uniform(2.8, 6.0), roof, (colour, painted), dates))
-        if rng.random() < 0.15:  # a shed
-            shed = Rectangle(main.at([rng.uniform(-0.8, 0.8), 2.2]), angle, rng.uniform(1.5, 3), rng.uniform(1.2, 2))
-            self.world.buildings.append(Building((shed,), 2.3, "gable", (colour, colour), dates))
-
-    def industry(self, box: tuple[float, float, float, float], dates: Dates) -> None:
-        """Large buildings on paved ground, with parked cars."""
-        rng = self.rng
-        columns, rows = (max(1, round((box[i + 2] - box[i]) / rng.uniform(75, 130))) for i in (0, 1))
-        cell = np.array([(box[2] - box[0]) / columns, (box[3] - box[1]) / rows])
-        for column in range(columns):
-            for row in range(rows):
-                point = np.array(box[:2]) + cell * (column + rng.uniform(0.4, 0.6), row + rng.uniform(0.4, 0.6))
-                centre = self.place(point)
-                if rng.random() < 0.15 or not self.inside(centre, 60):
-                    continue
-                angle = self.direction(point)
-                there = (
-                    (NEW if rng.random() < 0.85 else GONE) if dates == BOTH and rng.random() < self.turnover else dates
-                )
-                half = cell * rng.uniform(0.18, 0.36, 2)
-                paved = PAVED[int(rng.integers(len(PAVED)))]
-                self.world.patches.append(Patch(Rectangle(centre, angle, *(cell * 0.45)), paved, dates))
-                first = Rectangle(centre, angle, half[0], half[1])
-                wings = [first]
-                if rng.random() < 0.4:
-                    wings.append(
-                        Rectangle(first.at([rng.uniform(-0.6, 0.6), 1]), angle, *(half * rng.uniform(0.3, 0.6)))
-                    )
-                colour = tinted(FLAT_ROOFS[int(rng.integers(len(FLAT_ROOFS)))], rng, 0.03)
-                painted = tinted(FLAT_ROOFS[int(rng.integers(len(FLAT_ROOFS)))], rng, 0.03)
-                colours = (colour, painted if rng.random() < 0.12 else colour)
-                roof = "flat" if rng.random() < 0.75 else "gable"
-                self.world.buildings.append(Building(tuple(wings), rng.uniform(4, 11), roof, colours, there))
-                for _ in range(rng.poisson(10)):
-                    side = rng.choice([-1, 1])
-                    spot = centre + np.array([np.cos(angle), np.sin(angle)]) * rng.integers(-12, 13) * 2.7
-                    spot = spot + np.array([-np.sin(angle), np.cos(angle)]) * side * (half[1] + rng.choice([5.0, 11.0]))
-                    self.car(spot, angle + np.pi / 2, one_date(rng) if dates == BOTH else dates)
-
-    def patch(self, point: Points, sides: Points, colour: object, dates: Dates) -> None:
-        """A patch at a point of the grid."""
-        self.patch_at(self.place(point), self.direction(point), sides, colour, dates)
-
-    def patch_at(self, centre: Points, angle: float, sides: Points, colour: object, dates: Dates) -> None:
-        """A patch at a point of the scene."""
-        red, green, blue = np.asarray(colour, float)
-        shape = Rectangle(centre, angle, float(np.max(sides)) / 2, float(np.min(sides)) / 2)
-        self.world.patches.append(Patch(shape, tinted((red, green, blue), self.rng, 0.02), dates))
-
-    def car(self, centre: Points, angle: float, dates: Dates) -> None:
-        """A car, or now and then a lorry."""
-        rng = self.rng
-        long, wide, high = (6.0, 1.3, 3.2) if rng.random() < 0.06 else (2.2, 0.9, 1.5)
-        colour = PAINTS[int(rng.choice(len(PAINTS), p=[0.35, 0.2, 0.25, 0.1, 0.1]))]
-        self.world.patches.append(Patch(Rectangle(centre, angle, long, wide), colour, dates, high))
-
-    def traffic(self) -> None:
-        """Cars on the roads, others at each date."""
-        rng = self.rng
-        for road in self.world.roads:
-            steps = np.diff(road.line, axis=0)
-            for _ in range(rng.poisson(0.012 * np.hypot(*steps.T).sum())):
-                i = int(rng.integers(len(steps)))
-                angle = float(np.arctan2(steps[i, 1], steps[i, 0]))
-                lane = np.array([-np.sin(angle), np.cos(angle)]) * road.width * rng.choice([-0.25, 0.25])
-                dates = one_date(rng)
-                if all(there or not car for there, car in zip(road.dates, dates, strict=True)):
-                    self.car(road.line[i] + rng.random() * steps[i] + lane, angle, dates)
-
-
 def one_date(rng: np.random.Generator) -> Dates:
-    """There before alone or after alone."""
+    """Draw the date at which something is there: only before, or only after."""
     return GONE if rng.random() < 0.5 else NEW
 
 
-def tinted(colour: Colour, rng: np.random.Generator, strength: float) -> Colour:
-    """A colour nearby: another brightness, a little another hue."""
+def tint(colour: Colour, rng: np.random.Generator, strength: float) -> Colour:
+    """Draw a similar colour, of another brightness and a slightly different hue."""
     red, green, blue = np.clip(
         np.array(colour) * (1 + rng.normal(0, 2 * strength)) + rng.normal(0, strength / 3, 3), 0, 1
     )

@@ -12,23 +12,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from change.change_dataloader import (
-    Batch,
-    Split,
-    TrainLoader,
-    TrainSamples,
-    WholeSamples,
-    default_workers,
-    find_split,
-    rate_of_change,
-    shared_images,
-    whole_loader,
-)
+from change.change_dataloader import Split, find_split, rate_of_change, shared_images
 from change.checkpoint import Checkpoint, hand_over, load_checkpoint, load_encoder
 from change.common import distributed
 from change.common.errors import UserError, listed
 from change.common.logs import versions
 from change.data.cache import DecodedCache
+from change.data.loaders import TrainLoader, default_workers, whole_loader
+from change.data.samples import Batch, TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter, Geometry
 from change.options import DataOptions, NetworkOptions, OptimizerOptions, StartOptions, TrainOptions
 from change.training.average import WeightAverage

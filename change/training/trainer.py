@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from change.change_dataloader import Batch, BatchShare
 from change.checkpoint import PassRecord
 from change.common import distributed
 from change.common.command_line import flat
 from change.common.devices import DTYPES
 from change.common.errors import UserError, listed
+from change.data.loaders import BatchShare
+from change.data.samples import Batch
 from change.options import TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
 from change.training.build import Data, Parts

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from change.change_dataloader import Batch, or_raise, seen_in_training
 from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.errors import UserError
 from change.common.pictures import panel
+from change.data.loaders import or_raise
+from change.data.samples import Batch, seen_in_training
 from change.evaluation.metrics import BINS, Counts, Curve, count_pixels, histogram
 from change.prediction.predictor import predictor
 from change.prediction.threshold import changed_pixels

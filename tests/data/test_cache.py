@@ -18,8 +18,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from change.change_dataloader import Split, TrainLoader, TrainSamples, WholeSamples, find_split, or_raise, whole_loader
-from change.data.cache import PAGE, DecodedCache, locked
+from change.change_dataloader import Split, find_split
+from change.data.cache import PAGE, DecodedCache, hold_lock
+from change.data.loaders import TrainLoader, or_raise, whole_loader
+from change.data.samples import TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter
 from tests.conftest import REPOSITORY, draw_pair, last_line, run_program, train_arguments, wait_for
 from tests.data.test_change_dataloader import contents, save, truncate, user_error
@@ -161,7 +163,7 @@ def test_stale(root: Path, folder: Path, caplog: pytest.LogCaptureFixture, chang
     assert cache.path == frozen.path
     assert everything(cache.split, cache) == everything(cache.split)
     assert everything(split, frozen) == old
-    assert "start it again" in user_error(lambda: pickle.loads(asleep).read(0, True))
+    assert "start the run again" in user_error(lambda: pickle.loads(asleep).read(0, True))
 
 
 def test_as_it_was_is_used_as_it_is(root: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -237,7 +239,7 @@ def test_two_processes_decode_once(root: Path, folder: Path) -> None:
     path = DecodedCache(split, folder).path
     path.unlink()
     with ExitStack() as door:
-        assert door.enter_context(locked(path.with_suffix(".lock")))
+        assert door.enter_context(hold_lock(path.with_suffix(".lock")))
         processes = [open_slowly(root, folder) for _ in range(2)]
         for process in processes:
             assert process.stderr is not None

@@ -18,21 +18,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from change.change_dataloader import (
-    Batch,
-    Split,
-    TrainLoader,
-    TrainSamples,
-    WholeSamples,
-    find_split,
-    or_raise,
-    rate_of_change,
-    shared_images,
-    whole_loader,
-)
+from change.change_dataloader import Split, find_split, rate_of_change, shared_images
 from change.common.errors import UserError
 from change.common.files import file_hash
-from change.common.images import image_hash, read_image, read_mask
+from change.common.images import image_hash, read_image
+from change.data.loaders import TrainLoader, or_raise, whole_loader
+from change.data.masks import read_mask
+from change.data.samples import Batch, TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter
 from tests.conftest import REPOSITORY, draw_pair, run_program, write_pairs
 
@@ -661,7 +653,9 @@ def test_a_program_ends_while_its_loader_is_in_use(tmp_path: Path, end: str) -> 
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from change.change_dataloader import TrainLoader, TrainSamples, find_split\n"
+        "from change.change_dataloader import find_split\n"
+        "from change.data.loaders import TrainLoader\n"
+        "from change.data.samples import TrainSamples\n"
         "from change.data.transforms import ColorJitter\n"
         f"split = find_split(Path({str(write_pairs(tmp_path / 'data', 4))!r}), '')\n"
         "batches = TrainLoader(TrainSamples(split, 32, ColorJitter(), 0), 1, workers=2).epoch(0)\n"

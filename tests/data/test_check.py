@@ -12,15 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
 
-from change.change_dataloader import files_by_stem, find_split
-from change.common.images import read_mask
+from change.change_dataloader import SUFFIXES, find_split
+from change.common.errors import UserError
+from change.common.names import files_by_stem
 from change.data.check import main
+from change.data.masks import read_mask
 from change.synthetic.render import draw_scene
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, write_pairs
 
 PARTS = ("A", "B", "label")
 
@@ -57,7 +60,7 @@ def write_real(root: Path, source: Path) -> None:
     ):
         for part in PARTS:
             for name in names:
-                path = files_by_stem(source / split / part)[name]
+                path = files_by_stem(source / split / part, SUFFIXES)[name]
                 picture = np.asarray(PIL.Image.open(path)).astype(np.uint8)
                 save(picture * np.uint8(255) if part == "label" else picture, root / split / part / f"{name}.png")
 
@@ -190,6 +193,57 @@ def test_masks_of_0_and_1_are_read_right(root: Path, tmp_path: Path) -> None:
     for pair in split.pairs:
         assert pair.mask is not None
         assert (read_mask(pair.mask, split.binary) == np.asarray(PIL.Image.open(pair.mask))).all()
+
+
+MASKS = {
+    "marks with 1": (np.eye(64, dtype=np.uint8), ".png", True),
+    "marks with 100": (np.eye(64, dtype=np.uint8) * np.uint8(100), ".tif", True),
+    "empty": (np.zeros((64, 64), np.uint8), ".png", False),
+    "16 bits of 0 and 255": (np.eye(64, dtype=np.uint16) * np.uint16(255), ".png", True),
+    "one bit": (np.eye(64) > 0, ".png", False),
+    "dark JPEG": (np.full((64, 64), 3, np.uint8), ".jpg", False),
+    "dark JPEG, other suffix": (np.full((64, 64), 40, np.uint8), ".JPEG", False),
+    "JPEG": (np.eye(64, dtype=np.uint8) * np.uint8(255), ".jpg", False),
+}
+
+
+@pytest.mark.parametrize(("levels", "suffix", "refused"), MASKS.values(), ids=MASKS)
+def test_masks_that_training_refuses_are_errors(
+    tmp_path: Path, levels: np.ndarray[Any, Any], suffix: str, refused: bool
+) -> None:
+    """Those and no others, among masks of 0 and 255."""
+    root = write_pairs(tmp_path / "set" / "train", 2)
+    (root / "label" / "1.png").unlink()
+    save(levels, root / "label" / f"1{suffix}")
+    split = find_split(root.parent, "train")
+    if refused:
+        with pytest.raises(UserError, match="it would be read as unchanged"):
+            split.read(1)
+    else:
+        split.read(1)
+    code, result, _ = check(root.parent, tmp_path / "out")
+    errors = [finding for finding in result["findings"] if finding["rank"] == "error"]
+    assert (code, len(errors)) == (int(refused), int(refused))
+    assert [finding["pairs"] for finding in findings(result, "mask marks with other values")] == [["train/1"]] * refused
+
+
+def test_opencv_gets_its_threads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error too."""
+
+    def fail(_: object) -> None:
+        assert cv2.getNumThreads() == 1
+        raise RuntimeError("out of memory")
+
+    write_pairs(tmp_path / "set" / "train", 1)
+    threads = cv2.getNumThreads()
+    monkeypatch.setattr("change.data.survey.inspect_pair", fail)
+    cv2.setNumThreads(3)
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            check(tmp_path / "set", tmp_path / "out")
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def test_layouts(tmp_path: Path) -> None:

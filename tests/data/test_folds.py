@@ -9,7 +9,8 @@ import pytest
 
 from change.change_dataloader import find_split
 from change.common.errors import UserError
-from change.data.folds import main, make_folds
+from change.common.files import write_whole
+from change.data.folds import main, make_folds, write_folds
 from tests.conftest import write_pairs
 
 
@@ -55,3 +56,18 @@ def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main([str(root), f"--check={tmp_path / 'lists/0/val.txt'}"])
     with pytest.raises(UserError, match="python -m change check"):
         main([str(root), f"--check={tmp_path / 'none.json'}"])
+
+
+def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a folder that somebody makes while the lists are written."""
+    folder = tmp_path / "lists"
+
+    def make_it_meanwhile(path: Path, data: bytes) -> None:
+        write_whole(path, data)
+        folder.mkdir(exist_ok=True)
+        (folder / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr("change.data.folds.write_whole", make_it_meanwhile)
+    with pytest.raises(UserError, match="is there already"):
+        write_folds(folder, [["a"], ["b"]])
+    assert [path.name for path in tmp_path.rglob("*")] == ["lists", "mine.txt"]

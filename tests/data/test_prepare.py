@@ -18,8 +18,9 @@ import PIL.Image
 import pytest
 
 import change.data.prepare
-from change.change_dataloader import find_split, read_list
+from change.change_dataloader import SUFFIXES, find_split
 from change.common.errors import UserError
+from change.common.names import read_list
 from tests.conftest import REPOSITORY
 
 SPLITS = ("train", "val", "test")
@@ -182,7 +183,7 @@ def test_layouts(shop: Workshop, name: str, form: Form, caplog: pytest.LogCaptur
     assert tree(shop.source) == untouched
     assert ("are also in train" in caplog.text) == (name == "DSIFN-CD-256")
     assert ("label1 and label2" in caplog.text) == (name == "S2Looking")
-    assert "train: 4 pairs" in caplog.text and " published" in caplog.text
+    assert "train: 4 pairs" in caplog.text and " were published" in caplog.text
     written = identity(shop.root), identity(shop.lists)
     caplog.clear()
     shop.prepare(name, source)
@@ -193,7 +194,7 @@ def test_layouts(shop: Workshop, name: str, form: Form, caplog: pytest.LogCaptur
 def test_shipped_lists() -> None:
     published = {"LEVIR-CD": (445, 64, 128), "S2Looking": (3500, 500, 1000)}
     for name, counts in published.items():
-        names = [read_list(REPOSITORY / "list" / name / f"{split}.txt") for split in SPLITS]
+        names = [read_list(REPOSITORY / "list" / name / f"{split}.txt", SUFFIXES) for split in SPLITS]
         assert tuple(map(len, names)) == counts == change.data.prepare.DATA_SETS[name].pairs
         assert len(set().union(*names)) == sum(counts)
     assert (names[0][9], names[1][0], names[2][-1]) == ("10", "3501", "5000")
@@ -210,9 +211,9 @@ def test_shipped_lists_split_one_folder(shop: Workshop, caplog: pytest.LogCaptur
     shop.prepare("S2Looking", as_zip(top))
     assert [len([*(shop.root / split / "B").iterdir()]) for split in SPLITS] == [4, 3, 3]
     assert tree(shop.lists) == shipped
-    assert "4990 listed are not there" in caplog.text
+    assert "4990 listed names have no pair" in caplog.text
     assert f"{shop.root / 'train'} lacks 3496 of its pairs" in caplog.text
-    assert "4 pairs, of 3500 published" in caplog.text
+    assert "4 pairs, but 3500 were published" in caplog.text
 
 
 def test_links_else_copies(shop: Workshop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -317,7 +318,7 @@ def test_any_data_set(shop: Workshop) -> None:
     shop.prepare("mine", archive := as_zip(top), *folders, "--list", "mine")
     assert sorted(path.name for path in shop.root.iterdir()) == ["train", "val"]
     assert sorted(path.name for path in (shop.root / "train").iterdir()) == ["A", "B"]
-    assert read_list(shop.lists / "mine" / "val.txt") == stems("DSIFN-CD-256", "val")
+    assert read_list(shop.lists / "mine" / "val.txt", SUFFIXES) == stems("DSIFN-CD-256", "val")
     assert not find_split(shop.root, "val", need_labels=False).labelled
     shop.prepare("mine2", archive, *folders, "--list", shop.source / "on_disk")
     assert len(find_split(shop.root, "test", need_labels=False).pairs) == 3
@@ -356,7 +357,7 @@ def test_tiles(shop: Workshop, form: Form) -> None:
         assert covered.min() == 1 and np.array_equal(joined, whole)
         seen += 1
     assert seen == 30
-    names = read_list(shop.lists / "CLCD-tile16-overlap4" / "train.txt")
+    names = read_list(shop.lists / "CLCD-tile16-overlap4" / "train.txt", SUFFIXES)
     assert names[:4] == ["8_0_0", "8_0_12", "8_0_24", "8_12_0"] and len(names) == 36
     assert len(find_split(shop.root, "val", shop.lists / "CLCD-tile16-overlap4" / "val.txt").pairs) == 27
     written = identity(shop.root)
@@ -370,7 +371,7 @@ def test_tiles(shop: Workshop, form: Form) -> None:
 def test_flush_border(shop: Workshop) -> None:
     top = download(shop.source, "CLCD", size=40)
     shop.prepare("CLCD", top, "--tile", 32)
-    assert read_list(shop.lists / "CLCD-tile32" / "test.txt")[:4] == ["8_0_0", "8_0_8", "8_8_0", "8_8_8"]
+    assert read_list(shop.lists / "CLCD-tile32" / "test.txt", SUFFIXES)[:4] == ["8_0_0", "8_0_8", "8_8_0", "8_8_8"]
 
 
 def test_images_that_no_tile_can_hold(shop: Workshop) -> None:

@@ -15,9 +15,10 @@ import torch
 from sklearn.metrics import average_precision_score  # type: ignore[import-untyped]
 from torch import Tensor
 
-from change.change_dataloader import Batch, WholeSamples, find_split
+from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.errors import UserError
+from change.data.samples import Batch, WholeSamples
 from change.evaluation.metrics import Counts, count_pixels
 from change.prediction.predictor import predictor
 from change.prediction.tiles import Protocol

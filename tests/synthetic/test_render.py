@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,9 +13,11 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
+from change.common.errors import UserError
+from change.synthetic.builder import Builder
 from change.synthetic.canvas import Canvas, draw_look, draw_second_look
-from change.synthetic.render import draw_date, draw_mask, draw_scene
-from change.synthetic.world import BOTH, NEW, Builder, Building, Rectangle, World
+from change.synthetic.render import draw_date, draw_mask, draw_scene, write_samples
+from change.synthetic.world import BOTH, NEW, Building, Rectangle, World
 from tests.conftest import REPOSITORY
 
 
@@ -109,3 +112,28 @@ def test_unknown_verb() -> None:
         [sys.executable, "-m", "change", "paint"], capture_output=True, text=True, cwd=REPOSITORY, check=False
     )
     assert result.returncode == 2 and "samples" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder is replaced, others stay: also one that somebody fills while the scenes are drawn."""
+    (tmp_path / "empty").mkdir()
+    write_samples(tmp_path / "empty", 1, 64, 0)
+    assert (tmp_path / "empty" / "A" / "0_0000.jpg").is_file()
+    folder = tmp_path / "out"
+
+    def draw_slowly(*given: Any) -> tuple[NDArray[np.uint8], ...]:
+        folder.mkdir()
+        (folder / "mine.txt").write_text("mine")
+        return draw_scene(*given)
+
+    monkeypatch.setattr("change.synthetic.render.draw_scene", draw_slowly)
+    with pytest.raises(UserError, match="is there already"):
+        write_samples(folder, 1, 64, 0)
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out"]
+
+
+def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="choose a folder of its own"):
+        write_samples(Path(), 1, 64, 0)

@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from change.change_dataloader import Batch, BatchShare, EpochOrder
 from change.checkpoint import Checkpoint, load_checkpoint, read_tensors
 from change.common import distributed
 from change.common.devices import choose_device
 from change.common.errors import UserError
+from change.data.loaders import BatchShare, EpochOrder
+from change.data.samples import Batch
 from change.training.average import WeightAverage
 from change.training.precision import Precision
 from change.training.trainer import weighted_parts

@@ -1,0 +1,159 @@
+"""The pairs in a download: which files belong together, what they show, and which split they are in."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from change.change_dataloader import SPLITS, SUFFIXES
+from change.common.errors import UserError, listed
+from change.common.names import natural_order, parse_list
+from change.data.archives import File, Folder, fold, walk
+
+Pairs = dict[str, dict[str, File]]  # files by stem and kind
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Download:
+    """What was found in a download.
+
+    Attributes:
+        pairs: Files by split, stem and kind; the split is "" for images that no folder assigns to one.
+        lists: Lists of names, by the folder they lie in and their split.
+        tops: By split, the folder that holds its folders of images.
+    """
+
+    pairs: dict[str, Pairs] = field(default_factory=lambda: {split: defaultdict(dict) for split in ("", *SPLITS)})
+    lists: dict[Folder, dict[str, File]] = field(default_factory=lambda: defaultdict(dict))
+    tops: dict[str, Folder] = field(default_factory=dict)
+
+
+def find_pairs(
+    source: Path, kinds: Mapping[str, str], list_folder: Path | None, shipped: Path, zips: contextlib.ExitStack
+) -> dict[str, Pairs]:
+    """Find the pairs of every split that has any, in natural order or in that of its list.
+
+    Folders named train, val and test say which split images are in, else lists do. A list may name pairs that are not
+    there.
+
+    Args:
+        source: A folder or zip file, with zip files in it or not.
+        kinds: The kind of the images in a folder, by the folder's name or the last parts of its path.
+        list_folder: Where the lists are: on disk, or beside the images. By default, the folder "list" beside the
+            images, or else `shipped`.
+        shipped: Lists that are used if there are none beside the images.
+        zips: Closes the zip files.
+
+    Raises:
+        UserError: If nothing is found, if two data sets are, if a pair lacks a file, and as `walk`.
+    """
+    found = collect(source, kinds, zips)
+    folders = {kind: folder for folder, kind in kinds.items()}
+    held = {kind for pairs in found.pairs.values() for files in pairs.values() for kind in files}
+    missing = [folder for kind, folder in folders.items() if kind not in held]
+    if missing:
+        raise UserError(
+            f"{source} has no images in folders {', '.join(missing)}: --before, --after, --label name others"
+        )
+    if "" in found.tops:
+        splits = split_by_lists(found.pairs[""], choose_lists(found, list_folder, shipped))
+    elif list_folder:
+        folders_there = ", ".join(found.tops)
+        raise UserError(f"--list {list_folder}: {source} has folders for its splits ({folders_there}): leave it out")
+    else:
+        splits = {
+            split: {name: files[name] for name in sorted(files, key=natural_order)}
+            for split, files in found.pairs.items()
+        }
+    splits = {split: pairs for split, pairs in splits.items() if pairs}
+    if not splits:
+        raise UserError(
+            f"{source}: no folder train, val, test nor list (train.txt, val.txt, test.txt) says which split a pair is "
+            "in: --list names a folder of lists"
+        )
+    lacking = [
+        f"{name} in {folder} ({split})"
+        for split, pairs in splits.items()
+        for kind, folder in folders.items()
+        for name, files in pairs.items()
+        if kind not in files
+    ]
+    if lacking:
+        raise UserError(f"{source}: no file for {listed(lacking)}: every pair needs a file of its stem in each folder")
+    return splits
+
+
+def collect(source: Path, kinds: Mapping[str, str], zips: contextlib.ExitStack) -> Download:
+    """Collect the images and lists of a download. Raises UserError if it holds two data sets, and as `walk`."""
+    found = Download()
+    tails = {fold(PurePath(folder).parts): kind for folder, kind in kinds.items()}
+    for folder, file in walk(source, {*SPLITS, *(tail[-1] for tail in tails)}, zips):
+        stem, suffix = PurePath(file.name).stem, PurePath(file.name).suffix.lower()
+        tail = next((tail for tail in tails if folder[-len(tail) :] == tail), None)
+        if suffix in SUFFIXES and tail:
+            top = folder[: -len(tail)]
+            split = next((part for part in reversed(top) if part in SPLITS), "")
+            if found.tops.setdefault(split, top) != top or ("" in found.tops and len(found.tops) > 1):
+                raise UserError(f"{source} holds two data sets, or one twice ({file}): give one of their folders")
+            add(found.pairs[split][stem], tails[tail], file)
+        elif suffix == ".txt" and stem in SPLITS:
+            found.lists[folder][stem] = file
+    return found
+
+
+def add(files: dict[str, File], kind: str, file: File) -> None:
+    """Add a file to a pair; a second copy of the same file is ignored.
+
+    Raises UserError if there is a file of this kind that differs, or if the name is not printable text.
+    """
+    if not file.name.isprintable():
+        raise UserError(f"{str(file)!r}: the name is not printable text; rename the file")
+    other = files.setdefault(kind, file)
+    sums = {each.entry[1].CRC for each in (other, file) if each.entry}
+    if other is not file and ((other.name, other.size) != (file.name, file.size) or len(sums) > 1):
+        raise UserError(f"{other} and {file} share a stem and differ: keep one of them")
+
+
+def choose_lists(found: Download, list_folder: Path | None, shipped: Path) -> dict[str, File]:
+    """Choose the lists that split a download: with `list_folder`, those on disk come before those beside the images."""
+    on_disk = lists_in(list_folder or shipped)
+    beside = found.lists[found.tops[""] + fold((list_folder or Path("list")).parts)]
+    if list_folder:
+        return on_disk or beside
+    return beside or on_disk
+
+
+def split_by_lists(pairs: Pairs, lists: dict[str, File]) -> dict[str, Pairs]:
+    """Return those pairs of each split that its list names.
+
+    Pairs that no list names, and names without a pair, are counted in a warning.
+    """
+    names = {split: read_names(lists[split]) for split in SPLITS if split in lists}
+    every: set[str] = set().union(*names.values())
+    if names and every != pairs.keys():
+        log.warning(
+            "%s: %d pairs are in no list, and are left out; %d listed names have no pair",
+            listed(lists.values()),
+            len(pairs.keys() - every),
+            len(every - pairs.keys()),
+        )
+    return {split: {name: pairs[name] for name in some if name in pairs} for split, some in names.items()}
+
+
+def lists_in(folder: Path) -> dict[str, File]:
+    """Find the lists of splits in a folder on disk."""
+    return {split: File(folder / f"{split}.txt") for split in SPLITS if (folder / f"{split}.txt").is_file()}
+
+
+def read_names(file: File) -> list[str]:
+    """Read the stems from a list: one name per line, with or without folder and suffix.
+
+    Raises UserError if a stem occurs twice.
+    """
+    return parse_list(file.read().decode("utf-8-sig", "replace"), SUFFIXES, file, drop_folders=True)

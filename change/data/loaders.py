@@ -1,0 +1,179 @@
+"""Loaders: the order of an epoch, the share of each process, and the worker processes that read.
+
+The batches are the same for any number of workers, and for an epoch that is resumed at any batch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import multiprocessing
+import os
+import signal
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from change.common.errors import UserError
+from change.data.samples import Batch, TrainSamples, WholeSamples, join
+
+
+class BatchShare(NamedTuple):
+    """A process's share of a batch: `pairs` in the whole batch, `own` of this process, and `parts` they are split into.
+
+    The parts are the micro-batches of a step.
+    """
+
+    pairs: int
+    own: int
+    parts: int
+
+
+class EpochOrder(Sampler[list[tuple[int, int]]]):
+    """A process's share of every batch of an epoch, as keys (epoch, index). The order follows from seed and epoch.
+
+    Set `epoch`, and `start` to leave out the first batches. Every process must do the same number of passes. A share
+    with fewer pairs than parts, which only occurs in the last batch, is filled up with other pairs of the batch; these
+    must get no weight.
+    """
+
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, parts: int = 1, process: int = 0, processes: int = 1
+    ) -> None:
+        """Check that there is a pair for every part.
+
+        Args:
+            samples: Number of samples in an epoch.
+            batch_size: Global batch size, over all processes.
+            seed: Random seed.
+            parts: Micro-batches per step.
+            process: Number of this process.
+            processes: Number of processes.
+
+        Raises:
+            UserError: If a batch has fewer pairs than `processes` times `parts`.
+        """
+        if batch_size < processes * parts:
+            raise UserError(
+                f"--train_batchsize {batch_size}: choose {processes * parts} or more, a pair for each of "
+                f"{processes} processes x {parts} parts (--grad_accum)"
+            )
+        self.samples, self.batch_size, self.seed, self.parts = samples, batch_size, seed, parts
+        self.process, self.processes = process, processes
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self.seed, self.epoch, 0, 0)).permutation(self.samples)
+        for step in range(self.start, len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+            first, end = self.bounds(len(batch))
+            length = max(end - first, self.share(step).parts)
+            filled_up = batch[first:end] + batch
+            yield [(self.epoch, index) for index in filled_up[:length]]
+
+    def bounds(self, pairs: int) -> tuple[int, int]:
+        """Return where this process's own pairs begin and end in a batch of `pairs`."""
+        return pairs * self.process // self.processes, pairs * (self.process + 1) // self.processes
+
+    def share(self, step: int) -> BatchShare:
+        """Return this process's share of batch `step`. It has fewer parts if the largest share has fewer pairs."""
+        pairs = min(self.batch_size, self.samples - step * self.batch_size)
+        first, end = self.bounds(pairs)
+        return BatchShare(pairs, end - first, min(self.parts, -(-pairs // self.processes)))
+
+
+class TrainLoader:
+    """A process's shares of the batches of augmented crops."""
+
+    def __init__(
+        self,
+        samples: TrainSamples,
+        batch_size: int,
+        workers: int,
+        pin: bool = False,
+        parts: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Start no worker yet. `pin`: whether batches are put into pinned memory; for the others see `EpochOrder`."""
+        self.order = EpochOrder(len(samples), batch_size, samples.seed, parts, process, processes)
+        self.loader = make_loader(samples, self.order, workers, pin)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, from batch `start` on. Raises UserError for a file that does not decode."""
+        self.order.epoch, self.order.start = epoch, start
+        yield from or_raise(self.loader)
+
+
+def whole_loader(
+    samples: WholeSamples, batch_size: int, workers: int, pin: bool = False, process: int = 0, processes: int = 1
+) -> DataLoader[Batch | UserError]:
+    """Make a loader that reads every pair once. Iterate over it with `or_raise`.
+
+    The order is that of the split, except that a batch only holds images of one size. Batches are dealt to the
+    processes in turn, so that some may get one fewer than others.
+    """
+    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, pair in enumerate(samples.split.pairs):
+        by_size[(samples.size, samples.size) if samples.size else pair.size].append(index)
+    batches = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
+    return make_loader(samples, sorted(batches)[process::processes], workers, pin)
+
+
+def make_loader(
+    samples: TrainSamples | WholeSamples,
+    batches: EpochOrder | list[list[int]],
+    workers: int,
+    pin: bool,
+) -> DataLoader[Batch | UserError]:
+    """Make a DataLoader whose workers live as long as it does."""
+    ending = multiprocessing.RawValue("b", 0)
+    if workers:
+        atexit.register(setattr, ending, "value", 1)
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=join,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+        worker_init_fn=functools.partial(start_worker, ending),
+        generator=torch.Generator().manual_seed(0),  # else it draws from the global generator, which dropout uses
+    )
+
+
+def start_worker(ending: ctypes.c_byte, _: int) -> None:
+    """Initialise a worker: one thread; Ctrl-C and SIGTERM, which all processes get, are left to the main process.
+
+    `ending` is set to 1 when the main process exits. It then sends SIGTERM to the workers of a loader that is still in
+    use, and they must end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
+    cv2.setNumThreads(0)
+
+
+def or_raise(batches: DataLoader[Batch | UserError]) -> Iterator[Batch]:
+    """Yield the batches of a loader. Raises a UserError that comes in place of a batch."""
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise UserError(str(batch)) from batch  # `raise batch` would tie this frame, and the workers, in a cycle
+        yield batch
+
+
+def default_workers(processes: int = 1) -> int:
+    """Return the number of CPU cores for each of `processes` on this machine, 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // processes))

@@ -1,0 +1,181 @@
+"""The files of a data set for `python -m change check`: found in all splits, decoded once, and what is kept of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, Pair, check_headers
+from change.common.errors import UserError, listed
+from change.common.images import Image, image_hash, read_image
+from change.common.names import files_by_stem, read_list
+from change.data.masks import read_levels, unchanged_up_to
+from change.data.similarity import Shift, edges, shift, thumbnail
+
+Files = tuple[str, str, dict[str, Path]]  # a pair's split, its stem, and its files by subfolder
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found. `pairs`: the "split/name" of the pairs it concerns; the first two are pictured."""
+
+    rank: str
+    kind: str
+    text: str
+    pairs: tuple[str, ...] = ()
+
+
+@dataclass
+class PairFacts:
+    """What is kept of a decoded pair.
+
+    Attributes:
+        split: The name of its split.
+        pair: Its files.
+        hashes: `image_hash` of before and after.
+        thumbs: Thumbnails of before and after.
+        edges: The outermost pixels of before and after, see `change.data.similarity.edges`.
+        shift: How far after lies from before.
+        levels: How many pixels of the mask have each grey level that occurs; empty without a mask.
+        maximum: The maximum of the mask's type.
+    """
+
+    split: str
+    pair: Pair
+    hashes: tuple[str, str]
+    thumbs: tuple[Image, Image]
+    edges: tuple[list[Image], list[Image]]
+    shift: Shift
+    levels: dict[int, int] = field(default_factory=dict)
+    maximum: int = 1
+
+    @property
+    def key(self) -> str:
+        """The name of the pair in findings."""
+        return f"{self.split}/{self.pair.name}"
+
+    def changed(self, binary: bool) -> float:
+        """Return the share of changed pixels. `binary`: the split's masks mark change with 1."""
+        above = unchanged_up_to(self.maximum, binary)
+        changed = sum(count for level, count in self.levels.items() if level > above)
+        return changed / max(1, sum(self.levels.values()))
+
+
+def find_files(root: Path, lists: Path | None) -> tuple[list[Finding], list[Files]]:
+    """Find the files of all splits by stem; pairs that lack a file are findings.
+
+    Args:
+        root: A folder of train, val and test, or of A, B and label.
+        lists: The folder of train.txt, val.txt and test.txt; by default ROOT/list.
+
+    Raises:
+        UserError: If no split is found, or a list is wrong.
+    """
+    folders, names = find_splits(root, lists)
+    found: list[Finding] = []
+    whole: list[Files] = []
+    for split, folder in folders.items():
+        files = {
+            sub: files_by_stem(folder / sub, SUFFIXES) for sub in (BEFORE, AFTER, LABEL) if (folder / sub).is_dir()
+        }
+        every: set[str] = set().union(*files.values())
+        if LABEL not in files:
+            found.append(Finding("warning", "no labels", f"{folder} has no folder {LABEL}"))
+        for stem in names.get(split) or sorted(every):
+            lacking = [sub for sub in files if stem not in files[sub]]
+            if lacking or AFTER not in files:
+                text = f"{folder}: {stem} has no file in {listed(lacking or [AFTER])}"
+                found.append(Finding("error", "missing partner", text, (f"{split}/{stem}",)))
+            else:
+                whole.append((split, stem, {sub: files[sub][stem] for sub in files}))
+        if split in names and split == next(iter(folders)):  # all splits are in one folder: once is enough
+            unlisted = every.difference(*names.values())
+            if unlisted:
+                found.append(Finding("note", "in no list", f"{folder}: {listed(sorted(unlisted))}"))
+    return found, whole
+
+
+def find_splits(root: Path, lists: Path | None) -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """Find the folder of every split and, if one folder holds all splits, the names in their lists.
+
+    Raises UserError if no split is found, or a list is wrong.
+    """
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: check the path of the data set")
+    folders = {split: root / split for split in SPLITS if (root / split / BEFORE).is_dir()}
+    names: dict[str, list[str]] = {}
+    if not folders and (root / BEFORE).is_dir():
+        paths = {split: (lists or root / "list") / f"{split}.txt" for split in SPLITS}
+        names = {split: read_list(path, SUFFIXES) for split, path in paths.items() if path.is_file()}
+        folders = dict.fromkeys(names, root) or {root.resolve().name: root}
+    if not folders:
+        raise UserError(f"{root} holds neither train, val or test, nor {BEFORE}, {AFTER} and {LABEL}: check the path")
+    return folders, names
+
+
+def inspect_pairs(whole: Sequence[Files]) -> tuple[list[PairFacts], list[Finding]]:
+    """Decode every file once, in threads. A pair that does not decode, or that training refuses, is a finding."""
+    facts: list[PairFacts] = []
+    found: list[Finding] = []
+    progress = tqdm(total=len(whole), desc="decode", unit="pair", leave=False)
+    with one_opencv_thread(), ThreadPoolExecutor() as pool, progress as bar:
+        for (split, stem, _), result in zip(whole, pool.map(inspect_pair, whole), strict=True):
+            if isinstance(result, str):
+                found.append(Finding("error", "refused", result, (f"{split}/{stem}",)))
+            else:
+                facts.append(result)
+            bar.update()
+    return facts, found
+
+
+@contextlib.contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """Let OpenCV use one thread for the duration of a `with` block in which a pool has a thread for each core."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def inspect_pair(files: Files) -> PairFacts | str:
+    """Decode one pair and keep what comparisons need, or return why it cannot be used."""
+    split, stem, paths = files
+    pair = check_headers(stem, paths[BEFORE], paths[AFTER], paths.get(LABEL))
+    if isinstance(pair, str):
+        return pair
+    try:
+        before, after = read_image(pair.before), read_image(pair.after)
+        facts = PairFacts(
+            split,
+            pair,
+            hashes=(image_hash(before), image_hash(after)),
+            thumbs=(thumbnail(before), thumbnail(after)),
+            edges=(edges(before), edges(after)),
+            shift=shift(before, after),
+        )
+        if pair.mask:
+            levels, facts.maximum = read_levels(pair.mask)
+            counts = count_levels(levels)
+            facts.levels = {int(level): int(counts[level]) for level in np.flatnonzero(counts)}
+    except UserError as error:
+        return str(error)
+    return facts
+
+
+def count_levels(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Count how often each grey level occurs: (H, W) of 0 or more -> (levels,)."""
+    if levels.dtype == np.uint8 and levels.size < 1 << 24:  # OpenCV is faster, but counts in float32
+        found = cv2.calcHist([np.ascontiguousarray(levels)], [0], None, [256], [0, 256])
+        return np.asarray(found.ravel(), np.int64)
+    return np.bincount(levels.ravel())

@@ -1,0 +1,125 @@
+"""Opening images: of any size, with Pillow's limit on sizes as the host program set it before and after."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from change.change_dataloader import find_split
+from change.common.images import PIXEL_LIMIT, open_image, read_image, read_opaque
+from change.data.check import main as check
+from change.data.masks import read_mask
+from change.data.prepare import main as prepare
+from tests.conftest import REPOSITORY, write_pairs
+
+ELSEWHERE = ("change/rasters/",)  # to be switched over
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A limit that every image of the tests exceeds more than twice, so that Pillow itself refuses to open it."""
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10)
+    return 10
+
+
+def test_pillow_refuses_by_itself(tmp_path: Path, limit: int) -> None:
+    """Else the other tests show nothing."""
+    path = write_pairs(tmp_path, 1) / "A" / "0.png"
+    with pytest.raises(PIL.Image.DecompressionBombError):
+        PIL.Image.open(path)
+
+
+def test_imports_change_nothing() -> None:
+    modules = [
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+        for folder in ("common", "data", "synthetic")
+        for path in sorted((REPOSITORY / "change" / folder).glob("*.py"))
+        if path.stem != "__init__"
+    ]
+    program = (
+        "import cv2, importlib, PIL.Image\n"
+        "PIL.Image.MAX_IMAGE_PIXELS = 123456\n"
+        "threads = cv2.getNumThreads()\n"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert PIL.Image.MAX_IMAGE_PIXELS == 123456 and cv2.getNumThreads() == threads, name\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=120)
+
+
+def test_large_images_are_read(tmp_path: Path, limit: int) -> None:
+    """By every way that leads to a file, and the limit is the same as before."""
+    root = write_pairs(tmp_path / "set" / "train", 2)
+    split = find_split(root.parent, "train")
+    pixels = split.read(0)
+    assert split.pairs[0].mask is not None
+    assert np.array_equal(read_image(split.pairs[0].before), pixels.before)
+    assert np.array_equal(read_opaque(split.pairs[0].after)[0], pixels.after)
+    assert np.array_equal(read_mask(split.pairs[0].mask, split.binary), pixels.mask)
+    assert limit == PIL.Image.MAX_IMAGE_PIXELS
+    assert check([str(root.parent), f"--save_path={tmp_path / 'check'}"]) == 0
+    folders = ("--before=A", "--after=B", "--label=label", "--tile=32", f"--list_path={tmp_path / 'list'}")
+    for _ in range(2):  # the second time, tiles that are there are compared
+        assert prepare(["mine", str(root.parent), str(tmp_path / "tiles"), *folders]) == 0
+    assert limit == PIL.Image.MAX_IMAGE_PIXELS
+
+
+def test_the_last_reader_restores_the_limit(tmp_path: Path, limit: int) -> None:
+    """A thread that leaves first does not put the limit back for those that are still reading."""
+    path = write_pairs(tmp_path, 1) / "A" / "0.png"
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with open_image(path):
+            inside.set()
+            assert leave.wait(60)
+            assert PIL.Image.MAX_IMAGE_PIXELS is None
+
+    with ThreadPoolExecutor(1) as pool:
+        staying = pool.submit(stay)
+        assert inside.wait(60)
+        with open_image(path):
+            pass
+        assert PIL.Image.MAX_IMAGE_PIXELS is None
+        leave.set()
+        staying.result()
+    assert limit == PIL.Image.MAX_IMAGE_PIXELS
+
+
+def test_many_readers(tmp_path: Path, limit: int) -> None:
+    path = write_pairs(tmp_path, 1) / "A" / "0.png"
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(read_image, [path] * 200))) == 200
+    assert limit == PIL.Image.MAX_IMAGE_PIXELS
+
+
+def test_an_error_restores_the_limit(tmp_path: Path, limit: int) -> None:
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(OSError), open_image(tmp_path / "text.png"):
+        pass
+    assert limit == PIL.Image.MAX_IMAGE_PIXELS
+
+
+def test_a_new_limit_of_the_host_stays(limit: int) -> None:
+    with PIXEL_LIMIT.lifted():
+        PIL.Image.MAX_IMAGE_PIXELS = 20
+    assert PIL.Image.MAX_IMAGE_PIXELS == 20
+
+
+def test_one_door() -> None:
+    """No module but `change.common.images` opens files with Pillow, or sets its limit."""
+    for path in sorted((REPOSITORY / "change").rglob("*.py")):
+        place = path.relative_to(REPOSITORY).as_posix()
+        if place == "change/common/images.py" or place.startswith(ELSEWHERE):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            assert text not in ("PIL.Image.open", "Image.open", "PIL.Image.MAX_IMAGE_PIXELS"), place
