@@ -5,10 +5,12 @@ rasterio, geopandas, shapely and pyproj are optional, so they are imported by `g
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,45 @@ from numpy.typing import NDArray
 from change.common.errors import UserError, needed
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
-CACHE = "256"  # MB of decoded blocks that GDAL may keep; its default is 5% of the machine's memory
+CACHE = 256 * 2**20  # bytes of decoded blocks that GDAL may keep; its default is 5% of the machine's memory
+TALKATIVE = ("rasterio", "pyogrio")  # loggers of remarks that our own errors cover
 
 
 def geo(name: str) -> Any:
     """Import a module of the optional packages. Raises UserError with the command that installs them if it fails."""
-    for talkative in ("rasterio", "pyogrio"):
-        logging.getLogger(talkative).setLevel(logging.ERROR)
-    os.environ.setdefault("GDAL_CACHEMAX", CACHE)
     return needed(name, "pip install -r requirements-geo.txt")
+
+
+@contextlib.contextmanager
+def limited_cache() -> Iterator[None]:
+    """Limit GDAL's cache inside this context, unless the user or the calling program has configured GDAL."""
+    rasterio = geo("rasterio")
+    if "GDAL_CACHEMAX" in os.environ or rasterio.env.hasenv():
+        yield
+        return
+    with rasterio.Env.from_defaults(GDAL_CACHEMAX=CACHE):
+        yield
+
+
+@contextlib.contextmanager
+def quiet_gdal() -> Iterator[None]:
+    """Silence remarks of rasterio and pyogrio inside this context, for example that a raster has no georeference.
+
+    For programs only: filters and log levels belong to the whole process, and are put back at the end.
+    """
+    errors = geo("rasterio.errors")
+    loggers = [logging.getLogger(name) for name in TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for remark in (errors.NotGeoreferencedWarning, errors.NodataShadowWarning):
+            warnings.simplefilter("ignore", remark)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def gdal_errors() -> tuple[type[Exception], ...]:
@@ -40,8 +72,6 @@ def open_raster(path: Path) -> Any:
     Raises UserError if the file is missing, is no raster, or holds several rasters.
     """
     rasterio = geo("rasterio")
-    for remark in (rasterio.errors.NotGeoreferencedWarning, rasterio.errors.NodataShadowWarning):
-        warnings.simplefilter("ignore", remark)  # our own errors cover both
     try:
         dataset = rasterio.open(path)
     except gdal_errors() as error:

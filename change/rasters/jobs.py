@@ -9,7 +9,7 @@ import PIL.Image
 
 from change.common.errors import UserError, listed
 from change.common.images import UNREADABLE
-from change.rasters.gdal import SUFFIXES, open_raster
+from change.rasters.gdal import SUFFIXES, open_raster, quiet_gdal
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -135,7 +135,7 @@ def count_pixels(path: Path) -> int:
         if is_picture(path):
             with PIL.Image.open(path) as image:
                 return int(image.width * image.height)
-        with open_raster(path) as raster:
+        with quiet_gdal(), open_raster(path) as raster:
             return int(raster.width * raster.height)
     except (UserError, *UNREADABLE):
         return 0

@@ -27,6 +27,7 @@ from change.common.logs import start_logging
 from change.options import check_threshold
 from change.prediction.compiling import CHOICES as COMPILING
 from change.prediction.detector import OVERLAP, TILE, ChangeDetector
+from change.rasters.gdal import quiet_gdal
 from change.rasters.jobs import Job, count_pixels, find_jobs
 from change.rasters.picture_pair import predict_pictures
 from change.rasters.polygons import VECTORS
@@ -119,7 +120,8 @@ def predict_job(job: Job, folder: Path, *, detector: ChangeDetector, settings: S
     about: dict[str, Any] = detector.about()
     if job.has_pictures:
         predict_pictures(job.before, job.after, folder, detector=detector, threshold=settings.threshold, about=about)
-    else:
+        return
+    with quiet_gdal():
         predict_rasters(
             job.before,
             job.after,

@@ -34,7 +34,7 @@ from change.common.errors import UserError
 from change.common.files import write_whole
 from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
-from change.rasters.gdal import check_whole, gdal_errors, geo
+from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache
 from change.rasters.numbering import Numbering
 from change.rasters.polygons import change_polygons, is_on_earth, write_vectors
 from change.rasters.raster import AlignedRaster, RasterPair
@@ -111,6 +111,7 @@ def predict_rasters(
     began = time.perf_counter()
     network = PredictWhereData(predict)
     with (
+        limited_cache(),
         contextlib.closing(open_pair(before, after, settings)) as pair,
         contextlib.closing(RowReader(pair, settings.tile, settings.overlap)) as rows,
     ):

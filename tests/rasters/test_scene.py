@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import resource
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
+import rasterio
 import torch
 from numpy.typing import NDArray
+from rasterio.env import get_gdal_config
+from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 
 from change.common.errors import UserError
 from change.common.files import write_folder
+from change.rasters.gdal import CACHE, quiet_gdal
+from change.rasters.jobs import count_pixels
 from change.rasters.raster import RasterPair
 from change.rasters.scene import HIGHEST, NO_DATA, Settings, predict_rasters
 from tests.rasters.drawn import noise, pixelwise, read_band, scene, write_raster
@@ -106,3 +115,53 @@ def test_without_geopandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with nullcontext() if vectors == "none" else pytest.raises(UserError, match="requirements-geo"):
             predict_rasters(before, after, out, predict=watched, settings=Settings(0.5, vectors=vectors), about=ABOUT)
         assert shown == expected
+
+
+def host_state() -> dict[str, object]:
+    """What a library must not change in the program that calls it."""
+    loggers = {name: logging.getLogger(name).level for name in (None, "rasterio", "pyogrio", "fiona", "change")}
+    return {
+        "loggers": loggers,
+        "filters": list(warnings.filters),
+        "environment": dict(os.environ),
+        "cache": get_gdal_config("GDAL_CACHEMAX"),
+    }
+
+
+def test_the_calling_program_is_left_as_it_was(tmp_path: Path) -> None:
+    """Log levels, filters of warnings, environment and GDAL's cache: after opening, predicting, and the program."""
+    before, after = scene(tmp_path / "in")
+    bare = tmp_path / "bare.tif"
+    PIL.Image.fromarray(noise(96, 128).transpose(1, 2, 0)).save(bare)
+    (tmp_path / "out").mkdir()
+    seen: list[object] = []
+
+    def watched(first: Tensor, second: Tensor) -> Tensor:
+        seen.append(get_gdal_config("GDAL_CACHEMAX"))
+        return pixelwise(first, second)
+
+    state = host_state()
+    RasterPair(before, after).close()
+    with pytest.warns(NotGeoreferencedWarning):  # the filters are those of the calling program
+        RasterPair(bare, bare, assume_aligned=True).close()
+    assert host_state() == state
+    predict_rasters(before, after, tmp_path / "out", predict=watched, settings=Settings(0.5), about=ABOUT)
+    assert host_state() == state and set(seen) == {CACHE} != {state["cache"]}
+    with rasterio.Env():  # a program that has configured GDAL itself
+        cache = get_gdal_config("GDAL_CACHEMAX")
+        (tmp_path / "again").mkdir()
+        predict_rasters(before, after, tmp_path / "again", predict=watched, settings=Settings(0.5), about=ABOUT)
+        assert get_gdal_config("GDAL_CACHEMAX") == cache == seen[-1]
+    assert host_state() == state
+
+
+def test_the_program_says_nothing_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Remarks of rasterio that our own messages cover are silenced, and the host's levels and filters come back."""
+    bare = tmp_path / "bare.tif"
+    PIL.Image.fromarray(noise(96, 128).transpose(1, 2, 0)).save(bare)
+    state = host_state()
+    with warnings.catch_warnings(record=True) as caught, quiet_gdal():
+        logging.getLogger("rasterio").warning("a remark")
+        RasterPair(bare, bare, assume_aligned=True).close()
+    assert not caught and not caplog.records and host_state() == state
+    assert count_pixels(bare) == 96 * 128 and host_state() == state
