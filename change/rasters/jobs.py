@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +93,9 @@ def read_pairs(path: Path, out: Path) -> list[Job]:
     ]
     if not jobs:
         raise UserError(f"{path} names no pairs: write one per line, BEFORE TAB AFTER [TAB NAME]")
-    names = [job.folder for job in jobs]
-    if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
+    uses = Counter(job.folder for job in jobs)
+    repeated = sorted(str(folder) for folder, count in uses.items() if count > 1)
+    if repeated:
         raise UserError(
             f"{path} names {listed(repeated)} more than once: give each pair its own name, in a third column"
         )

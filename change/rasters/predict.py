@@ -31,8 +31,8 @@ from change.rasters.gdal import quiet_gdal
 from change.rasters.jobs import Job, count_pixels, find_jobs
 from change.rasters.picture_pair import predict_pictures
 from change.rasters.polygons import VECTORS
-from change.rasters.result_folder import has_result
-from change.rasters.scene import Settings, predict_rasters
+from change.rasters.result_folder import folders_to_keep, has_result
+from change.rasters.scene import Settings, check_own_files, predict_rasters
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,11 @@ def main(arguments: Sequence[str]) -> int:
     out = given.out.resolve()
     jobs = [replace(job, folder=job.folder.resolve()) for job in find_jobs(given.before, given.after, out)]
     is_single = len(jobs) == 1 and jobs[0].folder == out
-    kept = kept_paths(given, jobs)
+    kept = folders_to_keep(input_paths(given, jobs))
     if is_single and has_result(out, kept, given.overwrite) and not given.overwrite:
         raise UserError(f"{given.out} already holds a result: choose another -o, or add --overwrite")
+    if not all(job.has_pictures for job in jobs):
+        check_own_files(given.vectors)
     own = jobs[process::processes]
     detector = make_detector(given, pixels=sum(count_pixels(job.before) for job in own))
     settings = make_settings(given, threshold=detector.checkpoint.chosen_threshold(given.threshold))
@@ -76,12 +78,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def kept_paths(given: argparse.Namespace, jobs: Sequence[Job]) -> list[Path]:
+def input_paths(given: argparse.Namespace, jobs: Sequence[Job]) -> list[Path]:
     """Return the paths that no result may replace: the current folder, and every file that is read."""
-    kept = [Path.cwd(), given.before, given.checkpoint_path]
+    paths = [Path.cwd(), given.before, given.checkpoint_path]
     for job in jobs:
-        kept += [job.before, job.after]
-    return kept
+        paths += [job.before, job.after]
+    return paths
 
 
 def make_detector(given: argparse.Namespace, pixels: int) -> ChangeDetector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from change.common.errors import UserError, listed
@@ -26,6 +26,21 @@ WRITTEN = {
 QGIS = (".aux.xml", "-wal", "-shm", "-journal")  # endings of the files that QGIS leaves beside those that it opens
 
 
+def folders_to_keep(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Map every folder that holds one of `paths`, and that path itself, to the first such path.
+
+    Made once for all pairs, so that the check of a folder does not take longer the more pairs there are.
+    """
+    kept: dict[Path, Path] = {}
+    for path in paths:
+        resolved = path.resolve()
+        for folder in (resolved, *resolved.parents):
+            if folder in kept:
+                break  # so are the folders above it
+            kept[folder] = path
+    return kept
+
+
 def is_result(folder: Path) -> bool:
     """Tell whether a folder holds a result of this program, whatever else it holds."""
     try:
@@ -35,18 +50,18 @@ def is_result(folder: Path) -> bool:
     return isinstance(metadata, dict) and {"threshold", "checkpoint"} <= metadata.keys()
 
 
-def has_result(folder: Path, kept: Iterable[Path], overwrite: bool) -> bool:
+def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool) -> bool:
     """Tell whether the folder of a pair already holds a result; a missing or empty folder does not.
 
     An earlier result that was moved aside, before the program was killed, is put back first.
 
     Args:
         folder: absolute.
-        kept: files and folders that must not be deleted.
+        kept: as `folders_to_keep` gives it, of the files and folders that must not be deleted.
         overwrite: whether the folder will be replaced.
 
     Raises:
-        UserError: if the folder must not be replaced: it holds a file in `kept`, no result of this program, or, with
+        UserError: if the folder must not be replaced: it is in `kept`, holds no result of this program, or, with
             `overwrite`, other files beside a result.
     """
     if not folder.name:
@@ -54,8 +69,8 @@ def has_result(folder: Path, kept: Iterable[Path], overwrite: bool) -> bool:
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         old.replace(folder)
-    if inside := [path for path in kept if path.resolve().is_relative_to(folder)]:
-        raise UserError(f"-o {folder} holds {inside[0]}: choose a folder of its own")
+    if folder in kept:
+        raise UserError(f"-o {folder} holds {kept[folder]}: choose a folder of its own")
     if not folder.exists():
         return False
     if os.path.ismount(folder):

@@ -36,11 +36,11 @@ from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
 from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache
 from change.rasters.numbering import Numbering
-from change.rasters.polygons import change_polygons, is_on_earth, write_vectors
+from change.rasters.polygons import STYLE, change_polygons, is_on_earth, write_vectors
 from change.rasters.raster import AlignedRaster, RasterPair
 from change.rasters.result_folder import METADATA
 from change.rasters.rows import PredictWhereData, RowReader, predict_rows
-from change.rasters.scene_report import scene_cases, write_pictures
+from change.rasters.scene_report import REPORT_PAGE, scene_cases, write_pictures
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,10 @@ def predict_rasters(
         The content of metadata.json.
 
     Raises:
-        UserError: as `RasterPair` does; if a package is missing, a probability is NaN, or files cannot be written.
+        UserError: as `RasterPair` does; if a package or a file of the program is missing, a probability is NaN, or
+            files cannot be written.
     """
+    check_own_files(settings.vectors)
     began = time.perf_counter()
     network = PredictWhereData(predict)
     with (
@@ -131,6 +133,14 @@ def predict_rasters(
     metadata["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
     write_whole(folder / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())
     return metadata
+
+
+def check_own_files(vectors: str) -> None:
+    """Raise UserError if a file that comes with the program, and that a scene with such `vectors` needs, is missing."""
+    needed = [REPORT_PAGE] if vectors == "none" else [REPORT_PAGE, STYLE]
+    for path in needed:
+        if not path.is_file():
+            raise UserError(f"{path} is missing: it comes with PRX-Change; install it again or restore it with git")
 
 
 def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:

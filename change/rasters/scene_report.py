@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from change.common.logs import versions
 from change.common.pictures import panel, save_png
+from change.evaluation import report
 from change.evaluation.report import ImageCase, write_report
 from change.rasters.gdal import geo
 from change.rasters.numbering import Changes, strips
 from change.rasters.raster import Block
 from change.rasters.rows import RowReader
 
+REPORT_PAGE = Path(report.__file__).with_name("report.html")  # the template that `write_report` fills
 DETAIL = 768  # side in pixels of the part that shows a change at full resolution
 DETAILS = 8  # of these, at most
 TRIED = 200  # changes, the largest first

@@ -18,7 +18,7 @@ from rasterio.warp import transform_bounds
 from change.common.errors import UserError
 from change.rasters.jobs import find_jobs
 from change.rasters.predict import main
-from change.rasters.scene import HIGHEST, NO_DATA
+from change.rasters.scene import HIGHEST, NO_DATA, Settings, check_own_files, predict_rasters
 from tests.conftest import REPOSITORY, draw_pair, run_verb, verb
 from tests.rasters.drawn import EAST, GRID, NORTH, UTM, WORLD, noise, read_band, scene, write_raster
 from tests.test_quick_start import CHECKPOINT, SCENES
@@ -220,3 +220,48 @@ def test_where_scenes_lie(tmp_path: Path) -> None:
         expected = max(left, bounds.left), max(bottom, bounds.bottom), min(right, bounds.right), min(top, bounds.top)
         assert np.abs(np.array(mask.bounds) - expected).max() <= 4
     assert geopandas.read_file(tmp_path / "out" / "changes.geojson").crs == WORLD
+
+
+@pytest.mark.parametrize("missing", ["STYLE", "REPORT_PAGE"])
+def test_a_missing_file_of_ours_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """As in a package that was built without it: nothing is predicted, and nothing is written."""
+    monkeypatch.setattr(f"change.rasters.scene.{missing}", tmp_path / "lost.file")
+    before, after = scene(tmp_path / "in")
+    (tmp_path / "pairs.txt").write_text(f"{before}\t{after}\tone\n")
+    monkeypatch.setattr("change.rasters.predict.make_detector", lambda *_, **__: pytest.fail("predicts"))
+    for pair in ((before, after), (tmp_path / "pairs.txt",)):
+        with pytest.raises(UserError, match=r"lost.file is missing: it comes with PRX-Change; install it again"):
+            main(arguments(*pair, "-o", tmp_path / "out"))
+    (tmp_path / "library").mkdir()
+    with pytest.raises(UserError, match=r"lost.file is missing"):
+        predict_rasters(
+            before,
+            after,
+            tmp_path / "library",
+            predict=lambda before, after: pytest.fail("predicts"),
+            settings=Settings(0.5),
+            about={},
+        )
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "after.tif",
+        "before.tif",
+        "in",
+        "library",
+        "pairs.txt",
+    ]
+
+
+def test_without_polygons_no_style_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("change.rasters.scene.STYLE", tmp_path / "lost.file")
+    check_own_files("none")
+    with pytest.raises(UserError, match=r"lost.file"):
+        check_own_files("geojson")
+
+
+def test_a_missing_default_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("change.common.files.CLONE", tmp_path / "clone")
+    with pytest.raises(UserError, match=r"clone/checkpoints/buildings_r18.pth is missing"):
+        main([str(path) for path in (*scene(tmp_path / "in"), "-o", tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from change.common.errors import UserError
 from change.common.files import write_folder
 from change.rasters.gdal import CACHE, quiet_gdal
 from change.rasters.jobs import count_pixels
+from change.rasters.picture_pair import predict_pictures
 from change.rasters.raster import RasterPair
 from change.rasters.scene import HIGHEST, NO_DATA, Settings, predict_rasters
 from tests.rasters.drawn import noise, pixelwise, read_band, scene, write_raster
@@ -165,3 +167,30 @@ def test_the_program_says_nothing_twice(tmp_path: Path, caplog: pytest.LogCaptur
         RasterPair(bare, bare, assume_aligned=True).close()
     assert not caught and not caplog.records and host_state() == state
     assert count_pixels(bare) == 96 * 128 and host_state() == state
+
+
+def test_probabilities_that_are_nan(tmp_path: Path) -> None:
+    """An error that names the scene, and nothing is left: for rasters, and for pictures."""
+    before, after = scene(tmp_path / "in")
+
+    def predict(first: Tensor, second: Tensor) -> Tensor:
+        probability = pixelwise(first, second)
+        probability[..., 5, 7] = torch.nan
+        return probability
+
+    def write_scene(folder: Path) -> None:
+        predict_rasters(before, after, folder, predict=predict, settings=Settings(0.5, 64, 16), about=ABOUT)
+
+    with pytest.raises(UserError, match=r"no finite probability for .*before\.tif"):
+        write_folder(tmp_path / "out", write_scene)
+    first, second = tmp_path / "in" / "1.png", tmp_path / "in" / "2.png"
+    for path in (first, second):
+        PIL.Image.fromarray(noise(40, 50).transpose(1, 2, 0)).save(path)
+    detector: Any = SimpleNamespace(predict=lambda image, other: np.full(image.shape[:2], np.nan, np.float32))
+
+    def write_pictures(folder: Path) -> None:
+        predict_pictures(first, second, folder, detector=detector, threshold=0.5, about=ABOUT)
+
+    with pytest.raises(UserError, match=r"no finite probability for .*1\.png"):
+        write_folder(tmp_path / "out", write_pictures)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
