@@ -41,13 +41,14 @@ def test_many_pairs_take_linear_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
         done["resolved"] += 1
         return resolve(self, strict)
 
-    monkeypatch.setattr(PurePath, "__eq__", counted_equal)
-    monkeypatch.setattr(Path, "resolve", counted_resolve)
-    jobs = find_jobs(tmp_path / "pairs.txt", None, tmp_path / "out")
-    assert len(jobs) == count
-    some = jobs[::10]
-    kept = folders_to_keep(job.before for job in some)
-    assert not any(has_result(job.folder, kept, overwrite=False) for job in some)
+    with monkeypatch.context() as counting:
+        counting.setattr(PurePath, "__eq__", counted_equal)
+        counting.setattr(Path, "resolve", counted_resolve)
+        jobs = find_jobs(tmp_path / "pairs.txt", None, tmp_path / "out")
+        some = jobs[::10]
+        kept = folders_to_keep(job.before for job in some)
+        results = [has_result(job.folder, kept, overwrite=False) for job in some]
+    assert len(jobs) == count and not any(results)
     assert done["resolved"] == len(some) and done["compared"] > 0
 
 
