@@ -1,362 +1,316 @@
-"""Pairs of georeferenced rasters as 8-bit RGB on one grid, read a few rows at a time.
+"""Pairs of georeferenced rasters as 8-bit RGB on one grid, read in blocks.
 
-The grid is the first raster's, cut to what both cover; the second is warped to it on the fly, or read as it is where
-its pixels already lie on that grid. Rows come with where both dates hold data: neither masked nor transparent nor
-outside, and, of the chosen bands, not all nodata where levels are integers, none nodata or NaN where they are floats.
-Shapes: rows h, columns W; images uint8 RGB (1, 3, h, W), data bool (h, W).
+The grid is that of the first raster, cut to what both cover. The second raster is warped to it while it is read, unless
+its pixels already lie on that grid. Each block comes with a mask of the pixels that hold data: they are not masked,
+transparent or outside. If the chosen bands are integers, a pixel is nodata if all of them are; if they are floats, if
+any of them is nodata or NaN.
+
+Shapes: images uint8 RGB (3, h, W) or (1, 3, h, W), levels of any type (3, h, W), data bool (h, W).
 """
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from change.common.errors import UserError, needed
+from change.common.errors import UserError
+from change.rasters.gdal import find_alpha_band, gdal_errors, geo, open_raster, read_palette
+from change.rasters.grids import find_overlap, find_shift
+from change.rasters.stretch import choose_stretch
 
-SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
-SAMPLE, SQUARES = 128, 8  # side in pixels of the squares at which levels are looked at for a stretch; how many a side
-CACHE = "256"  # MB of blocks that GDAL may keep, which would be a twentieth of the machine's memory
-ROWS = 256  # of a raster that are read at once
-EDGE = 32  # points along each side of the second raster, for where it lies on the first one's grid
-SAME = 0.01  # of a pixel: grids that lie closer are one
-
-
-def geo(name: str) -> Any:
-    """A module of the packages for rasters, which keep GDAL's remarks to themselves. Raises UserError without them."""
-    for talkative in ("rasterio", "pyogrio"):
-        logging.getLogger(talkative).setLevel(logging.ERROR)
-    os.environ.setdefault("GDAL_CACHEMAX", CACHE)
-    return needed(name, "pip install -r requirements-geo.txt")
+SAMPLE = 128  # side of the squares, in pixels, from which the stretch is chosen
+SQUARES = 8  # of these squares along each side of a raster, at most
+ROWS = 256  # read at once
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Which levels of each band become 0 and 255: `low` and `high`, three numbers each."""
+class Block(NamedTuple):
+    """A rectangle of the common grid, in pixels."""
 
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def applied(self, levels: NDArray[Any]) -> NDArray[np.uint8]:
-        """Levels (3, h, W) of any type -> uint8 (3, h, W)."""
-        if levels.dtype == np.uint8 and self.low == (0, 0, 0) and self.high == (255, 255, 255):
-            return levels
-        low, high = (np.array(side, np.float32)[:, None, None] for side in (self.low, self.high))
-        with np.errstate(over="ignore", invalid="ignore"):  # of nodata: the largest floats, and NaN
-            scaled = (levels.astype(np.float32) - low) * (255 / np.maximum(high - low, 1e-12))
-            return np.asarray(np.clip(np.nan_to_num(scaled) + 0.5, 0, 255), np.uint8)
+    top: int
+    left: int
+    height: int
+    width: int
 
 
-def choose_stretch(text: str, levels: NDArray[Any], valid: NDArray[np.bool_]) -> Stretch:
-    """The stretch that `text` asks for, from a sample of levels (3, h, W) and where they are any.
-
-    none: levels stay as they are; "P,Q": the P-th and Q-th percentile of each band become 0 and 255. Raises UserError
-    for another text.
-    """
-    if text == "none":
-        return Stretch((0, 0, 0), (255, 255, 255))
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low = high = np.nan
-    if not 0 <= low < high <= 100:
-        raise UserError(f"--stretch {text}: choose auto, none, or two percentiles such as 2,98")
-    inside = [band[where] if where.any() else np.zeros(1) for band, where in zip(levels, valid, strict=True)]
-    ends = [np.percentile(band, (low, high)).tolist() for band in inside]
-    return Stretch(tuple(end[0] for end in ends), tuple(end[1] for end in ends))
-
-
-class Date:
-    """One raster of a pair, on the common grid: `window` of the raster itself, or of what it is `warped` to."""
+class AlignedRaster:
+    """One raster of a pair, on the common grid."""
 
     def __init__(
-        self, raster: Any, path: Path, bands: Sequence[int], window: Any, stretch: str, warped: Any = None
+        self, raster: Any, path: Path, *, bands: Sequence[int], window: Any, stretch: str, warped: Any = None
     ) -> None:
-        self.dataset, self.path, self.window, self.warped = warped or raster, path, window, warped is not None
-        self.palette, self.alpha = palette(raster), alpha_band(self.dataset)
-        count = raster.count
-        if self.palette is None and (wrong := [band for band in bands if not 1 <= band <= count]):
-            remedy = "--bands 1,1,1 reads it as grey" if count == 1 else f"choose --bands from 1 to {count}"
-            raise UserError(f"{path} has {count} band{'s' * (count > 1)}, not {wrong[0]}: {remedy}")
-        self.bands = [1] if self.palette is not None else list(bands)
-        kinds = sorted({str(raster.dtypes[band - 1]) for band in self.bands})
-        if any("complex" in kind for kind in kinds):
-            raise UserError(f"{path} holds complex numbers: give an image")
-        if len(kinds) > 1:
-            raise UserError(f"{path} has bands of {' and '.join(kinds)}: choose --bands of one type")
-        if stretch == "auto":
-            stretch = "none" if self.palette is not None or kinds == ["uint8"] else "2,98"
-        self.stretch = choose_stretch(stretch, *self.sample(1 if stretch == "none" else SAMPLE**2))
+        """Choose bands and stretch.
 
-    def sample(self, enough: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """As `levels`, of squares spread evenly, since all of a warped raster takes as long at any scale; where these
-        hit less data than `enough` by chance, of rows from the top too, as far as it takes. Raises UserError without
-        any."""
-        sides = int(self.window.height), int(self.window.width)
-        height, width = small = tuple(min(SAMPLE, side) for side in sides)
-        tops, lefts = (
-            np.linspace(0, side - part, min(SQUARES, -(-side // part))).astype(int).tolist()
-            for side, part in zip(sides, small, strict=True)
-        )
-        squares = [(top, left, height, width) for top in tops for left in lefts]
-        rows = [(top, 0, min(SAMPLE, sides[0] - top), sides[1]) for top in range(0, sides[0], SAMPLE)]
-        parts: list[tuple[NDArray[Any], NDArray[np.bool_]]] = []
+        Args:
+            raster: dataset, open.
+            path: its file, for errors.
+            bands: the numbers of red, green and blue, from 1; not used if the raster has a colour table.
+            window: rasterio Window of the common grid, in `raster`, or in `warped` if given.
+            stretch: as in `choose_stretch`, or "auto": "none" for 8 bits, else "2,98".
+            warped: `raster` as a WarpedVRT on the grid of the first raster, if it has to be warped.
+
+        Raises:
+            UserError: for bands or a stretch that do not fit, and for a raster without data.
+        """
+        self.dataset = raster if warped is None else warped
+        self.path = path
+        self.window = window
+        self.is_warped = warped is not None
+        self.palette = read_palette(raster)
+        self.alpha = find_alpha_band(self.dataset)
+        self.bands = list(bands) if self.palette is None else [1]
+        kind = check_bands(raster, path, self.bands)
+        if stretch == "auto":
+            stretch = "none" if self.palette is not None or kind == "uint8" else "2,98"
+        levels, valid = self.sample(1 if stretch == "none" else SAMPLE**2)
+        self.stretch = choose_stretch(stretch, levels, valid)
+
+    def sample(self, least: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read the levels of a sample of at least `least` pixels with data, or of all there are.
+
+        Squares that are spread evenly come first, because a small copy of a warped raster takes as long as the whole.
+        If they do not hold enough data, rows from the top follow.
+
+        Returns:
+            Levels and validity, (3, 1, N) each, as `read_levels` gives them.
+
+        Raises:
+            UserError: if the raster holds no data at all.
+        """
+        levels_of, valid_of = [], []
         count = 0
-        groups = [squares] if enough > 1 else [[square] for square in squares]
-        for places in (*groups, *([place] for place in rows)):
-            found = [self.levels(*place) for place in places]
-            inside = [(levels, valid, has_data(levels, valid)) for levels, valid in found]
-            parts += [(levels[:, None, where], valid[:, None, where]) for levels, valid, where in inside]
-            count += sum(int(where.sum()) for _, _, where in inside)
-            if count >= enough:
+        for blocks in self.sample_blocks(together=least > 1):
+            for block in blocks:
+                levels, valid = self.read_levels(block)
+                data = has_data(levels, valid)
+                levels_of.append(levels[:, None, data])
+                valid_of.append(valid[:, None, data])
+                count += int(data.sum())
+            if count >= least:
                 break
         if not count:
-            raise UserError(f"{self.path} holds no data where both rasters lie: all is nodata or masked")
-        return np.concatenate([part[0] for part in parts], 2), np.concatenate([part[1] for part in parts], 2)
+            raise UserError(
+                f"{self.path} holds no data in the area that both rasters cover: all of it is nodata or masked"
+            )
+        return np.concatenate(levels_of, axis=2), np.concatenate(valid_of, axis=2)
 
-    def levels(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Of a part of the grid, levels (3, height, width) as stored, and which of them are any."""
-        data, windows, parts = self.dataset, geo("rasterio.windows"), []
-        left, top = left + self.window.col_off, top + self.window.row_off
-        # Of more rows at once GDAL warps each band anew, or decodes blocks anew that did not fit into its cache.
-        rows = data.block_shapes[0][0]
-        rows = rows if self.warped else max(rows, ROWS // rows * rows)
+    def sample_blocks(self, together: bool) -> Iterator[list[Block]]:
+        """Give the blocks for `sample`: the squares, `together` or one by one, then rows of blocks from the top."""
+        height, width = int(self.window.height), int(self.window.width)
+        tall, wide = min(SAMPLE, height), min(SAMPLE, width)
+        tops = np.linspace(0, height - tall, min(SQUARES, -(-height // tall))).astype(int).tolist()
+        lefts = np.linspace(0, width - wide, min(SQUARES, -(-width // wide))).astype(int).tolist()
+        squares = [Block(top=top, left=left, height=tall, width=wide) for top in tops for left in lefts]
+        if together:
+            yield squares
+        else:
+            yield from ([square] for square in squares)
+        for top in range(0, height, SAMPLE):
+            yield [Block(top=top, left=0, height=min(SAMPLE, height - top), width=width)]
+
+    def read_levels(self, block: Block) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a block as stored, colour tables applied.
+
+        Returns:
+            Levels (3, height, width) of the raster's type, and which of them are valid: neither masked, transparent,
+            outside, nodata nor NaN.
+
+        Raises:
+            UserError: if the file cannot be read.
+        """
+        windows = geo("rasterio.windows")
+        left, top = block.left + self.window.col_off, block.top + self.window.row_off
+        # With more rows at once, GDAL would warp them again for each band, or decode blocks again that its cache lost.
+        rows = self.dataset.block_shapes[0][0]
+        if not self.is_warped:
+            rows = max(rows, ROWS // rows * rows)
+        levels_of, valid_of = [], []
         try:
-            for row in range(0, height, rows):
-                window = windows.Window(left, top + row, width, min(rows, height - row))
-                masks = data.read_masks(self.bands, window=window) > 0
-                if self.alpha:  # GDAL takes it for a mask in some numbers of bands and types alone
-                    masks &= data.read(self.alpha, window=window) > 0
-                parts.append((data.read(self.bands, window=window), masks))
+            for row in range(0, block.height, rows):
+                window = windows.Window(
+                    col_off=left, row_off=top + row, width=block.width, height=min(rows, block.height - row)
+                )
+                valid = self.dataset.read_masks(self.bands, window=window) > 0
+                if self.alpha:  # GDAL treats it as a mask only for some numbers of bands and some types
+                    valid &= self.dataset.read(self.alpha, window=window) > 0
+                levels_of.append(self.dataset.read(self.bands, window=window))
+                valid_of.append(valid)
         except gdal_errors() as error:
-            raise UserError(f"{self.path} cannot be read ({error}): fetch or make it again") from error
-        levels, valid = (np.concatenate(some, axis=1) for some in zip(*parts, strict=True))
+            raise UserError(
+                f"{self.path} cannot be read ({error}): the file is damaged, get or make it again"
+            ) from error
+        levels, valid = np.concatenate(levels_of, axis=1), np.concatenate(valid_of, axis=1)
         if self.palette is not None:
             colours = self.palette[levels[0]].transpose(2, 0, 1)
             levels, valid = colours[:3], np.repeat(valid & (colours[3:] > 0), 3, axis=0)
-        return levels, valid & np.isfinite(levels) if levels.dtype.kind == "f" else valid
+        if levels.dtype.kind == "f":
+            valid = valid & np.isfinite(levels)
+        return levels, valid
 
-    def part(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """A part of the grid in 8 bits, (3, height, width), black without data, and where data is."""
-        levels, valid = self.levels(top, left, height, width)
+    def read(self, block: Block) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Read a block as uint8 RGB (3, height, width), black without data, and where it holds data."""
+        levels, valid = self.read_levels(block)
         data = has_data(levels, valid)
-        return self.stretch.applied(levels) * data, data
-
-
-def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where a pixel is one, of levels (3, h, W) and which of them are any: nodata of integers may be a level of one
-    band, such as a red of 0; that of floats is no colour."""
-    found = np.all if levels.dtype.kind == "f" else np.any
-    return np.asarray(found(valid, 0), np.bool_)
-
-
-def palette(dataset: Any) -> NDArray[np.uint8] | None:
-    """The colours, red, green, blue and alpha, of every level of a raster of one band that has a colour table, else
-    None. Levels that are not in the table are transparent."""
-    kind = dataset.dtypes[0]
-    if dataset.count != 1 or dataset.colorinterp[0].name != "palette" or kind not in ("uint8", "uint16"):
-        return None
-    table = dataset.colormap(1)
-    colours = np.zeros((max(1 + np.iinfo(kind).max, 1 + max(table)), 4), np.uint8)
-    for level, colour in table.items():
-        colours[level] = colour
-    return colours
-
-
-def alpha_band(dataset: Any) -> int | None:
-    """The number of the band that says where the others are transparent."""
-    alphas = [number for number, kind in enumerate(dataset.colorinterp, start=1) if kind.name == "alpha"]
-    return alphas[-1] if alphas else None
-
-
-def gdal_errors() -> tuple[type[Exception], ...]:
-    """What GDAL's readers and writers raise."""
-    return geo("rasterio.errors").RasterioError, geo("rasterio._err").CPLE_BaseError, OSError
-
-
-def check_whole(path: Path, size: int) -> None:
-    """Raise OSError for a file that was closed with fewer bytes than it must have, which GDAL does not say."""
-    if path.stat().st_size < size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return self.stretch.apply(levels) * data, data
 
 
 class RasterPair:
-    """Two rasters on the grid of the first: `height`, `width`, `crs` and `transform`, which `place` holds together."""
+    """Two rasters on the grid of the first, cut to what both cover.
+
+    Attributes:
+        before, after: `AlignedRaster`.
+        height, width: size of the grid in pixels.
+        crs, transform: its coordinate reference system (or None) and affine transform, as in rasterio.
+        place: these four by name, as `rasterio.open` takes them.
+    """
 
     def __init__(
         self,
         before: Path,
         after: Path,
+        *,
         bands: Sequence[int] = (1, 2, 3),
         stretch: str = "auto",
         assume_aligned: bool = False,
     ) -> None:
-        """`bands`: which are red, green and blue; `stretch`: as in `choose_stretch`, or auto: none for 8 bits, else
-        2,98; `assume_aligned`: pixels of one row and column are one place, whatever the files say. Raises UserError
-        where a file cannot be read, where one has no coordinate reference system, or where the two do not overlap."""
-        windows, self.stack = geo("rasterio.windows"), ExitStack()
-        first, second = (self.stack.enter_context(open_raster(path)) for path in (before, after))
-        self.crs, size = first.crs, (first.width, first.height)
-        whole = windows.Window(0, 0, *size)
-        if assume_aligned:
-            if size != (second.width, second.height):
-                raise UserError(
-                    f"--assume_aligned: {before} has {size[0]} x {size[1]} pixels, {after} {second.width} x "
-                    f"{second.height}; cut both to one grid"
-                )
-            self.window, onto, other = whole, None, whole
-        else:
-            lacking = [str(path) for path, d in ((before, first), (after, second)) if d.crs is None]
-            if lacking:
-                raise UserError(
-                    f"{' and '.join(lacking)} {'has' if len(lacking) == 1 else 'have'} no coordinate reference system: "
-                    "assign it, or add --assume_aligned if pixel lies on pixel"
-                )
-            self.window = overlap(first, second, before, after)
-            shift, onto = whole_shift(first, second), None
-            if shift is not None:
-                other = windows.Window(
-                    self.window.col_off + shift[0],
-                    self.window.row_off + shift[1],
-                    self.window.width,
-                    self.window.height,
-                )
+        """Open two rasters.
+
+        Args:
+            before: file that rasterio can read.
+            after: the same for the later date.
+            bands: the numbers of red, green and blue, from 1.
+            stretch: "none", percentiles such as "2,98", or "auto": "none" for 8 bits, else "2,98".
+            assume_aligned: take pixels at the same row and column as the same place, whatever the files say.
+
+        Raises:
+            UserError: if a file cannot be read, has no coordinate reference system or no data, or if the two do not
+                overlap.
+        """
+        with ExitStack() as stack:
+            first = stack.enter_context(open_raster(before))
+            second = stack.enter_context(open_raster(after))
+            warped = None
+            if assume_aligned:
+                check_sizes(first, second, before=before, after=after)
+                self.window = other = whole_window(first)
             else:
-                onto = self.stack.enter_context(warped(second, first))
-                other = self.window
-        self.height, self.width = int(self.window.height), int(self.window.width)
-        self.transform = windows.transform(self.window, first.transform)
-        self.place = {"height": self.height, "width": self.width, "crs": self.crs, "transform": self.transform}
-        self.before = Date(first, before, bands, self.window, stretch)
-        self.after = Date(second, after, bands, other, stretch, onto)
+                check_reference_systems(first, second, before=before, after=after)
+                self.window = other = overlap_window(first, second, before=before, after=after)
+                shift = find_shift(first, second)
+                if shift is None:
+                    warped = stack.enter_context(warp_onto(second, first))
+                else:
+                    other = shifted_window(self.window, shift)
+            self.crs = first.crs
+            self.height, self.width = int(self.window.height), int(self.window.width)
+            self.transform = geo("rasterio.windows").transform(self.window, first.transform)
+            self.place = {"height": self.height, "width": self.width, "crs": self.crs, "transform": self.transform}
+            self.before = AlignedRaster(first, before, bands=bands, window=self.window, stretch=stretch)
+            self.after = AlignedRaster(second, after, bands=bands, window=other, stretch=stretch, warped=warped)
+            self.stack = stack.pop_all()
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
-        """Rows `first` to below `last`: both dates, and where both hold data; black elsewhere."""
-        place = first, 0, last - first, self.width
-        (before, in_before), (after, in_after) = self.before.part(*place), self.after.part(*place)
-        data = in_before & in_after
-        images = [torch.from_numpy(image * data)[None] for image in (before, after)]
-        return images[0], images[1], data
+        """Read the rows from `first` to before `last`.
+
+        Returns:
+            Before and after, uint8 (1, 3, last - first, W), and where both hold data, (last - first, W); both are black
+            elsewhere.
+        """
+        block = Block(top=first, left=0, height=last - first, width=self.width)
+        before, before_data = self.before.read(block)
+        after, after_data = self.after.read(block)
+        data = before_data & after_data
+        return torch.from_numpy(before * data)[None], torch.from_numpy(after * data)[None], data
 
     def close(self) -> None:
         """Close the files."""
         self.stack.close()
 
 
-def open_raster(path: Path) -> Any:
-    """Open a file with rasterio. Raises UserError where it is no raster, or several."""
-    rasterio = geo("rasterio")
-    for remark in (rasterio.errors.NotGeoreferencedWarning, rasterio.errors.NodataShadowWarning):
-        warnings.simplefilter("ignore", remark)  # said where it matters
-    try:
-        dataset = rasterio.open(path)
-    except gdal_errors() as error:
-        raise UserError(f"{path} is no raster that can be read ({error}): check the path and the file") from error
-    if not dataset.count:
-        raise UserError(f"{path} holds {len(dataset.subdatasets)} rasters: save the one to use as a GeoTIFF")
-    return dataset
+def check_bands(raster: Any, path: Path, bands: Sequence[int]) -> str:
+    """Return the type of the chosen bands, such as "uint8". Raises UserError if they are missing or differ in type."""
+    count = raster.count
+    missing = [band for band in bands if not 1 <= band <= count]
+    if missing:
+        remedy = "--bands 1,1,1 reads it as grey" if count == 1 else f"choose --bands from 1 to {count}"
+        raise UserError(f"{path} has {count} band{'s' * (count > 1)}, not {missing[0]}: {remedy}")
+    kinds = sorted({str(raster.dtypes[band - 1]) for band in bands})
+    if any("complex" in kind for kind in kinds):
+        raise UserError(f"{path} holds complex numbers: give an image")
+    if len(kinds) > 1:
+        raise UserError(f"{path} has bands of {' and '.join(kinds)}: choose --bands of one type")
+    return kinds[0]
 
 
-def warped(second: Any, first: Any) -> Any:
-    """A raster on another one's grid: bilinear, a palette by the nearest level."""
-    vrt, enums = geo("rasterio.vrt"), geo("rasterio.enums")
-    nearest = palette(second) is not None
-    has_mask = second.nodata is not None or alpha_band(second) is not None
-    return vrt.WarpedVRT(
+def check_sizes(first: Any, second: Any, *, before: Path, after: Path) -> None:
+    """Raise UserError if two rasters differ in size."""
+    if (first.width, first.height) != (second.width, second.height):
+        raise UserError(
+            f"--assume_aligned: {before} has {first.width} x {first.height} pixels, {after} {second.width} x "
+            f"{second.height}; cut both to one grid"
+        )
+
+
+def check_reference_systems(first: Any, second: Any, *, before: Path, after: Path) -> None:
+    """Raise UserError if a raster has no coordinate reference system."""
+    missing = [str(path) for path, dataset in ((before, first), (after, second)) if dataset.crs is None]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} {'has' if len(missing) == 1 else 'have'} no coordinate reference system: "
+            "assign it, or add --assume_aligned if pixel lies on pixel"
+        )
+
+
+def whole_window(dataset: Any) -> Any:
+    """Return the rasterio Window of a whole raster."""
+    return geo("rasterio.windows").Window(col_off=0, row_off=0, width=dataset.width, height=dataset.height)
+
+
+def overlap_window(first: Any, second: Any, *, before: Path, after: Path) -> Any:
+    """Return the rasterio Window of `first` that `second` covers. Raises UserError as `find_overlap` does."""
+    bounds = find_overlap(first, second, before=before, after=after)
+    width, height = bounds.right - bounds.left, bounds.bottom - bounds.top
+    return geo("rasterio.windows").Window(col_off=bounds.left, row_off=bounds.top, width=width, height=height)
+
+
+def shifted_window(window: Any, shift: tuple[int, int]) -> Any:
+    """Shift a rasterio Window by columns and rows."""
+    columns, rows = shift
+    return geo("rasterio.windows").Window(
+        col_off=window.col_off + columns, row_off=window.row_off + rows, width=window.width, height=window.height
+    )
+
+
+def warp_onto(second: Any, first: Any) -> Any:
+    """Warp a raster to the grid of another: bilinear, or nearest neighbour if it has a colour table."""
+    resampling = geo("rasterio.enums").Resampling
+    has_mask = second.nodata is not None or find_alpha_band(second) is not None
+    return geo("rasterio.vrt").WarpedVRT(
         second,
         crs=first.crs,
         transform=first.transform,
         width=first.width,
         height=first.height,
-        resampling=enums.Resampling.nearest if nearest else enums.Resampling.bilinear,
-        add_alpha=not has_mask,  # so that the ground outside of it is known to hold no data
+        resampling=resampling.bilinear if read_palette(second) is None else resampling.nearest,
+        add_alpha=not has_mask,  # else pixels outside of the raster would count as data
     )
 
 
-def overlap(first: Any, second: Any, before: Path, after: Path) -> Any:
-    """The window of `first` that `second` reaches into. Raises UserError where there is none."""
-    warp, windows = geo("rasterio.warp"), geo("rasterio.windows")
-    along = np.linspace(0, 1, EDGE)
-    sides = [(along, 0 * along), (along, 0 * along + 1), (0 * along, along), (0 * along + 1, along)]
-    columns, rows = (np.concatenate([side[i] for side in sides]) for i in (0, 1))
-    x, y = placed(second.transform, columns * second.width, rows * second.height)
-    try:
-        xs, ys = (np.asarray(v) for v in warp.transform(second.crs, first.crs, x.tolist(), y.tolist()))
-    except gdal_errors() as error:
-        raise UserError(
-            f"{after} in {second.crs} cannot be brought to {first.crs} of {before} ({error}): assign the true one, or "
-            "add --assume_aligned if pixel lies on pixel"
-        ) from error
-    there = np.isfinite(xs) & np.isfinite(ys)
-    columns, rows = placed(~first.transform, xs[there], ys[there])
-    left, top = (max(0, int(np.floor(np.min(v) + SAME))) if v.size else 0 for v in (columns, rows))
-    right, bottom = (
-        min(side, int(np.ceil(np.max(v) - SAME))) if v.size else 0
-        for side, v in ((first.width, columns), (first.height, rows))
-    )
-    left, top, right, bottom = widened(first, second, (left, top, right, bottom))
-    if right <= left or bottom <= top:
-        places = [
-            f"{path} covers {', '.join(f'{bound:.8g}' for bound in dataset.bounds)} in {dataset.crs}"
-            for path, dataset in ((before, first), (after, second))
-        ]
-        raise UserError(f"the rasters do not overlap: {'; '.join(places)} (left, bottom, right, top)")
-    return windows.Window(left, top, right - left, bottom - top)
+def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Find the pixels that hold data, bool (h, W).
 
+    Args:
+        levels: any type (3, h, W).
+        valid: bool (3, h, W), which of them are valid.
 
-def widened(first: Any, second: Any, inside: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """A window of `first` (left, top, right, bottom), widened to ground further in that the edges of `second` do not
-    tell of, where it holds a pole or reaches across the date line: to the points of a coarse grid that lie in `second`,
-    and one step around them."""
-    sides = first.width, first.height
-    steps = [max(1, side / EDGE) for side in sides]
-    grid = np.meshgrid(*(np.arange(0.5, side, step) for side, step in zip(sides, steps, strict=True)))
-    columns, rows = (axis.ravel() for axis in grid)
-    x, y = placed(first.transform, columns, rows)
-    try:
-        xs, ys = (np.asarray(v) for v in geo("rasterio.warp").transform(first.crs, second.crs, x.tolist(), y.tolist()))
-    except gdal_errors():
-        return inside
-    there = np.isfinite(xs) & np.isfinite(ys)
-    columns, rows = columns[there], rows[there]
-    across, down = placed(~second.transform, xs[there], ys[there])
-    held = (across > 0) & (across < second.width) & (down > 0) & (down < second.height)
-    left, top, right, bottom = inside
-    held &= (columns < left) | (columns > right) | (rows < top) | (rows > bottom)
-    if not held.any():
-        return inside
-    lows = [int(max(0, v[held].min() - step)) for v, step in zip((columns, rows), steps, strict=True)]
-    highs = [
-        int(min(side, v[held].max() + step + 1)) for v, side, step in zip((columns, rows), sides, steps, strict=True)
-    ]
-    if right <= left or bottom <= top:
-        return lows[0], lows[1], highs[0], highs[1]
-    return min(left, lows[0]), min(top, lows[1]), max(right, highs[0]), max(bottom, highs[1])
-
-
-def whole_shift(first: Any, second: Any) -> tuple[int, int] | None:
-    """Columns and rows by which `second`'s pixels are those of `first`, shifted by whole pixels; None where they are
-    not."""
-    if first.crs != second.crs:
-        return None
-    corners = np.array([(0, 0), (first.width, first.height), (first.width, 0)], np.float64).T
-    shifts = np.stack(placed(~second.transform, *placed(first.transform, *corners))) - corners
-    shift = round(shifts[0, 0]), round(shifts[1, 0])
-    return shift if np.abs(shifts - np.array(shift)[:, None]).max() <= SAME else None
-
-
-def placed(transform: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Points by an affine transform."""
-    a, b, c, d, e, f = tuple(transform)[:6]
-    return a * x + b * y + c, d * x + e * y + f
+    An integer that means nodata may also be a level of one band, such as a red of 0: a pixel holds data if any band is
+    valid. Floats have values of their own for nodata: all bands must be valid.
+    """
+    found = np.all if levels.dtype.kind == "f" else np.any
+    return np.asarray(found(valid, 0), np.bool_)

@@ -1,4 +1,4 @@
-"""Two rasters on one grid: warped, shifted, stretched, masked; and files that cannot be."""
+"""Two rasters on one grid: warped, shifted, stretched, masked; and files that are refused."""
 
 from __future__ import annotations
 
@@ -11,53 +11,13 @@ import pytest
 import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.transform import Affine, from_origin, xy
+from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform as transform_points
 
 from change.common.errors import UserError
-from change.rasters.raster import RasterPair, placed
-
-UTM, WEB, WORLD = (CRS.from_epsg(code) for code in (32633, 3857, 4326))
-EAST, NORTH = 500_000.0, 5_000_000.0
-GRID = from_origin(EAST, NORTH, 2, 2)
-
-
-def write_raster(
-    path: Path, levels: NDArray[Any], crs: CRS | None = UTM, transform: Affine = GRID, **profile: Any
-) -> Path:
-    """Levels (bands, H, W) as a GeoTIFF."""
-    count, height, width = levels.shape
-    shape = {"count": count, "height": height, "width": width, "dtype": levels.dtype.name}
-    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **shape, **profile) as dataset:
-        dataset.write(levels)
-    return path
-
-
-def write_vrt(path: Path, bands: list[tuple[str, Path, str]]) -> Path:
-    """Bands of a type each, the first ones of rasters of 20 x 30 on GRID, with further content each."""
-    sources = (
-        f'<VRTRasterBand dataType="{kind}" band="{i}">{extra}<SimpleSource><SourceFilename>{source}</SourceFilename>'
-        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
-        for i, (kind, source, extra) in enumerate(bands, start=1)
-    )
-    path.write_text(
-        f'<VRTDataset rasterXSize="30" rasterYSize="20"><SRS>EPSG:32633</SRS><GeoTransform>{EAST}, 2, 0, {NORTH}, 0, -2'
-        f"</GeoTransform>{''.join(sources)}</VRTDataset>"
-    )
-    return path
-
-
-def noise(height: int, width: int, bands: int = 3, seed: int = 0) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(1, 256, (bands, height, width), dtype=np.uint8)
-
-
-def ground(transform: Affine, crs: CRS, height: int, width: int) -> NDArray[np.uint8]:
-    """A smooth landscape as a raster on any grid sees it: a function of the place alone."""
-    rows, columns = np.mgrid[:height, :width]
-    x, y = (np.array(v) for v in xy(transform, rows.ravel(), columns.ravel()))
-    east, north = (np.array(v).reshape(height, width) for v in transform_points(crs, UTM, x.tolist(), y.tolist()))
-    waves = [np.sin((east - EAST) / 40 + i) + np.cos((north - NORTH) / 50 - i) for i in range(3)]
-    return np.asarray(np.stack(waves) * 60 + 128, np.uint8)
+from change.rasters.grids import apply_affine
+from change.rasters.raster import RasterPair
+from tests.rasters.drawn import EAST, GRID, NORTH, UTM, WEB, WORLD, ground, noise, write_raster, write_vrt
 
 
 def read(pair: RasterPair) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
@@ -150,7 +110,7 @@ def test_outside_of_a_warped_raster(tmp_path: Path, dtype: str, bands: int, prof
     second = write_raster(tmp_path / "2.tif", noise(60, 60, bands).astype(dtype), transform=turned, **profile)
     pair = RasterPair(write_raster(tmp_path / "1.tif", noise(100, 120)), second)
     rows, columns = np.mgrid[: pair.height, : pair.width] + 0.5
-    column, row = placed(~turned, *placed(pair.transform, columns, rows))
+    column, row = apply_affine(~turned, *apply_affine(pair.transform, columns, rows))
     inside = (column > 0) & (column < 60) & (row > 0) & (row < 60)
     _, after, data = read(pair)
     assert 0.5 < inside.mean() < 0.65 and (data == inside).mean() > 0.95
@@ -298,8 +258,8 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     nan = write_raster(tmp_path / "nan.tif", np.full((3, 20, 30), np.nan, np.float32))
     for path, said in (
         (tmp_path / "jpeg.tif", "jpeg.tif has no coordinate reference system"),
-        (tmp_path / "text.tif", "text.tif is no raster"),
-        (tmp_path / "nowhere.tif", "nowhere.tif is no raster"),
+        (tmp_path / "text.tif", "text.tif cannot be read as a raster"),
+        (tmp_path / "nowhere.tif", "nowhere.tif cannot be read as a raster"),
         (far, "do not overlap: .*good.tif covers .* in EPSG:32633"),
         (empty, "empty.tif holds no data"),
         (nan, "nan.tif holds no data"),
@@ -314,7 +274,7 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         RasterPair(good, tmp_path / "mixed.vrt")
     assert read(RasterPair(good, tmp_path / "mixed.vrt", bands=(1, 2, 1)))[2].all()
     nowhere = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
-    with pytest.raises(UserError, match=r"site.tif .* cannot be brought to EPSG:32633 of .*good.tif"):
+    with pytest.raises(UserError, match=r"site.tif .* cannot be projected to EPSG:32633, the system of .*good.tif"):
         RasterPair(good, write_raster(tmp_path / "site.tif", noise(20, 30), nowhere))
     for name in ("one", "two"):
         with (

@@ -1,0 +1,110 @@
+"""Raster files by way of GDAL: optional packages, errors, opening, colour tables and alpha bands.
+
+rasterio, geopandas, shapely and pyproj are optional, so they are imported by `geo` when they are needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from change.common.errors import UserError, needed
+
+SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
+CACHE = 256 * 2**20  # bytes of decoded blocks that GDAL may keep; its default is 5% of the machine's memory
+TALKATIVE = ("rasterio", "pyogrio")  # loggers of remarks that our own errors cover
+
+
+def geo(name: str) -> Any:
+    """Import a module of the optional packages. Raises UserError with the command that installs them if it fails."""
+    return needed(name, "pip install -r requirements-geo.txt")
+
+
+@contextlib.contextmanager
+def limited_cache() -> Iterator[None]:
+    """Limit GDAL's cache inside this context, unless the user or the calling program has configured GDAL."""
+    rasterio = geo("rasterio")
+    if "GDAL_CACHEMAX" in os.environ or rasterio.env.hasenv():
+        yield
+        return
+    with rasterio.Env.from_defaults(GDAL_CACHEMAX=CACHE):
+        yield
+
+
+@contextlib.contextmanager
+def quiet_gdal() -> Iterator[None]:
+    """Silence remarks of rasterio and pyogrio inside this context, for example that a raster has no georeference.
+
+    For programs only: filters and log levels belong to the whole process, and are put back at the end.
+    """
+    errors = geo("rasterio.errors")
+    loggers = [logging.getLogger(name) for name in TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for remark in (errors.NotGeoreferencedWarning, errors.NodataShadowWarning):
+            warnings.simplefilter("ignore", remark)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def gdal_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that GDAL's readers and writers raise."""
+    return geo("rasterio.errors").RasterioError, geo("rasterio._err").CPLE_BaseError, OSError
+
+
+def open_raster(path: Path) -> Any:
+    """Open a raster for reading, as a rasterio dataset.
+
+    Raises UserError if the file is missing, is no raster, or holds several rasters.
+    """
+    rasterio = geo("rasterio")
+    try:
+        dataset = rasterio.open(path)
+    except gdal_errors() as error:
+        raise UserError(f"{path} cannot be read as a raster ({error}): check the path and the file") from error
+    if not dataset.count:
+        raise UserError(f"{path} holds {len(dataset.subdatasets)} rasters: save the one to use as a GeoTIFF")
+    return dataset
+
+
+def check_whole(path: Path, size: int) -> None:
+    """Raise OSError if a closed file has fewer than `size` bytes: GDAL does not report a disk that is full."""
+    if path.stat().st_size < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def read_palette(dataset: Any) -> NDArray[np.uint8] | None:
+    """Read the colour table of a raster that has one.
+
+    Returns:
+        uint8 (N, 4): red, green, blue and alpha of every level that the band's type can hold; levels that are not in
+        the table are transparent. None if the raster has several bands or no colour table.
+    """
+    kind = dataset.dtypes[0]
+    if dataset.count != 1 or dataset.colorinterp[0].name != "palette" or kind not in ("uint8", "uint16"):
+        return None
+    table = dataset.colormap(1)
+    colours = np.zeros((max(1 + np.iinfo(kind).max, 1 + max(table)), 4), np.uint8)
+    for level, colour in table.items():
+        colours[level] = colour
+    return colours
+
+
+def find_alpha_band(dataset: Any) -> int | None:
+    """Return the number of the band that holds the transparency of the others, or None."""
+    alphas = [number for number, kind in enumerate(dataset.colorinterp, start=1) if kind.name == "alpha"]
+    return alphas[-1] if alphas else None

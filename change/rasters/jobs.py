@@ -1,0 +1,131 @@
+"""The pairs that a command line names: two files, two folders, or a text file of pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from change.common.errors import UserError, listed
+from change.common.images import UNREADABLE, open_image
+from change.common.names import files_by_stem
+from change.rasters.gdal import SUFFIXES, open_raster, quiet_gdal
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair, and the folder for its files."""
+
+    before: Path
+    after: Path
+    folder: Path
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether both files are pictures without georeference, not rasters."""
+        return is_picture(self.before) and is_picture(self.after)
+
+
+def is_picture(path: Path) -> bool:
+    """Tell by its suffix whether a file is a picture without georeference."""
+    return path.suffix.lower() in PICTURES
+
+
+def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
+    """Find the pairs to predict.
+
+    Args:
+        before: a file, a folder, or, without `after`, a text file of pairs.
+        after: the same kind for the later date; the files of two folders belong together by stem.
+        out: the folder for one pair, or the one above the folders of several.
+
+    Raises:
+        UserError: if there are no pairs, or a file is missing.
+    """
+    if after is None:
+        if before.suffix.lower() not in (".txt", ".tsv", ".csv"):
+            raise UserError(
+                f"AFTER is missing: only a text file of pairs (.txt, .tsv, .csv) stands alone, not {before}"
+            )
+        return read_pairs(before, out)
+    if before.is_dir() != after.is_dir():
+        raise UserError(f"{before} and {after}: give two files or two folders")
+    if not before.is_dir():
+        for path in (before, after):
+            if not path.is_file():
+                raise UserError(f"no file at {path}: check the path")
+        return [Job(before, after, out)]
+    first, second = (files_by_stem(folder, SUFFIXES + PICTURES) for folder in (before, after))
+    if alone := sorted(first.keys() ^ second.keys()):
+        raise UserError(f"files without a partner in {before} and {after}: {listed(alone)}; add or remove them")
+    if not first:
+        raise UserError(f"no rasters or images in {before}: check the path")
+    return [Job(first[stem], second[stem], out / stem) for stem in first]
+
+
+def read_pairs(path: Path, out: Path) -> list[Job]:
+    """Read a text file of pairs: one per line, paths relative to the file.
+
+    Raises UserError if it cannot be read, names no pairs, or names two pairs alike.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    jobs = [
+        read_pair(line, path.parent, out, place=f"{path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not jobs:
+        raise UserError(f"{path} names no pairs: write one per line, BEFORE TAB AFTER [TAB NAME]")
+    uses = Counter(job.folder for job in jobs)
+    repeated = sorted(str(folder) for folder, count in uses.items() if count > 1)
+    if repeated:
+        raise UserError(
+            f"{path} names {listed(repeated)} more than once: give each pair its own name, in a third column"
+        )
+    return jobs
+
+
+def read_pair(line: str, folder: Path, out: Path, *, place: str) -> Job:
+    """Read a line BEFORE TAB AFTER [TAB NAME]; without tabs, commas separate. NAME defaults to the stem of BEFORE.
+
+    Args:
+        line: not empty.
+        folder: the one that paths are relative to.
+        out: the folder above those of the pairs.
+        place: file and line, for errors.
+
+    Raises:
+        UserError: if the line has another form, or NAME cannot be the name of a folder.
+    """
+    separator = None
+    if "\t" in line:
+        separator = "\t"
+    elif "," in line:
+        separator = ","
+    parts = [part.strip() for part in line.split(separator)]
+    if len(parts) not in (2, 3):
+        raise UserError(f"{place}: write BEFORE TAB AFTER, and TAB NAME if you like")
+    before, after = folder / parts[0], folder / parts[1]
+    name = before.stem
+    if len(parts) == 3 and parts[2]:
+        name = parts[2]
+    if not name or Path(name).name != name or name.startswith(".") or "\0" in line:
+        raise UserError(f"{place}: {name!r} cannot be the name of a folder")
+    return Job(before, after, out / name)
+
+
+def count_pixels(path: Path) -> int:
+    """Return the number of pixels of a raster or an image, or 0 if it cannot be read: the error comes in its turn."""
+    try:
+        if is_picture(path):
+            with open_image(path) as image:
+                return int(image.width * image.height)
+        with quiet_gdal(), open_raster(path) as raster:
+            return int(raster.width * raster.height)
+    except (UserError, *UNREADABLE):
+        return 0

@@ -1,0 +1,177 @@
+"""Numbering the connected changes of a scene, a few rows at a time, by way of a file.
+
+Pixels that touch at a corner are connected. Masks are uint8 (H, W), 1 where changed; levels are uint8 (H, W) too, the
+probabilities as they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from change.common.union_find import connected_components
+from change.rasters.gdal import check_whole, geo
+
+ROWS = 512  # labelled at once
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Measures of connected changes, (N,) each; index 0 stands for the unchanged pixels.
+
+    Attributes:
+        pixels: number of pixels.
+        total: sum of the levels.
+        highest: highest level.
+        rows: sum of the row numbers.
+        columns: sum of the column numbers.
+    """
+
+    pixels: Numbers
+    total: Numbers
+    highest: Numbers
+    rows: Numbers
+    columns: Numbers
+
+    def merge(self, numbers: Numbers) -> Changes:
+        """Give the changes new numbers (N,); those that get the same number become one."""
+        size = int(np.max(numbers)) + 1
+
+        def add_up(values: Numbers) -> Numbers:
+            sums = np.zeros(size, np.int64)
+            np.add.at(sums, numbers, values)
+            return sums
+
+        highest = np.zeros(size, np.int64)
+        np.maximum.at(highest, numbers, self.highest)
+        return Changes(
+            pixels=add_up(self.pixels),
+            total=add_up(self.total),
+            highest=highest,
+            rows=add_up(self.rows),
+            columns=add_up(self.columns),
+        )
+
+
+class Numbering:
+    """Numbers the connected changes of a mask that comes from the top down, in an int32 raster (H, W).
+
+    Each strip of rows is labelled by itself, with numbers above those of the strips before it. `finish` then joins the
+    changes that touch across strips.
+    """
+
+    def __init__(self, path: Path, place: dict[str, Any]) -> None:
+        """Create the raster at `path`; `place` holds its height, width, crs and transform."""
+        profile = {"driver": "GTiff", "dtype": "int32", "count": 1, "BIGTIFF": "IF_SAFER"}
+        self.path = path
+        self.raster = geo("rasterio").open(path, "w+", **profile, **place)
+        self.row = 0  # rows added so far
+        self.known = 0  # numbers given so far
+        self.last = np.zeros(self.raster.width, np.int32)  # the numbers of the last row
+        self.parts = [np.zeros((5, 1), np.int64)]  # measures by strip; the first column stands for number 0
+        self.touching: list[NDArray[np.int32]] = []
+
+    def add(self, mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> None:
+        """Add the next rows (h, W) of the mask and of the levels."""
+        for row in range(0, len(mask), ROWS):
+            found, components = cv2.connectedComponents((mask[row : row + ROWS] == 1).view(np.uint8), connectivity=8)
+            count = found - 1  # cv2 counts the unchanged pixels
+            own = np.asarray(components, np.int32)
+            own[own > 0] += self.known
+            window = geo("rasterio.windows").Window(
+                col_off=0, row_off=self.row, width=self.raster.width, height=len(own)
+            )
+            self.raster.write(own, 1, window=window)
+            measures = measure(own, levels[row : row + ROWS], first_row=self.row, known=self.known, count=count)
+            self.parts.append(measures)
+            for above, below in (
+                (self.last, own[0]),
+                (self.last[1:], own[0, :-1]),
+                (self.last[:-1], own[0, 1:]),
+            ):
+                self.touching.append(touching_pairs(above, below))
+            self.row += len(own)
+            self.known += count
+            self.last = own[-1].copy()
+
+    def finish(self) -> Changes:
+        """Write the final numbers into the raster, close it, and return the measures of the changes.
+
+        Raises OSError if the disk is full.
+        """
+        final = join_touching(self.known + 1, np.concatenate(self.touching))
+        if (final != np.arange(self.known + 1)).any():
+            for _, window in strips(self.raster):
+                self.raster.write(np.take(final, self.raster.read(1, window=window)), 1, window=window)
+        self.close()
+        check_whole(self.path, 4 * self.row * len(self.last))
+        pixels, total, highest, rows, columns = np.concatenate(self.parts, axis=1)
+        measures = Changes(pixels=pixels, total=total, highest=highest, rows=rows, columns=columns)
+        return measures.merge(final.astype(np.int64))
+
+    def close(self) -> None:
+        """Close the raster."""
+        self.raster.close()
+
+
+def strips(dataset: Any) -> Iterator[tuple[int, Any]]:
+    """Split a raster into strips of rows: the first row of each, and its rasterio Window."""
+    windows = geo("rasterio.windows")
+    for row in range(0, dataset.height, ROWS):
+        height = min(ROWS, dataset.height - row)
+        yield row, windows.Window(col_off=0, row_off=row, width=dataset.width, height=height)
+
+
+def measure(
+    numbers: NDArray[np.int32], levels: NDArray[np.uint8], *, first_row: int, known: int, count: int
+) -> Numbers:
+    """Measure the changes of a strip.
+
+    Args:
+        numbers: (h, W), from `known` + 1 to `known` + `count`; 0 is unchanged.
+        levels: (h, W).
+        first_row: the row of the scene at which the strip begins.
+        known: the highest number of the strips before it.
+        count: how many changes the strip holds.
+
+    Returns:
+        The fields of `Changes` in their order, (5, count).
+    """
+    at = np.flatnonzero(numbers > 0)
+    own = numbers.ravel()[at].astype(np.int64) - known - 1
+    own_levels = levels.ravel()[at].astype(np.int64)
+    width = numbers.shape[1]
+
+    def sums(weights: Numbers | None) -> Numbers:
+        return np.bincount(own, weights=weights, minlength=count).astype(np.int64)
+
+    highest = np.zeros(count, np.int64)
+    np.maximum.at(highest, own, own_levels)
+    return np.stack((sums(None), sums(own_levels), highest, sums(at // width + first_row), sums(at % width)))
+
+
+def touching_pairs(above: NDArray[np.int32], below: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the pairs of numbers (N, 2) that touch between two rows."""
+    both = (above > 0) & (below > 0)
+    return np.unique(np.stack((above[both], below[both]), axis=1), axis=0)
+
+
+def join_touching(count: int, touching: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Choose final numbers for 0 to `count` - 1, without gaps.
+
+    Args:
+        count: how many numbers there are.
+        touching: pairs (N, 2) of numbers that belong to one change.
+
+    Returns:
+        The new number of each, (count,).
+    """
+    smallest = connected_components(count, touching.tolist())
+    return np.asarray(np.unique(smallest, return_inverse=True)[1].reshape(-1), np.int32)

@@ -1,0 +1,66 @@
+"""One pair of pictures without georeference: from two image files to the files of a folder.
+
+probability.png  grey, 255 stands for probability 1; 0 where either picture is transparent
+mask.png         255 where changed, 0 elsewhere
+preview.png      before, after and mask
+metadata.json    checkpoint, threshold, size, number of pixels
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from change.common.errors import UserError
+from change.common.files import write_whole
+from change.common.images import read_opaque
+from change.common.pictures import mask_picture, panel, save_png
+from change.prediction.detector import ChangeDetector
+from change.prediction.threshold import changed_pixels
+from change.rasters.result_folder import METADATA
+
+
+def predict_pictures(
+    before: Path, after: Path, folder: Path, *, detector: ChangeDetector, threshold: float, about: dict[str, Any]
+) -> None:
+    """Predict a pair of pictures and write its files. No change is reported where either picture is transparent.
+
+    Args:
+        before: image file of 8 bits per channel.
+        after: image file of the same size, of the later date.
+        folder: exists and is empty.
+        detector: what predicts.
+        threshold: 0 to below 1; a pixel is changed if its probability exceeds it.
+        about: further entries of metadata.json.
+
+    Raises:
+        UserError: if a file cannot be read, the sizes differ, a probability is NaN, or files cannot be written.
+    """
+    first, first_opaque = read_opaque(before)
+    second, second_opaque = read_opaque(after)
+    if first.shape != second.shape:
+        sizes = [
+            f"{path} has {image.shape[1]} x {image.shape[0]} pixels"
+            for path, image in ((before, first), (after, second))
+        ]
+        raise UserError(f"{', '.join(sizes)}: bring both to one grid")
+    data = first_opaque & second_opaque
+    probability = detector.predict(first, second) * data
+    changed = changed_pixels(torch.from_numpy(probability)[None], threshold, [str(before)])[0].numpy() & data
+    save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
+    save_png(mask_picture(changed), folder / "mask.png")
+    save_png(panel(first, second, changed, None), folder / "preview.png")
+    metadata = {
+        "before": str(before),
+        "after": str(after),
+        "height": first.shape[0],
+        "width": first.shape[1],
+        "threshold": threshold,
+        **about,
+        "pixels": {"data": int(data.sum()), "changed": int(changed.sum())},
+    }
+    write_whole(folder / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())

@@ -1,0 +1,99 @@
+"""The folder of a result: which files it may hold, and when it may be replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from change.common.errors import UserError, listed
+from change.rasters.polygons import STYLE
+
+METADATA = "metadata.json"
+WRITTEN = {
+    "probability.tif",
+    "probability.png",
+    "mask.tif",
+    "mask.png",
+    "changes.gpkg",
+    "changes.geojson",
+    STYLE.name,
+    "preview.png",
+    "report.html",
+    METADATA,
+}
+QGIS = (".aux.xml", "-wal", "-shm", "-journal")  # endings of the files that QGIS leaves beside those that it opens
+
+
+def folders_to_keep(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Map every folder that holds one of `paths`, and that path itself, to the first such path.
+
+    Made once for all pairs, so that the check of a folder does not take longer the more pairs there are.
+    """
+    kept: dict[Path, Path] = {}
+    for path in paths:
+        resolved = path.resolve()
+        for folder in (resolved, *resolved.parents):
+            if folder in kept:
+                break  # so are the folders above it
+            kept[folder] = path
+    return kept
+
+
+def is_result(folder: Path) -> bool:
+    """Tell whether a folder holds a result of this program, whatever else it holds."""
+    try:
+        metadata = json.loads((folder / METADATA).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(metadata, dict) and {"threshold", "checkpoint"} <= metadata.keys()
+
+
+def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool) -> bool:
+    """Tell whether the folder of a pair already holds a result; a missing or empty folder does not.
+
+    An earlier result that was moved aside, before the program was killed, is put back first.
+
+    Args:
+        folder: absolute.
+        kept: as `folders_to_keep` gives it, of the files and folders that must not be deleted.
+        overwrite: whether the folder will be replaced.
+
+    Raises:
+        UserError: if the folder must not be replaced: it is in `kept`, holds no result of this program, or, with
+            `overwrite`, other files beside a result.
+    """
+    if not folder.name:
+        raise UserError(f"-o {folder}: choose a folder of its own")
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+    if folder in kept:
+        raise UserError(f"-o {folder} holds {kept[folder]}: choose a folder of its own")
+    if not folder.exists():
+        return False
+    if os.path.ismount(folder):
+        raise UserError(f"{folder} is a mount point: choose a folder in it")
+    if folder.is_dir() and not any(folder.iterdir()):
+        return False
+    if not is_result(folder):
+        raise UserError(f"{folder} exists and is no result of this program: choose another -o")
+    others = foreign_files(folder) if overwrite else []
+    if others:
+        raise UserError(
+            f"{folder} holds other files beside a result of this program: {listed(others)}; move them first"
+        )
+    return True
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Return the names in a folder that neither this program writes nor QGIS adds to its files."""
+    found = []
+    for path in folder.iterdir():
+        name = path.name
+        for ending in QGIS:
+            name = name.removesuffix(ending)
+        if name not in WRITTEN:
+            found.append(path.name)
+    return sorted(found)

@@ -1,0 +1,136 @@
+"""The rows of tiles of a scene: read ahead, predicted where there is data, and blended from the top down.
+
+A row of tiles is as high as a tile and as wide as the scene. Rows overlap, and no pixel is read twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from change.prediction.tiles import Predict, bands, weighted_starts
+from change.rasters.raster import RasterPair
+
+OVERVIEW = 1024  # sides of the overview, in pixels, at most
+
+
+class RowReader:
+    """Reads the rows of tiles of a pair, one ahead, in a thread of its own until `close`.
+
+    Attributes:
+        pair: the pair of rasters.
+        data: bool (tile, W), where both dates hold data in the row of tiles that was given last.
+        overviews: before and after, uint8 RGB (h, w, 3) of at most `OVERVIEW` pixels a side, filled as rows are read;
+            black where either date holds no data.
+    """
+
+    def __init__(self, pair: RasterPair, tile: int, overlap: int) -> None:
+        """Prepare to read; `tile` and `overlap` in pixels."""
+        self.pair = pair
+        self.starts = [start for start, _ in weighted_starts(pair.height, tile, overlap)]
+        self.tall = min(tile, pair.height)
+        self.thread = ThreadPoolExecutor(1)
+        self.data = np.zeros((0, pair.width), np.bool_)
+        scale = min(1.0, OVERVIEW / max(pair.height, pair.width))
+        self.sampled_rows = sample_positions(pair.height, scale)
+        self.sampled_columns = sample_positions(pair.width, scale)
+        shape = len(self.sampled_rows), len(self.sampled_columns), 3
+        self.overviews = [np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)]
+
+    def read(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Read the rows of pixels from `first` to before `last`, and fill the overviews.
+
+        Returns:
+            Before, uint8 (1, 4, last - first, W), and after, uint8 (1, 3, last - first, W). The fourth channel of
+            before is 1 where both dates hold data.
+        """
+        before, after, data = self.pair.rows(first, last)
+        inside = (self.sampled_rows >= first) & (self.sampled_rows < last)
+        rows = (self.sampled_rows[inside] - first)[:, None]
+        for overview, image in zip(self.overviews, (before, after), strict=True):
+            overview[inside] = image[0].numpy()[:, rows, self.sampled_columns].transpose(1, 2, 0)
+        return torch.cat((before, torch.from_numpy(data)[None, None].to(torch.uint8)), dim=1), after
+
+    def read_row(self, index: int, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        """Make a row of tiles, as in `read`, from the part it shares with the row above and from new pixels.
+
+        Args:
+            index: of the row of tiles.
+            before, after: the row of tiles above, or images without rows for the first one.
+        """
+        start = self.starts[index]
+        above = self.starts[index - 1] if index else 0
+        new_before, new_after = self.read(above + before.shape[2], start + self.tall)
+        shared_before, shared_after = before[:, :, start - above :], after[:, :, start - above :]
+        return torch.cat((shared_before, new_before), dim=2), torch.cat((shared_after, new_after), dim=2)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give before and after, as in `read`, one row of tiles after the other."""
+        before = torch.empty(1, 4, 0, self.pair.width, dtype=torch.uint8)
+        after = torch.empty(1, 3, 0, self.pair.width, dtype=torch.uint8)
+        coming = self.thread.submit(self.read_row, 0, before, after)
+        for following in range(1, len(self.starts) + 1):
+            before, after = coming.result()
+            if following < len(self.starts):
+                coming = self.thread.submit(self.read_row, following, before, after)
+            self.data = before[0, 3].numpy() > 0
+            yield before, after
+
+    def close(self) -> None:
+        """Wait for the thread and end it: it must not read from files that are closed."""
+        self.thread.shutdown(cancel_futures=True)
+
+
+def sample_positions(length: int, scale: float) -> NDArray[np.int64]:
+    """Return the pixels along a side that an overview of `scale`, at most 1, shows."""
+    return (np.arange(max(1, round(length * scale))) / scale).astype(int)
+
+
+class PredictWhereData:
+    """Predicts the tiles that hold data, and gives 0 for the others.
+
+    Attributes:
+        seconds: how long the prediction has taken so far.
+    """
+
+    def __init__(self, predict: Predict) -> None:
+        self.predict = predict
+        self.seconds = 0.0
+
+    def __call__(self, before: Tensor, after: Tensor) -> Tensor:
+        """Turn before (B, 4, h, w), as in `RowReader.read`, and after (B, 3, h, w) into probabilities (B, 1, h, w).
+
+        The result is float32 on the CPU.
+        """
+        began = time.perf_counter()
+        with_data = (before[:, 3] > 0).flatten(1).any(1)
+        probability = torch.zeros(len(before), 1, *before.shape[2:])
+        if with_data.any():
+            probability[with_data] = self.predict(before[with_data, :3], after[with_data]).cpu()
+        self.seconds += time.perf_counter() - began
+        return probability
+
+
+def predict_rows(
+    rows: RowReader, predict: Predict, *, tile: int, overlap: int, batch: int
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Predict a scene from the top down.
+
+    Args:
+        rows: the reader of its rows of tiles.
+        predict: for tiles as `rows` gives them, such as `PredictWhereData`.
+        tile: side of the tiles in pixels.
+        overlap: of the tiles, in pixels.
+        batch: tiles predicted at once.
+
+    Yields:
+        Probability, float32 (h, W), and where there is data, bool (h, W), without a gap.
+    """
+    for part in bands(rows, predict, rows.pair.height, tile, overlap, batch):
+        yield part[0, 0].numpy(), rows.data[: part.shape[2]]

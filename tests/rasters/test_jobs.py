@@ -1,0 +1,71 @@
+"""The pairs that a command line names."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import pytest
+
+from change.common.errors import UserError
+from change.rasters.jobs import find_jobs
+from change.rasters.result_folder import folders_to_keep, has_result
+
+
+def test_text_files_of_pairs(tmp_path: Path) -> None:
+    """As spreadsheets write them, too."""
+    (tmp_path / "pairs.csv").write_text("a.tif,b.tif,one\n\nc.tif,d.tif,\n", encoding="utf-8-sig")
+    (tmp_path / "pairs.txt").write_text("a, b.tif\tc.tif\td e\n")
+    found = {(j.before.name, j.after.name, j.folder.name) for j in find_jobs(tmp_path / "pairs.csv", None, tmp_path)}
+    assert found == {("a.tif", "b.tif", "one"), ("c.tif", "d.tif", "c")}
+    (job,) = find_jobs(tmp_path / "pairs.txt", None, tmp_path)
+    assert (job.before.name, job.folder.name) == ("a, b.tif", "d e")
+    for line in ("a.tif\tb.tif\t..\n", "a\0.tif\tb.tif\n", ".tif\tb.tif\t\n"):
+        (tmp_path / "pairs.txt").write_text(line)
+        with pytest.raises(UserError, match=r"line 1: .* cannot be the name of a folder"):
+            find_jobs(tmp_path / "pairs.txt", None, tmp_path)
+
+
+def test_many_pairs_take_linear_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted: comparisons of paths, and paths that are resolved; each pair may take a few, whatever their number."""
+    count = 20_000
+    (tmp_path / "pairs.txt").write_text("".join(f"a/{i}.tif\tb/{i}.tif\tpair{i}\n" for i in range(count)))
+    done = {"compared": 0, "resolved": 0}
+    equal, resolve = PurePath.__eq__, Path.resolve
+
+    def counted_equal(self: PurePath, other: object) -> bool:
+        done["compared"] += 1
+        assert done["compared"] < 20 * count
+        return equal(self, other)
+
+    def counted_resolve(self: Path, strict: bool = False) -> Path:
+        done["resolved"] += 1
+        return resolve(self, strict)
+
+    with monkeypatch.context() as counting:
+        counting.setattr(PurePath, "__eq__", counted_equal)
+        counting.setattr(Path, "resolve", counted_resolve)
+        jobs = find_jobs(tmp_path / "pairs.txt", None, tmp_path / "out")
+        some = jobs[::10]
+        kept = folders_to_keep(job.before for job in some)
+        results = [has_result(job.folder, kept, overwrite=False) for job in some]
+    assert len(jobs) == count and not any(results)
+    assert done["resolved"] == len(some) and done["compared"] > 0
+
+
+def test_folders_to_keep(tmp_path: Path) -> None:
+    """A folder is kept if a path lies in it, at any depth, or if it is one of the paths."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    paths = [tmp_path / "a" / "b" / "1.tif", tmp_path / "a" / "2.tif", tmp_path / "link" / "3.tif"]
+    kept = folders_to_keep(paths)
+    assert kept[tmp_path] == kept[tmp_path / "a"] == kept[tmp_path / "a" / "b"] == paths[0]
+    assert kept[tmp_path / "a" / "2.tif"] == paths[1] and kept[tmp_path / "real"] == paths[2]
+    assert tmp_path / "link" not in kept and tmp_path / "a" / "c" not in kept
+    with pytest.raises(UserError, match=r"-o .*real holds .*3.tif: choose a folder of its own"):
+        has_result(tmp_path / "real", kept, overwrite=True)
+
+
+def test_two_pairs_of_one_name(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("a.tif\tb.tif\nc.tif\td.tif\nx/a.tif\tx/b.tif\n")
+    with pytest.raises(UserError, match=r"pairs.txt names .*out/a more than once: give each pair its own name"):
+        find_jobs(tmp_path / "pairs.txt", None, tmp_path / "out")

@@ -1,0 +1,66 @@
+"""Connected changes: numbered across strips, measured, and as polygons."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.transform import Affine, from_origin
+from shapely import count_coordinates
+
+from change.rasters.numbering import Numbering
+from change.rasters.polygons import change_polygons
+from change.rasters.scene import NO_DATA
+from tests.rasters.drawn import GRID, UTM, WORLD, read_band, write_raster
+
+
+def polygons(folder: Path, changed: NDArray[np.uint8], levels: NDArray[np.uint8], grid: Affine, crs: CRS) -> Any:
+    """Of a mask and a probability: a function of the highest level, the least area and by how much to simplify."""
+    mask = write_raster(folder / "mask.tif", changed[None], crs, grid, nodata=NO_DATA)
+    height, width = changed.shape
+    numbering = Numbering(folder / "numbers.tif", {"height": height, "width": width, "crs": crs, "transform": grid})
+    for row in range(0, height, 8):
+        numbering.add(changed[row : row + 8], levels[row : row + 8])
+    return functools.partial(change_polygons, numbering.path, mask, numbering.finish())
+
+
+def test_polygons_in_degrees(tmp_path: Path) -> None:
+    """A square of 0.01 degrees at 60 degrees north: its area by the formula of the sphere; a hole and a corner."""
+    changed = np.zeros((40, 60), np.uint8)
+    changed[10:20, 10:20], changed[13:15, 13:15], changed[20, 20], changed[35, 50] = 1, 0, 1, 1
+    changed[30:33, 3:9] = NO_DATA
+    draw = polygons(tmp_path, changed, changed * 100, from_origin(10, 60, 0.001, 0.001), WORLD)
+    frame = draw(highest=200, min_area=0, simplify=0)
+    assert len(frame) == 2 and frame["mean_probability"].tolist() == [0.5, 0.5]
+    pixel = (np.pi / 180 * 0.001 * 6_371_000) ** 2 * np.cos(np.radians(59.985))
+    assert frame["area_m2"].tolist() == pytest.approx([97 * pixel, pixel], rel=0.01)
+    assert len(draw(highest=1, min_area=10 * pixel, simplify=0)) == 1
+    simpler = draw(highest=1, min_area=10 * pixel, simplify=1.5)
+    assert count_coordinates(simpler.geometry[0]) < count_coordinates(frame.geometry[0])
+
+
+def test_changes_across_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at three rows at a time, changes are those of the whole; their outlines are valid, areas add up."""
+    monkeypatch.setattr("change.rasters.numbering.ROWS", 3)
+    rng = np.random.default_rng(0)
+    changed = (rng.random((31, 40)) < 0.35).astype(np.uint8)
+    levels = rng.integers(100, 255, changed.shape).astype(np.uint8)
+    draw = polygons(tmp_path, changed, levels, GRID, UTM)
+    found, whole = cv2.connectedComponents(changed, connectivity=8)
+    numbers = read_band(tmp_path / "numbers.tif")
+    assert len({*zip(whole.flat, numbers.flat, strict=True)}) == found == len(np.unique(numbers))
+    changes = draw.args[2]
+    for number in range(1, found):
+        rows, columns = np.nonzero(numbers == number)
+        expected = len(rows), levels[rows, columns].sum(), np.max(levels[rows, columns]), rows.sum(), columns.sum()
+        fields = changes.pixels, changes.total, changes.highest, changes.rows, changes.columns
+        assert tuple(field[number] for field in fields) == expected
+    frame = draw(highest=254, min_area=0, simplify=0)
+    assert len(frame) == found - 1 and frame.is_valid.all()
+    assert frame["area_m2"].sum() == pytest.approx(4 * changed.sum(), rel=0.002)
