@@ -19,7 +19,7 @@ from change.change_dataloader import (
     shared_images,
     whole_loader,
 )
-from change.checkpoint import Checkpoint, PassRecord, hand_over, load_checkpoint, load_encoder, pass_name
+from change.checkpoint import Checkpoint, PassRecord, load_checkpoint, pass_name
 from change.common import distributed
 from change.common.devices import choose_device
 from change.common.errors import UserError, listed, run_command
@@ -32,6 +32,7 @@ from change.training.average import WeightAverage
 from change.training.precision import Precision, choose_algorithms
 from change.training.run_folder import Run, find_state
 from change.training.schedule import Interrupted, Schedule
+from change.training.start import hand_over, load_encoder
 from change.training.trainer import Training, parameter_groups
 from models.losses import TrainingLoss
 from models.network import build_network

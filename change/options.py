@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from change.common.devices import AMP_CHOICES, TRAINING_AMP_CHOICES
 from change.common.errors import OneLineParser, UserError
 from change.prediction.compiling import CHOICES as COMPILE_CHOICES
 from change.prediction.tiles import Protocol
-from models.encoders import DEPTHS
+from models.encoders import ENCODERS, encoder_name
 from models.network import MODELS, NetworkConfig
 from models.padding import MULTIPLE
 
@@ -48,9 +48,23 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def option(default: Any, help: str, choices: Sequence[Any] | None = None, alias: str = "") -> Any:
-    """A dataclass field that is a command-line option."""
-    return field(default=default, metadata={"help": help, "choices": choices, "alias": alias})
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[Any] | None = None,
+    alias: str = "",
+    read: Callable[[str], Any] | None = None,
+) -> Any:
+    """A dataclass field that is a command-line option; `read` converts its text, by default the field's type does."""
+    return field(default=default, metadata={"help": help, "choices": choices, "alias": alias, "read": read})
+
+
+def read_encoder(text: str) -> str:
+    """Return the encoder's name for a name or the depth of a ResNet."""
+    try:
+        return encoder_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ class TrainOptions(CommonOptions):
     power: float = option(1.0, "exponent of poly")
     warmup: int = option(0, "epochs in which the learning rate rises first, fewer than --epoch")
     model: str = option("prx", "the network, or a plain U-Net on the same encoder to compare with", MODELS)
-    backbone: int = option(18, "depth of the ResNet", choices=DEPTHS)
+    backbone: str = option("resnet18", "encoder; 18 is short for resnet18", choices=ENCODERS, read=read_encoder)
     refine: bool = option(False, "add progressive refinement (pass 2)")
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
     within: bool = option(False, "with --cross: attention within each date, to compare with")
@@ -124,6 +138,7 @@ class TrainOptions(CommonOptions):
     continue_run: str = option("", "folder of an interrupted run to go on with, exactly")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone", encoder_name(self.backbone))  # saved runs may have the depth, 18
         at_least(self, 1, "epoch", "train_batchsize", "grad_accum", "val_batchsize", "val_epoch", "decay_epoch", "k")
         at_least(
             *(self, 0, "trainsize", "lr", "weight_decay", "eps", "l1", "l2", "dice", "warmup"),
@@ -286,7 +301,7 @@ def parse_given(kind: type, arguments: Sequence[str], description: str) -> dict[
             parser.add_argument(
                 *flags,
                 dest=spec.name,
-                type=types[spec.name],
+                type=meta["read"] or types[spec.name],
                 choices=meta["choices"],
                 help=text,
                 metavar=None if meta["choices"] else types[spec.name].__name__.upper(),

@@ -280,7 +280,7 @@ class Evaluation:
         how = self.protocol
         windows = f", windows of {how.window} that overlap by {how.overlap}" if how.window else ", whole images"
         lines = [
-            f"{pass_name(self.checkpoint.config)} ResNet-{self.checkpoint.config.backbone}, {result['images']} pairs "
+            f"{pass_name(self.checkpoint.config)} {self.checkpoint.config.backbone}, {result['images']} pairs "
             f"of {self.split.name}"
             + (f", resized to {self.size}" if self.size else "")
             + windows
