@@ -133,6 +133,8 @@ def test_going_on() -> None:
     older = {name: value for name, value in saved.items() if name != "keep"}  # before that option was there
     assert continued(older, {"keep": "best"}).keep == "best"
     assert continued({**saved, "pseudo": 0.0}, {}) == continued(saved, {})  # an option of earlier versions
+    by_depth = {**saved, "backbone": 18}  # as earlier versions saved it
+    assert continued(by_depth, {"backbone": "resnet18"}) == continued(saved, {})
     with pytest.raises(UserError, match=r"--pseudo 0.5, which this version no longer has"):
         continued({**saved, "pseudo": 0.5}, {})
     with pytest.raises(UserError, match=r"--lr 0.2, was 0.1; --seed 5, was 0"):

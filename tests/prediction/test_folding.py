@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from change.prediction import compiling
 from change.prediction.compiling import Compiled, WhenItPays, worth_compiling
-from change.prediction.folding import ChunkedAttention, Fused, fold_batch_norms
+from change.prediction.folding import ChunkedAttention, Fused, can_merge, fold_batch_norms
 from models.encoders import ENCODERS
 from models.network import NetworkConfig, PRXChange, build_network
 from models.padding import any_size
@@ -154,7 +154,6 @@ FOLDS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 STAYS: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module, nn.Module]] = {
     "read elsewhere": (read_elsewhere, conv(), nn.BatchNorm2d(4)),
     "interpolation read elsewhere": (read_elsewhere_after_interpolation, conv(), nn.BatchNorm2d(4)),
-    "another width": (lambda m, x: m.a_norm(m.other(x).unflatten(1, (4, 2)).sum(2)), conv(8), nn.BatchNorm2d(4)),
     "another operation between": (lambda m, x: m.a_norm(m.other(x).relu()), conv(), nn.BatchNorm2d(4)),
     "norm first": (lambda m, x: m.other(m.a_norm(x)), conv(), nn.BatchNorm2d(4)),
     "convolution called twice": (lambda m, x: m.a_norm(m.other(m.other(x))), conv(), nn.BatchNorm2d(4)),
@@ -194,6 +193,15 @@ def test_what_is_not_certain_is_not_folded(case: str) -> None:
     assert torch.equal(block(images), expected)
 
 
+def test_which_layers_can_be_merged() -> None:
+    assert can_merge(conv(), nn.BatchNorm2d(4)) and can_merge(conv(), nn.SyncBatchNorm(4))
+    assert not can_merge(conv(8), nn.BatchNorm2d(4)), "another width"
+    assert not can_merge(conv(), NormAndRelu(4)), "it does more"
+    assert not can_merge(conv(), nn.BatchNorm2d(4, track_running_stats=False)), "it depends on the batch"
+    assert not can_merge(nn.ConvTranspose2d(4, 4, 2), nn.BatchNorm2d(4)), "kernels are transposed"
+    assert not can_merge(conv(), None) and not can_merge(None, nn.BatchNorm2d(4))
+
+
 @torch.inference_mode()
 def test_a_convolution_of_two_modules_is_not_folded() -> None:
     """The second module reads the convolution without the batch norm."""
@@ -227,7 +235,7 @@ def test_other_threads_go_on_while_batch_norms_are_folded() -> None:
 
 
 class Counting(nn.Module):
-    """A network that takes no time; what `torch.compile` is asked for is counted in `compiled`."""
+    """A network that takes no time. The fixture `compiled` lists the calls of `torch.compile`."""
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         return (before - after)[:, :1]
@@ -251,7 +259,7 @@ def calls(predict: WhenItPays, *sides: int) -> None:
 
 
 def test_compiled_where_much_is_left(compiled: list[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the second call of a shape on, by the time that took and the pixels that are left; two shapes at most."""
+    """The time of a shape's second call and the pixels that are left decide; at most two shapes are compiled."""
     clock = iter(range(0, 10_000, 10))  # every timed call takes ten seconds
     monkeypatch.setattr("change.prediction.compiling.time.perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(compiling, "SAVED", {"cpu": 0.5})
@@ -270,7 +278,7 @@ def test_compiled_where_much_is_left(compiled: list[nn.Module], monkeypatch: pyt
 
 
 def test_every_form_has_its_own_share_of_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a shape is compiled with is that of the form that is called, whichever was made or called last."""
+    """Each form is compiled with its own share, whichever form was made or called last."""
     found: list[float] = []
 
     def compile(module: nn.Module, dynamic: bool) -> Callable[..., Any]:
@@ -284,7 +292,7 @@ def test_every_form_has_its_own_share_of_activations(monkeypatch: pytest.MonkeyP
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning, once, and the plain outputs; what fails plainly too is an error as ever."""
+    """One warning, once, and the outputs of the plain network. If that fails too, its error is raised."""
 
     def compile(module: nn.Module, dynamic: bool) -> Callable[..., Any]:
         def fails(*inputs: Tensor) -> Any:
