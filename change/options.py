@@ -5,6 +5,7 @@ The command lines follow from them, and so does docs/options.md: `python -m chan
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from change.common.devices import AMP_CHOICES, TRAINING_AMP_CHOICES
 from change.common.errors import UserError
 from change.prediction.compiling import CHOICES as COMPILE_CHOICES
 from change.prediction.tiles import Protocol
-from models.encoders import DEPTHS
+from models.encoders import ENCODERS, encoder_name
 from models.network import MODELS, NetworkConfig
 from models.padding import MULTIPLE
 
@@ -42,6 +43,14 @@ def numbers(name: str, text: str, count: int, example: str) -> tuple[float, ...]
         words = {2: "two", 4: "four"}
         raise UserError(f'--{name} "{text}": give {words[count]} numbers, "{example}"')
     return values
+
+
+def read_encoder(text: str) -> str:
+    """Read the name of an encoder, or the depth of a ResNet."""
+    try:
+        return encoder_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 # --- training ------------------------------------------------------------------------------------------------------
@@ -125,12 +134,13 @@ class NetworkOptions:
     """Network."""
 
     model: str = option("prx", "the network, or a plain U-Net on the same encoder to compare with", choices=MODELS)
-    backbone: int = option(18, "depth of the ResNet", choices=DEPTHS)
+    backbone: str = option("resnet18", "encoder; 18 is short for resnet18", choices=ENCODERS, read=read_encoder)
     refine: bool = option(False, "add progressive refinement (pass 2)")
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
     within: bool = option(False, "attend within each date instead, to compare with", needs="cross")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone", encoder_name(self.backbone))  # earlier versions saved the depth, 18
         if self.model == "unet" and self.cross:
             raise UserError("--model unet has no cross-attention: leave out --cross")
         if self.within and not self.cross:

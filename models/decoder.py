@@ -1,7 +1,9 @@
-"""The decoder: four temporal fusion stages, deepest first, and the head.
+"""The decoder: four stages that fuse both dates, deepest first, and the head.
 
-Shapes: B pairs, C channels of the stage, h w its size. Both dates come as one batch of 2B, before first.
-Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008); the gate is the squeeze-and-excitation of Hu et al.,
+Shapes: B pairs, C channels of the stage, h and w its map's height and width. The encoder's maps hold both dates as one
+batch of 2B: first before, then after.
+
+Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008). The gate is the squeeze-and-excitation block of Hu et al.,
 CVPR 2018, added to its input.
 """
 
@@ -15,19 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.refinement import full_precision
-from models.xcross import XCross, split_dates
+from models.xcross import split_dates
 
-PATCH_SIZES = (1, 1, 2, 4)  # of X-Cross, for strides 32, 16, 8, 4
-GROUP = 32  # channels in a group of every GroupNorm; a gate is narrower than its input by the same factor
+GROUP = 32  # channels per group of every GroupNorm; also the factor by which a gate is narrower than its input
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with groups of 32 channels."""
+    """Build a GroupNorm with 32 channels per group."""
     return nn.GroupNorm(channels // GROUP, channels)
 
 
 class Gate(nn.Module):
-    """1 + g, g from the means over all positions: one factor a channel and pair."""
+    """Weights for the channels, computed from their means over all positions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -35,12 +36,12 @@ class Gate(nn.Module):
         self.excite = nn.Linear(channels // GROUP, channels, bias=False)
 
     def forward(self, means: Tensor) -> Tensor:
-        """Means (B, C) -> factors (B, C), 1 to 2."""
+        """Map the channels' means (B, C) to factors (B, C) between 1 and 2."""
         return 1 + torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
 
 
 class Affine(NamedTuple):
-    """A normalisation as what it does to each channel, x * scale + shift, and the means of its outcome: (B, C) each."""
+    """A normalisation written as x * scale + shift, and the means of its output; (B, C) each."""
 
     scale: Tensor
     shift: Tensor
@@ -48,23 +49,35 @@ class Affine(NamedTuple):
 
 
 def norm_as_affine(norm: nn.GroupNorm, maps: Tensor) -> Affine:
-    """GroupNorm on maps (B, C, h, w), without writing its outcome."""
+    """Compute what a GroupNorm does to maps (B, C, h, w), without writing its output."""
     values = full_precision(maps)
-    means, squares = values.mean((2, 3)), values.square().mean((2, 3))
+    means = values.mean((2, 3))
+    squares = values.square().mean((2, 3))
     groups = (norm.num_groups, GROUP)
-    centre, square = (torch.unflatten(x, 1, groups).mean(2, keepdim=True) for x in (means, squares))
+    centre = torch.unflatten(means, 1, groups).mean(2, keepdim=True)
+    square = torch.unflatten(squares, 1, groups).mean(2, keepdim=True)
     factor = torch.rsqrt((square - centre.square()).clamp_min(0) + norm.eps)
-    centre, factor = (x.expand(-1, *groups).flatten(1) for x in (centre, factor))
+    centre = centre.expand(-1, *groups).flatten(1)
+    factor = factor.expand(-1, *groups).flatten(1)
     scale = factor * norm.weight
     shift = norm.bias - centre * scale
     return Affine(scale, shift, means * scale + shift)
 
 
 def convolve_affine(conv: nn.Conv2d, maps: Sequence[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
-    """A 1x1 convolution without bias of concatenated maps, each x * scale + shift: n of (B, C, h, w) -> (B, C', h, w).
+    """Apply x * scale + shift to concatenated maps, then a 1x1 convolution without bias.
 
-    `scale` and `shift`, (B, n C), go into the kernel, one for each pair: neither the product nor the concatenation is
-    ever in memory.
+    `scale` and `shift` are multiplied into one kernel per pair, so that neither the scaled maps nor their concatenation
+    are ever in memory.
+
+    Args:
+        conv: the 1x1 convolution, from n C to C' channels.
+        maps: n maps (B, C, h, w).
+        scale: (B, n C).
+        shift: (B, n C).
+
+    Returns:
+        (B, C', h, w).
     """
     height, width = maps[0].shape[2:]
     with torch.autocast(scale.device.type, enabled=False):
@@ -78,16 +91,23 @@ def convolve_affine(conv: nn.Conv2d, maps: Sequence[Tensor], scale: Tensor, shif
 
 
 class DeepestStage(nn.Module):
-    """Stage 0 (stride 32): normalise both dates, concatenate, 1x1 convolution."""
+    """The stage of stride 32: normalise both dates, concatenate them, apply a 1x1 convolution."""
 
-    def __init__(self, channels: int, patch_size: int, cross: bool, within: bool) -> None:
+    def __init__(self, channels: int, attention: nn.Module | None = None) -> None:
+        """Build the stage.
+
+        Args:
+            channels: C, a multiple of 32.
+            attention: a module such as `XCross` that maps (2B, C, h, w) to the same shape and is applied first.
+        """
         super().__init__()
-        self.cross = XCross(channels, patch_size, within) if cross else None
+        self.cross = attention
         self.norm = group_norm(channels)
         self.mix = nn.Conv2d(2 * channels, channels, 1)
+        self.out_channels = channels
 
     def forward(self, features: Tensor) -> Tensor:
-        """(2B, C, h, w) -> (B, C, h, w)."""
+        """Fuse both dates: (2B, C, h, w) -> (B, C, h, w)."""
         if self.cross is not None:
             features = self.cross(features)
         before, after = split_dates(self.norm(features))
@@ -96,15 +116,23 @@ class DeepestStage(nn.Module):
 
 
 class FusionStage(nn.Module):
-    """Stages 1..3: both dates and the upsampled coarser stage, normalised alike, gated, reduced, convolved.
+    """A stage of stride 16, 8 or 4: fuse both dates and the upsampled map of the stage before.
 
-    Normalisation, gate and reduction are linear once their few factors are known, which follow from the channels' means
-    and variances: they are applied as one product, whose kernel is composed for each pair.
+    The three maps are normalised, concatenated, weighted by a gate, reduced to C channels and convolved. Normalisation,
+    gate and reduction are linear once their factors are known, and these depend only on the channels' means and
+    variances. They are therefore applied as one product, with one kernel per pair.
     """
 
-    def __init__(self, coarse_channels: int, channels: int, patch_size: int, cross: bool, within: bool) -> None:
+    def __init__(self, coarse_channels: int, channels: int, attention: nn.Module | None = None) -> None:
+        """Build the stage.
+
+        Args:
+            coarse_channels: channels of the stage before.
+            channels: C, a multiple of 32.
+            attention: a module such as `XCross` that maps (2B, C, h, w) to the same shape and is applied first.
+        """
         super().__init__()
-        self.cross = XCross(channels, patch_size, within) if cross else None
+        self.cross = attention
         self.norm = group_norm(channels)
         self.upsample = nn.ConvTranspose2d(coarse_channels, channels, 2, stride=2)
         self.gate = Gate(3 * channels)
@@ -112,13 +140,23 @@ class FusionStage(nn.Module):
         self.conv = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False), group_norm(channels), nn.ReLU()
         )
+        self.out_channels = channels
 
     def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
-        """(2B, C, h, w) and the stage before, (B, coarse C, h/2, w/2) -> (B, C, h, w)."""
+        """Fuse.
+
+        Args:
+            features: (2B, C, h, w), first before, then after.
+            coarse: the map of the stage before, (B, coarse C, h/2, w/2).
+
+        Returns:
+            (B, C, h, w).
+        """
         if self.cross is not None:
             features = self.cross(features)
         maps = (*split_dates(features), self.upsample(coarse))
-        with torch.autocast(features.device.type, enabled=False):  # few numbers, on which all others hang
+        # In float32 also under autocast: these few numbers scale all others.
+        with torch.autocast(features.device.type, enabled=False):
             each = [norm_as_affine(self.norm, part) for part in maps]
             scale, shift, means = (torch.cat(parts, dim=1) for parts in zip(*each, strict=True))
             gate = self.gate(means)
@@ -130,10 +168,10 @@ class FusionStage(nn.Module):
 
 
 class Head(nn.Module):
-    """C channels at stride 4 -> one logit a pixel: two transposed convolutions and a 1x1, all linear.
+    """Two transposed convolutions and a 1x1 convolution, from C channels at stride 4 to one logit per pixel.
 
-    Linear in a row is linear: they are applied as one transposed convolution 4x4 stride 4, its kernel composed at
-    every call (2,048 products a channel), which never needs the C/2-channel map at full resolution.
+    All three are linear, so they are applied as one transposed convolution, 4x4 with stride 4. Its kernel is computed
+    at every call, with 2,048 products per channel. The map of C/2 channels at full resolution is never needed.
     """
 
     def __init__(self, channels: int) -> None:
@@ -143,45 +181,59 @@ class Head(nn.Module):
         self.out = nn.Conv2d(channels // 2, 1, 1)
 
     def start_at(self, rate: float) -> None:
-        """Set the last bias so that where all else is 0 the probability is `rate`, 1e-6 to 1 - 1e-6."""
+        """Set the last bias so that a map of zeros gives the probability `rate`, clamped to 1e-6..1 - 1e-6."""
         bias = self.out.bias
         assert bias is not None
         with torch.no_grad():
             bias.fill_(torch.logit(torch.tensor(rate, dtype=torch.float64), eps=1e-6))
 
     def composed(self) -> tuple[Tensor, Tensor]:
-        """The one layer that equals the three: kernel (C, 1, 4, 4), bias (2, 2), repeated over the image."""
-        with torch.autocast(self.out.weight.device.type, enabled=False):  # as exact in mixed precision as without
+        """Compute the one layer that equals the three.
+
+        Returns:
+            The kernel (C, 1, 4, 4) and the bias (2, 2), which repeats over the image.
+        """
+        # Without autocast, so that the kernel is as exact in mixed precision.
+        with torch.autocast(self.out.weight.device.type, enabled=False):
             assert self.upsample1.bias is not None and self.upsample2.bias is not None and self.out.bias is not None
             last = self.out.weight[0, :, 0, 0]  # (m)
             inner = torch.einsum("nmyx,m->nyx", self.upsample2.weight, last)
             kernel = torch.einsum("cnYX,nyx->cYyXx", self.upsample1.weight, inner).reshape(-1, 1, 4, 4)
-            # The first layer's bias passes through the second's kernel: another value on each of its 2x2 positions.
+            # The first layer's bias passes through the second's kernel, which gives its 2x2 positions different values.
             bias = torch.einsum("n,nyx->yx", self.upsample1.bias, inner) + self.upsample2.bias @ last + self.out.bias
         return kernel, bias
 
     def forward(self, fused: Tensor) -> Tensor:
-        """(B, C, H/4, W/4) -> logits (B, 1, H, W)."""
+        """Predict: a map (B, C, H/4, W/4) -> logits (B, 1, H, W)."""
         kernel, bias = self.composed()
         logits = F.conv_transpose2d(fused, kernel, stride=4)
         return logits + bias.to(logits.dtype).repeat(fused.shape[2] * 2, fused.shape[3] * 2)
 
 
 class Decoder(nn.Module):
-    """Four stages on the encoder's maps. `forward` returns the fused map of every stage, deepest first."""
+    """Four stages, from stride 32 to stride 4. Each passes its map to the next."""
 
-    def __init__(self, encoder_channels: Sequence[int], cross: bool, within: bool = False) -> None:
-        """`encoder_channels`: of strides 4, 8, 16, 32, each a multiple of 32."""
+    def __init__(self, deepest: DeepestStage, stages: Sequence[FusionStage]) -> None:
+        """Compose the decoder.
+
+        Args:
+            deepest: the stage of stride 32.
+            stages: those of strides 16, 8, 4.
+        """
         super().__init__()
-        widths = tuple(reversed(encoder_channels))
-        self.deepest = DeepestStage(widths[0], PATCH_SIZES[0], cross, within)
-        self.stages = nn.ModuleList(
-            FusionStage(widths[i - 1], widths[i], PATCH_SIZES[i], cross, within) for i in range(1, len(widths))
-        )
-        self.out_channels = widths
+        self.deepest = deepest
+        self.stages = nn.ModuleList(stages)
+        self.out_channels = (deepest.out_channels, *(stage.out_channels for stage in stages))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Encoder maps (2B, C, H/s, W/s) of strides 4, 8, 16, 32 -> (B, C, H/s, W/s) of strides 32, 16, 8, 4."""
+        """Fuse the maps of both dates.
+
+        Args:
+            features: the encoder's maps (2B, C, H/s, W/s) of strides s = 4, 8, 16, 32, first before, then after.
+
+        Returns:
+            Fused maps (B, C, H/s, W/s) of strides s = 32, 16, 8, 4.
+        """
         fused = [self.deepest(features[-1])]
         for stage, feature in zip(self.stages, reversed(features[:-1]), strict=True):
             fused.append(stage(feature, fused[-1]))

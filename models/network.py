@@ -1,52 +1,65 @@
-"""PRX-Change: encoder, decoder and, in training, refinement heads, put together from a small configuration.
+"""PRX-Change: encoder, decoder, head and, in training, refinement, composed from a small configuration.
 
-Shapes: B pairs, H W image size. Images are float RGB, normalised with `normalise`; logits are (B, 1, H, W), a pixel
-is changed where sigmoid(logit) exceeds the threshold (0.5).
+Shapes: B pairs, H and W the image's height and width. Images are float RGB, normalised by `models.padding.normalise`.
+Logits are (B, 1, H, W); a pixel is changed if sigmoid(logit) exceeds the threshold.
+
 Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.decoder import Decoder, Head
-from models.encoders import DEPTHS, ResNetEncoder, both_dates
+from models.decoder import Decoder, DeepestStage, FusionStage, Head
+from models.encoders import Encoder, both_dates, build_encoder, encoder_name
 from models.refinement import Refinement
 from models.unet import UNetDecoder
+from models.xcross import XCross
 
 MODELS = ("prx", "unet")
+PATCH_SIZES = (1, 1, 2, 4)  # of X-Cross at strides 32, 16, 8, 4
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What the network is rebuilt from: ResNet depth (18, 34, 50, 101), X-Cross on, refinement heads on, which
-    network it is ("prx", or "unet", the plain baseline, which has no X-Cross), and, to compare with, whether the blocks
-    of X-Cross attend within each date. ValueError for anything else."""
+    """The values from which a network is built.
 
-    backbone: int = 18
+    Attributes:
+        backbone: the encoder's name, one of `models.encoders.ENCODERS`. The depth of a ResNet, such as 18, is accepted
+            too and replaced by the name.
+        cross: add X-Cross to every stage of the decoder.
+        refine: add the refinement heads, which are used only in training.
+        model: "prx", or "unet", the baseline, which has no X-Cross.
+        within: let X-Cross attend within each date, as a baseline.
+
+    Raises:
+        ValueError: a value is unknown, or does not go with the others.
+    """
+
+    backbone: str = "resnet18"
     cross: bool = False
     refine: bool = False
     model: str = "prx"
     within: bool = False
 
     def __post_init__(self) -> None:
-        if self.backbone not in DEPTHS:
-            raise ValueError(f"backbone {self.backbone}: choose one of {', '.join(map(str, DEPTHS))}")
+        object.__setattr__(self, "backbone", encoder_name(self.backbone))
         if self.model not in MODELS:
             raise ValueError(f"model {self.model}: choose one of {', '.join(MODELS)}")
         if self.model == "unet" and self.cross:
             raise ValueError("the U-Net has no cross-attention: leave it out")
         if self.within and not self.cross:
-            raise ValueError("attention within dates is a form of X-Cross: put that on")
+            raise ValueError("attention within each date is a form of X-Cross: add X-Cross, or leave it out")
 
 
 class PRXChange(nn.Module):
     """Two co-registered images in, change logits out."""
 
     def __init__(
-        self, encoder: ResNetEncoder, decoder: Decoder | UNetDecoder, head: Head, refinement: Refinement | None
+        self, encoder: Encoder, decoder: Decoder | UNetDecoder, head: Head, refinement: Refinement | None
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -55,20 +68,58 @@ class PRXChange(nn.Module):
         self.refinement = refinement
 
     def fuse(self, before: Tensor, after: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) each, sides multiples of 32 -> fused maps (B, C, H/s, W/s) of strides 32, 16, 8, 4."""
+        """Compute the fused maps of all stages.
+
+        Args:
+            before: float (B, 3, H, W), normalised; H and W are multiples of 32.
+            after: the same shape.
+
+        Returns:
+            Maps (B, C, H/s, W/s) of strides s = 32, 16, 8, 4.
+        """
         fused: list[Tensor] = self.decoder(both_dates(self.encoder, before, after))
         return fused
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """(B, 3, H, W) each, normalised, sides multiples of 32 -> logits (B, 1, H, W)."""
+        """Predict.
+
+        Args:
+            before: float (B, 3, H, W), normalised; H and W are multiples of 32.
+            after: the same shape.
+
+        Returns:
+            Logits (B, 1, H, W).
+        """
         logits: Tensor = self.head(self.fuse(before, after)[-1])
         return logits
 
 
+def build_decoder(encoder_channels: Sequence[int], cross: bool, within: bool) -> Decoder:
+    """Build PRX-Change's decoder with random weights.
+
+    Args:
+        encoder_channels: the encoder's channels at strides 4, 8, 16, 32, each a multiple of 32.
+        cross: whether each stage has X-Cross.
+        within: whether X-Cross attends within each date.
+    """
+    widths = tuple(reversed(encoder_channels))
+
+    def attention(stage: int) -> XCross | None:
+        return XCross(widths[stage], PATCH_SIZES[stage], within) if cross else None
+
+    # Each stage's attention is built just before the stage: this order fixes the random weights of a seeded run.
+    deepest = DeepestStage(widths[0], attention(0))
+    stages = [FusionStage(widths[i - 1], widths[i], attention(i)) for i in range(1, len(widths))]
+    return Decoder(deepest, stages)
+
+
 def build_network(config: NetworkConfig) -> PRXChange:
     """Build the network with random weights, in training mode, on torch's default device."""
-    encoder = ResNetEncoder(config.backbone)
-    widths = encoder.out_channels
-    decoder = UNetDecoder(widths) if config.model == "unet" else Decoder(widths, config.cross, config.within)
+    encoder = build_encoder(config.backbone)
+    decoder: Decoder | UNetDecoder
+    if config.model == "unet":
+        decoder = UNetDecoder(encoder.out_channels)
+    else:
+        decoder = build_decoder(encoder.out_channels, config.cross, config.within)
     refinement = Refinement(decoder.out_channels) if config.refine else None
     return PRXChange(encoder, decoder, Head(decoder.out_channels[-1]), refinement)

@@ -1,4 +1,7 @@
-"""From images to what the network takes: normalised, with sides that are multiples of 32."""
+"""Images to the network's input: normalised, with sides that are multiples of 32.
+
+Shapes: B pairs, N images, C channels, H and W the image's height and width.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,35 @@ from models.encoders import STRIDES
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MULTIPLE = STRIDES[-1]  # of which the network's input sides are multiples
+MULTIPLE = STRIDES[-1]  # the sides of the network's input are multiples of this
 
 
 def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """Uint8 RGB (B, 3, H, W), 0..255 -> float32, (x / 255 - mean) / std, on the images' device."""
-    # With plain numbers: a tensor of them, made at every call, would be a copy that waits for the device.
+    """Compute (x / 255 - mean) / std for each channel.
+
+    Args:
+        images: RGB (B, 3, H, W) of 0..255, uint8 or float.
+        mean: the channels' means, for values of 0..1.
+        std: the channels' standard deviations, for values of 0..1.
+
+    Returns:
+        float32 of the same shape, on the images' device.
+    """
+    # Plain numbers: a tensor of them would be copied to the device at every call, and the copy waits for the device.
     channels = zip(images.unbind(1), mean, std, strict=True)
     return torch.stack([(channel.float() / 255 - m) / s for channel, m, s in channels], dim=1)
 
 
 def any_size(network: Callable[[Tensor, Tensor], Tensor], before: Tensor, after: Tensor) -> Tensor:
-    """Apply the network to images of any size: (B, 3, H, W) normalised -> logits (B, 1, H, W).
+    """Apply a network to images of any size: pad them on the right and at the bottom, and crop the logits.
 
-    Pads on the right and at the bottom to multiples of 32 (reflected; replicated where a side is too short for
-    that) and crops the logits.
+    Args:
+        network: maps two batches, whose sides are multiples of 32, to logits (B, 1, H, W).
+        before: float (B, 3, H, W), normalised.
+        after: the same shape.
+
+    Returns:
+        Logits (B, 1, H, W).
     """
     height, width = before.shape[2:]
     both = pad_side(pad_side(torch.cat((before, after)), 3), 2)
@@ -35,7 +52,14 @@ def any_size(network: Callable[[Tensor, Tensor], Tensor], before: Tensor, after:
 
 
 def pad_side(images: Tensor, dim: int) -> Tensor:
-    """Pad (N, C, H, W) at the end of `dim` (2 or 3) to the next multiple of 32."""
+    """Pad images at the end of one side to the next multiple of 32.
+
+    The padding is the reflected image, or the repeated last row or column if the side is too short to reflect.
+
+    Args:
+        images: (N, C, H, W).
+        dim: 2 to pad the height, 3 to pad the width.
+    """
     extra = -images.shape[dim] % MULTIPLE
     if not extra:
         return images

@@ -1,9 +1,10 @@
-"""Progressive feature refinement: in training, every stage learns the points it is least sure of.
+"""Progressive feature refinement: in training, every stage also learns at the points it is least sure of.
 
-Shapes: B pairs, C channels of a stage, h w its size, P points an image. Points are (B, P, 2), x then y, in 0..1
-over the whole image.
-Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008); the drawing of points follows Kirillov et al., "PointRend:
-Image Segmentation as Rendering", CVPR 2020.
+Shapes: B pairs, C channels of a stage, h and w its map's height and width, P points per image. Points are (B, P, 2), x
+then y, in 0..1 over the whole image.
+
+Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008). The points are drawn as in Kirillov et al., "PointRend: Image
+Segmentation as Rendering", CVPR 2020.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 
 class PointLogits(NamedTuple):
-    """One stage's answer at its points: refined logits, coarse logits and labels, each (B, P)."""
+    """A stage's output at its points, (B, P) each: refined logits, coarse logits, and labels of 0 and 1."""
 
     refined: Tensor
     coarse: Tensor
@@ -25,7 +26,7 @@ class PointLogits(NamedTuple):
 
 
 class StageRefinement(nn.Module):
-    """Coarse logits of one stage's fused map, and better ones at single points."""
+    """Coarse logits of a stage's fused map, and refined logits at single points."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,9 +37,14 @@ class StageRefinement(nn.Module):
         self.fc2 = nn.Linear(channels + 1, 1)
 
     def forward(self, fused: Tensor, mask: Tensor, k: int, beta: float, points: Tensor | None = None) -> PointLogits:
-        """Fused map (B, C, h, w), mask (B, 1, H, W) of 0 and 1 -> answers at P = w points an image.
+        """Refine at P = w points per image.
 
-        The points are drawn with `k` and `beta` from the coarse logits, or are those given.
+        Args:
+            fused: the stage's map (B, C, h, w).
+            mask: float (B, 1, H, W) of 0 and 1.
+            k: candidates per point, see `draw_points`.
+            beta: share of hard points, see `draw_points`.
+            points: points to use instead of drawn ones, (B, P, 2).
         """
         coarse = self.coarse(fused)
         if points is None:
@@ -54,13 +60,29 @@ class Refinement(nn.Module):
     """The refinement heads of all stages, deepest first."""
 
     def __init__(self, channels: Sequence[int]) -> None:
+        """Build one head per stage.
+
+        Args:
+            channels: channels of the fused maps of strides 32, 16, 8, 4.
+        """
         super().__init__()
         self.stages = nn.ModuleList(StageRefinement(c) for c in channels)
 
     def forward(
         self, fused: Sequence[Tensor], mask: Tensor, k: int, beta: float, points: Sequence[Tensor] | None = None
     ) -> list[PointLogits]:
-        """Refine each fused map (B, C, H/s, W/s) at W/s points: drawn with `k` and `beta`, or the ones given."""
+        """Refine every stage at W/s points per image.
+
+        Args:
+            fused: maps (B, C, H/s, W/s) of strides s = 32, 16, 8, 4.
+            mask: float (B, 1, H, W) of 0 and 1.
+            k: candidates per point, see `draw_points`.
+            beta: share of hard points, see `draw_points`.
+            points: points to use instead of drawn ones, one tensor (B, P, 2) per stage.
+
+        Returns:
+            The outputs of all stages, deepest first.
+        """
         answers: list[PointLogits] = []
         for i, (stage, feature) in enumerate(zip(self.stages, fused, strict=True)):
             answers.append(stage(feature, mask, k, beta, None if points is None else points[i]))
@@ -69,9 +91,19 @@ class Refinement(nn.Module):
 
 @torch.no_grad()
 def draw_points(coarse: Tensor, number: int, k: int, beta: float) -> Tensor:
-    """Draw `number` points an image from coarse logits (B, 1, h, w): (B, number, 2).
+    """Draw points, most of them where the coarse logits are least certain.
 
-    Of k * number uniform candidates, the floor(beta * number) nearest probability 0.5; the rest uniform.
+    From k * number uniformly drawn candidates, the floor(beta * number) with a probability nearest 0.5 are kept. The
+    remaining points are drawn uniformly.
+
+    Args:
+        coarse: coarse logits (B, 1, h, w).
+        number: points per image.
+        k: candidates per point.
+        beta: share of the points that are taken from the candidates, 0..1.
+
+    Returns:
+        Points (B, number, 2).
     """
     candidates = torch.rand(len(coarse), k * number, 2, device=coarse.device)
     hard = hardest_points(candidates, sample_points(coarse, candidates).squeeze(2), int(beta * number))
@@ -80,37 +112,48 @@ def draw_points(coarse: Tensor, number: int, k: int, beta: float) -> Tensor:
 
 
 def hardest_points(candidates: Tensor, logits: Tensor, number: int) -> Tensor:
-    """The `number` candidates (B, P, 2) whose probability, the sigmoid of logits (B, P), is nearest 0.5."""
+    """Select the `number` candidates (B, P, 2) whose probability, the sigmoid of `logits` (B, P), is nearest 0.5."""
     nearest = logits.abs().topk(number, dim=1, largest=False).indices
     return candidates.gather(1, nearest.unsqueeze(2).expand(-1, -1, 2))
 
 
 def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
-    """Read a map (B, C, h, w) at points (B, P, 2): (B, P, C), in float32 where the map is of half precision.
+    """Read a map at points.
 
-    As `grid_sample` with align_corners=False and zeros around the map; `mode`: "bilinear" or "nearest". Only what is
-    read is copied, and the gradient of indexing, unlike that of `grid_sample`, adds in a fixed order on a GPU too.
+    The result is that of `grid_sample` with align_corners=False and zeros outside of the map. But only the cells that
+    are read are copied, and the gradient adds up in a fixed order on a GPU too.
+
+    Args:
+        values: the map (B, C, h, w).
+        points: (B, P, 2).
+        mode: "bilinear" or "nearest".
+
+    Returns:
+        (B, P, C); float32 if the map is in half precision, else of its dtype.
     """
     height, width = values.shape[2:]
-    cells = values.permute(0, 2, 3, 1)  # rows of C: no copy where the map lies channels-last
+    cells = values.permute(0, 2, 3, 1)  # rows of C values; a map in channels-last format is not copied
     image = torch.arange(len(values), device=values.device)[:, None]
 
     def read(x: Tensor, y: Tensor) -> Tensor:
-        """The cells of columns x and rows y, whole numbers (B, P): (B, P, C), 0 outside of the map."""
+        """Read the cells of columns x and rows y, whole numbers (B, P): (B, P, C), 0 outside of the map."""
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         cell = cells[image, y.clamp(0, height - 1).long(), x.clamp(0, width - 1).long()]
         return full_precision(cell) * inside[..., None]
 
-    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    x = points[..., 0] * width - 0.5
+    y = points[..., 1] * height - 0.5
     if mode == "nearest":
         return read(x.round(), y.round())
-    left, top = x.floor(), y.floor()
-    right_share, low_share = (x - left)[..., None], (y - top)[..., None]
+    left = x.floor()
+    top = y.floor()
+    right_share = (x - left)[..., None]
+    low_share = (y - top)[..., None]
     upper = read(left, top) * (1 - right_share) + read(left + 1, top) * right_share
     lower = read(left, top + 1) * (1 - right_share) + read(left + 1, top + 1) * right_share
     return upper * (1 - low_share) + lower * low_share
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """As float32 where half precision comes in; float32 and float64 stay."""
+    """Convert half precision to float32; float32 and float64 stay."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,7 +1,8 @@
-"""X-Cross: cross-attention between the two dates of one stage, equal for both.
+"""X-Cross: cross-attention between the two dates, which treats both alike.
 
-Shapes: B pairs, C channels, h w size of the feature map, p patch size, T = (h/p)(w/p) tokens. Both dates travel
-as one batch of 2B, before first; only the learned token tells them apart.
+Shapes: B pairs, C channels, h and w the map's height and width, p the patch size, T = (h/p)(w/p) tokens. Both dates
+form one batch of 2B: first before, then after. Only a learned token tells them apart.
+
 Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008), section X-Cross.
 """
 
@@ -12,13 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-DROP = 0.1  # of attention weights, mlp activations and whole residual paths
+DROP = 0.1  # probability with which attention weights, activations of the MLP and residual paths are dropped
 
 
 class CrossAttention(nn.Module):
-    """Each date's values, asked by the other date's queries; `within`: by its own, to compare with."""
+    """Single-head attention: the queries of one date read the keys and values of the other."""
 
     def __init__(self, channels: int, within: bool = False) -> None:
+        """Build the layer.
+
+        Args:
+            channels: C.
+            within: let each date's queries read its own values instead, as a baseline.
+        """
         super().__init__()
         self.within = within
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
@@ -26,7 +33,14 @@ class CrossAttention(nn.Module):
         self.drop = DROP
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(2B, T, C), before first -> (2B, T, C): row b holds date b's values, read by the other date's queries."""
+        """Attend.
+
+        Args:
+            tokens: (2B, T, C), first before, then after.
+
+        Returns:
+            (2B, T, C). Row b holds values of image b, read by the queries of the other date.
+        """
         query, key, value = self.norm(self.qkv(tokens).unflatten(2, (3, -1))).unbind(2)
         attended: Tensor = F.scaled_dot_product_attention(
             self.asking(query).unsqueeze(1),
@@ -37,30 +51,39 @@ class CrossAttention(nn.Module):
         return attended.squeeze(1)
 
     def asking(self, query: Tensor) -> Tensor:
-        """The queries (2B, T, C) in the order in which they ask."""
+        """Put the queries (2B, T, C) next to the keys that they read."""
         return query if self.within else swap_dates(query)
 
 
 class Mlp(nn.Module):
-    """Linear, LayerNorm, GELU, dropout, linear, LayerNorm, dropout; all of width C."""
+    """Linear, LayerNorm, GELU, dropout, linear, LayerNorm, dropout, all of width C."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc1, self.norm1 = nn.Linear(channels, channels), nn.LayerNorm(channels)
-        self.fc2, self.norm2 = nn.Linear(channels, channels), nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.fc2 = nn.Linear(channels, channels)
+        self.norm2 = nn.LayerNorm(channels)
         self.drop = nn.Dropout(DROP)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(2B, T, C) -> (2B, T, C)."""
+        """Transform each token (2B, T, C); the shape stays."""
         hidden = self.drop(F.gelu(self.norm1(self.fc1(tokens))))
         out: Tensor = self.drop(self.norm2(self.fc2(hidden)))
         return out
 
 
 class XCross(nn.Module):
-    """One layer, one head of cross-attention on patches of p x p positions, added to the feature map."""
+    """One layer of cross-attention between patches of p x p positions, added to the feature map."""
 
     def __init__(self, channels: int, patch_size: int, within: bool = False) -> None:
+        """Build the layer.
+
+        Args:
+            channels: C.
+            patch_size: p, the side of a patch; one patch is one token.
+            within: attend within each date instead of between the dates, as a baseline.
+        """
         super().__init__()
         self.patch_size = patch_size
         self.embed = nn.Conv2d(channels, channels, patch_size, stride=patch_size, bias=False)
@@ -75,13 +98,20 @@ class XCross(nn.Module):
         self.norm_map = nn.BatchNorm2d(channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(2B, C, h, w), before first, h and w multiples of p -> the same shape."""
+        """Add to each date's map what attention finds.
+
+        Args:
+            features: (2B, C, h, w), first before, then after; h and w are multiples of p.
+
+        Returns:
+            A map of the same shape.
+        """
         patches = self.embed(features)
         before, after = split_dates(patches.flatten(2).transpose(1, 2))
         x = self.norm_in(torch.cat((before + self.token_before, after + self.token_after)))
         y = self.norm_out(x + self.drop_path(self.attention(x)))
         z = y + self.drop_path(self.mlp(y))
-        # A 1x1 convolution commutes with interpolation, whose weights sum to 1: convolve the few positions first.
+        # A 1x1 convolution commutes with interpolation, whose weights sum to 1. Convolving first means fewer positions.
         z = self.to_map(z.transpose(1, 2).unflatten(2, patches.shape[2:]))
         if self.patch_size > 1:
             z = F.interpolate(z, size=features.shape[2:], mode="bilinear", align_corners=True)
@@ -90,13 +120,13 @@ class XCross(nn.Module):
 
 
 def split_dates(both: Tensor) -> tuple[Tensor, Tensor]:
-    """(2B, ...) before first -> before and after, (B, ...) each."""
-    # Not `chunk`: the number of chunks would tie an exported network to the batch size it was traced with.
+    """Split (2B, ...), first before, then after, into two tensors (B, ...)."""
+    # Not `chunk`: the number of chunks would tie an exported network to the batch size of its trace.
     before, after = torch.unflatten(both, 0, (2, -1)).unbind()
     return before, after
 
 
 def swap_dates(both: Tensor) -> Tensor:
-    """(2B, ...) before first -> (2B, ...) after first."""
+    """Exchange the halves of (2B, ...): first after, then before."""
     before, after = split_dates(both)
     return torch.cat((after, before))

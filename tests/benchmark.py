@@ -112,7 +112,7 @@ class Variant:
 def make_network(refine: bool = False) -> PRXChange:
     """The same random weights in every process, with X-Cross."""
     torch.manual_seed(0)
-    return build_network(NetworkConfig(18, cross=True, refine=refine))
+    return build_network(NetworkConfig(cross=True, refine=refine))
 
 
 def make_batch(variant: Variant, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,28 +1,24 @@
-"""Checkpoints: what goes in comes out, published files load, handovers name what is new, writes are atomic."""
+"""Checkpoints: what is saved is loaded, published and old files load, others are refused, writes are atomic."""
 
 from __future__ import annotations
 
-import http.server
-import threading
 from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 
-import change.checkpoint
 from change.checkpoint import (
     Checkpoint,
     PassRecord,
-    hand_over,
     load_checkpoint,
-    load_encoder,
     network_for_prediction,
+    pass_name,
     read_tensors,
+    save_tensors,
 )
 from change.common.errors import UserError
-from change.common.files import file_hash, write_whole
-from models.encoders import ResNetEncoder
+from change.common.files import write_whole
+from change.published import UNUSED_PUBLISHED
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY
 from tests.reference.reference_weights import reference_state_dict
@@ -31,7 +27,7 @@ REFERENCE = REPOSITORY / "tests" / "reference"
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    config = NetworkConfig(34, cross=True, refine=True)
+    config = NetworkConfig("resnet34", cross=True, refine=True)
     record = PassRecord("base", ["ab", "cd"], {"lr": 0.1}, {"torch": "x"}, {"f1": 0.5}, 7)
     saved = Checkpoint(config, build_network(config).state_dict(), [record], threshold=0.4)
     saved.save(tmp_path / "net.pth")
@@ -54,27 +50,50 @@ def test_published(tmp_path: Path, depth: int, part: str, refined: bool, prefix:
     state = reference_state_dict(REFERENCE / f"keys_resnet{depth}_{part}.json")
     torch.save({prefix + k: v for k, v in state.items() if refined or "PFRM" not in k}, tmp_path / "net.pth")
     loaded = load_checkpoint(tmp_path / "net.pth")
-    assert loaded.config == NetworkConfig(depth, part == "cross", refined)
+    assert loaded.config == NetworkConfig(f"resnet{depth}", part == "cross", refined)
     assert not loaded.knows_its_images()
     network, left_out = network_for_prediction(loaded)
-    assert {name.removeprefix("module.") for name in left_out if "tf0" in name} == set(
-        change.checkpoint.UNUSED_PUBLISHED
-    )
+    assert {name.removeprefix("module.") for name in left_out if "tf0" in name} == set(UNUSED_PUBLISHED)
     assert len(left_out) - 2 == (sum("PFRM" in name for name in state) if refined else 0)
     total = sum(state[name].numel() for name in state if "PFRM" not in name and "tf0.upsample" not in name)
     assert sum(tensor.numel() for tensor in network.state_dict().values()) == total
 
 
-def test_handover_names_what_is_new() -> None:
-    base = NetworkConfig()
-    checkpoint = Checkpoint(base, build_network(base).state_dict(), path=Path("1.pth"))
-    for config in (NetworkConfig(refine=True), NetworkConfig(cross=True), NetworkConfig(cross=True, refine=True)):
-        network = build_network(config)
-        initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        new = hand_over(checkpoint, network, config)
-        assert set(new) == initial.keys() - checkpoint.weights.keys()
-        for name, tensor in network.state_dict().items():
-            assert torch.equal(tensor, initial[name] if name in new else checkpoint.weights[name])
+def test_old_files_give_a_depth(tmp_path: Path) -> None:
+    """Files of earlier versions have the depth of the ResNet where new ones have the encoder's name."""
+    config = NetworkConfig("resnet34")
+    Checkpoint(config, {"a": torch.zeros(1)}).save(tmp_path / "new.pth")
+    content = read_tensors(tmp_path / "new.pth")
+    assert content["config"]["backbone"] == "resnet34"
+    content["config"] = {"backbone": 34, "cross": False, "refine": False}
+    save_tensors(content, tmp_path / "old.pth")
+    assert load_checkpoint(tmp_path / "old.pth").config == config
+
+
+def test_pass_names() -> None:
+    assert [
+        pass_name(config)
+        for config in (
+            NetworkConfig(),
+            NetworkConfig(refine=True),
+            NetworkConfig(cross=True, refine=True),
+            NetworkConfig(cross=True, within=True),
+            NetworkConfig(model="unet", refine=True),
+        )
+    ] == ["base", "refine", "refine+cross", "within", "unet+refine"]
+
+
+def test_not_a_published_network(tmp_path: Path) -> None:
+    """Each kind of foreign state dict is refused with its own line."""
+    for state, message in (
+        ({}, "it is empty"),
+        ({"a": 1}, "neither a checkpoint nor a state dict: a"),
+        ({"conv1.weight": torch.zeros(1)}, "holds only an encoder: give it to train.py as --pretrained"),
+        ({"backbone.layer3.0.conv1.weight": torch.zeros(1)}, "holds no PRX-Change network"),
+    ):
+        torch.save(state, tmp_path / "net.pth")
+        with pytest.raises(UserError, match=message):
+            load_checkpoint(tmp_path / "net.pth")
 
 
 WRONG: dict[str, tuple[str, object]] = {
@@ -98,7 +117,7 @@ def test_content_of_another_kind(tmp_path: Path, what: str) -> None:
 
 
 def test_write_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fails half way leaves the old file and no other."""
+    """A write that fails half way leaves the old file and no other."""
     path = tmp_path / "file"
     write_whole(path, b"old")
 
@@ -109,65 +128,3 @@ def test_write_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match=r"cannot write .*file: Input/output error"):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
-# --- encoder weights -----------------------------------------------------------------------------------------------
-
-
-def torchvision_file(path: Path, depth: int) -> dict[str, torch.Tensor]:
-    """Write a ResNet's state dict as torchvision distributes it."""
-    state: dict[str, torch.Tensor] = torchvision.models.get_model(f"resnet{depth}", weights=None).state_dict()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path)
-    return state
-
-
-@pytest.mark.parametrize(
-    ("depth", "name"),
-    [
-        (18, "resnet18-f37072fd.pth"),
-        (18, "resnet18.pth"),
-        (34, "resnet34-b627a593.pth"),
-        (50, "resnet50-0676ba61.pth"),
-        (101, "resnet101.pth"),
-    ],
-)
-def test_encoder_from_base_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int, name: str) -> None:
-    state = torchvision_file(tmp_path / name, depth)
-    monkeypatch.setattr(change.checkpoint, "BASE_FOLDER", tmp_path)
-    encoder = ResNetEncoder(depth)
-    said = load_encoder(encoder, depth, "imagenet")
-    assert name in said and "fc.weight, fc.bias" in said and ("project.0.weight" in said) == (depth >= 50)
-    own = encoder.state_dict()
-    assert all(torch.equal(own[key], tensor) for key, tensor in state.items() if not key.startswith("fc."))
-
-
-def test_encoder_by_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's own download, from a server here; then a server that has nothing."""
-    served = tmp_path / "served"
-    state = torchvision_file(served / "plain.pth", 18)
-    digest = file_hash(served / "plain.pth")[:8]
-    (served / "plain.pth").rename(served / f"resnet18-{digest}.pth")
-    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(served)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-    monkeypatch.setattr(change.checkpoint, "BASE_FOLDER", tmp_path / "none")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    place = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(weights.value, "url", f"{place}/resnet18-{digest}.pth")
-    encoder = ResNetEncoder(18)
-    assert place in load_encoder(encoder, 18, "imagenet")
-    assert torch.equal(encoder.conv1.weight, state["conv1.weight"])
-
-    monkeypatch.setattr(weights.value, "url", f"{place}/resnet18-00000000.pth")
-    with pytest.raises(UserError, match=r"fetch http.*resnet18-00000000.pth into .*none or use --pretrained none"):
-        load_encoder(encoder, 18, "imagenet")
-    server.shutdown()
-    server.server_close()
-
-
-def test_encoder_of_another_depth(tmp_path: Path) -> None:
-    torchvision_file(tmp_path / "resnet34.pth", 34)
-    with pytest.raises(UserError, match=r"does not fit this network: it has besides layer1.2"):
-        load_encoder(ResNetEncoder(18), 18, str(tmp_path / "resnet34.pth"))

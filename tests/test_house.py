@@ -15,7 +15,7 @@ OURS = ("models", "change", "train", "test", "tests")
 TENSORBOARD = ("tensorboard", "torch.utils.tensorboard")
 FILES = ("os", "sys", "io", "pathlib", "argparse", "shutil", "tempfile", "glob", "subprocess", "logging")
 DATA = ("change.common", "change.change_dataloader", "change.data")
-NETWORK = ("change.common", "models", "change.checkpoint")
+NETWORK = ("change.common", "models", "change.checkpoint", "change.published")
 PREDICTION = (*NETWORK, "change.prediction")
 EVALUATION = (*PREDICTION, *DATA, "change.evaluation")
 OPTIONS = ("change.common", "models", "change.options", "change.prediction.tiles", "change.prediction.compiling")
@@ -28,6 +28,7 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "change.data": DATA,
     "change.synthetic": ("change.common", "change.synthetic"),
     "change.checkpoint": NETWORK,
+    "change.published": ("change.common", "models", "change.published"),
     "change.options": OPTIONS,
     "change.prediction.tiles": ("change.prediction.tiles",),
     "change.prediction": PREDICTION,
@@ -136,6 +137,7 @@ PLANTED = {
     "change/change_dataloader.py": "from change import checkpoint",
     "change/synthetic/world.py": "import change.prediction.tiles",
     "change/checkpoint.py": "import change.prediction.tiles",
+    "change/published.py": "import change.checkpoint",
     "change/options.py": "import change.training.schedule",
     "change/prediction/tiles.py": "import change.common.errors",
     "change/prediction/folding.py": "import change.training.trainer",

@@ -59,7 +59,7 @@ def test_published_defaults() -> None:
     }
     options = flat(parse())
     assert {name: options[name] for name in published} == published
-    assert parse().network.config() == NetworkConfig(18)
+    assert parse().network.config() == NetworkConfig("resnet18")
     assert parse("--save_feq=7").run.save_freq == 7
     test = build_test_options(parse_given(TestOptions, ["--test_root=a", "--test_checkpoint_path=b.pth"], ""))
     assert test.input.checkpoint_path == "b.pth"
@@ -100,7 +100,7 @@ def test_number_format_and_names() -> None:
     names = [parse(*a).run_name() for a in ([], ["--refine"], ["--refine", "--cross"], ["--best_name=x"])]
     assert names == ["1", "2", "best", "x"]
     config = parse("--refine", "--cross", "--backbone=50").network.config()
-    assert config == NetworkConfig(50, cross=True, refine=True)
+    assert config == NetworkConfig("resnet50", cross=True, refine=True)
 
 
 def test_recipes() -> None:
@@ -200,6 +200,8 @@ def test_network_config_refuses() -> None:
         NetworkConfig(model="unet", cross=True)
     with pytest.raises(ValueError, match="X-Cross"):
         NetworkConfig(within=True)
+    with pytest.raises(ValueError, match="backbone 20: choose one of resnet18, resnet34, resnet50, resnet101"):
+        NetworkConfig("20")
 
 
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,6 +237,10 @@ def test_resuming() -> None:
     resumed = resumed_run(saved, {"lr": 0.1, "workers": 3, "continue_run": "run"})
     assert resumed.compute.workers == 3 and resumed.run.continue_run == ""
     assert resumed_run(saved, {"cache": "disk", "continue_run": "run"}).data.cache == "disk"
+    by_depth = {**saved, "backbone": 18}  # as earlier versions saved it
+    assert resumed_run(by_depth, {"backbone": "resnet18", "continue_run": "run"}) == resumed_run(
+        saved, {"continue_run": "run"}
+    )
     older = {name: value for name, value in saved.items() if name != "keep"}  # before that option was there
     assert resumed_run(older, {"keep": "best", "continue_run": "run"}).validation.keep == "best"
     with pytest.raises(UserError, match=r"--lr 0\.2, was 0\.1; --seed 5, was 0"):

@@ -114,7 +114,7 @@ def test_test_data(dataset: Path, tmp_path: Path) -> None:
 
 OPTIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--cross=maybe"], ("--cross", "'maybe' is neither True nor False")),
-    (["--backbone=20"], ("--backbone", "18, 34, 50, 101")),
+    (["--backbone=20"], ("--backbone", "resnet18, resnet34, resnet50, resnet101")),
     (["--cropsize=128"], ("crop 128 is larger than", "choose a smaller --cropsize")),
     (["--cropsize=50"], ("--cropsize 50", "multiple of 32")),
     (["--color_setting=0.2"], ("--color_setting", "four numbers")),
@@ -180,9 +180,11 @@ def test_other_checkpoints(dataset: Path, tmp_path: Path) -> None:
     def start_from(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
         return run_program("train.py", *arguments, f"--checkpoint_path={path}", *more)
 
-    crossed = save_network(tmp_path / "cross.pth", NetworkConfig(18, cross=True))
+    crossed = save_network(tmp_path / "cross.pth", NetworkConfig(cross=True))
     refused(start_from(crossed), "cross.pth", "comes from a cross pass, this is a base pass")
-    refused(start_from(crossed, "--refine", "--cross", "--backbone=34"), "holds a ResNet-18", "--backbone 34")
+    refused(
+        start_from(crossed, "--refine", "--cross", "--backbone=34"), "holds the encoder resnet18", "--backbone resnet34"
+    )
 
     network = build_network(NetworkConfig())
     lacking = {name: weight for name, weight in network.state_dict().items() if name != "head.out.bias"}

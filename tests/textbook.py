@@ -1,8 +1,10 @@
-"""The network as NETWORK.md writes it: what the benchmark measures against, and tests hold the network to.
+"""The network as its paper describes it, step by step. The benchmark and the tests compare with it.
 
-Explicit attention matrices, date by date; the 1x1 convolution after the upsampling; a head of three layers, whose
-32-channel map has the full resolution. The same modules and parameters, other arithmetic: `textbook` gives the same
-outputs as the network it is made from, to rounding.
+It has explicit attention matrices for each date, the 1x1 convolution after the upsampling, and a head of three layers,
+whose map of 32 channels has the full resolution. `textbook` uses the modules and parameters of the network that it is
+made from, and gives the same outputs up to rounding.
+
+Shapes: B pairs, C channels, h and w the map's height and width, T tokens, P points per image.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from models.xcross import XCross, split_dates
 
 
 class TextbookCross(nn.Module):
-    """X-Cross, steps 1 to 8."""
+    """X-Cross, one step after the other."""
 
     def __init__(self, cross: XCross) -> None:
         super().__init__()
@@ -30,27 +32,30 @@ class TextbookCross(nn.Module):
         self.train(cross.training)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(2B, C, h, w), before first -> the same shape."""
-        parts, (before, after) = self.parts, split_dates(features)
+        """Add what attention finds to features (2B, C, h, w), first before, then after; the shape stays."""
+        parts = self.parts
+        before, after = split_dates(features)
         tokens_b = parts.norm_in(parts.embed(before).flatten(2).transpose(1, 2) + parts.token_before)
         tokens_a = parts.norm_in(parts.embed(after).flatten(2).transpose(1, 2) + parts.token_after)
         query_b, key_b, value_b = (parts.attention.norm(x) for x in parts.attention.qkv(tokens_b).chunk(3, dim=2))
         query_a, key_a, value_a = (parts.attention.norm(x) for x in parts.attention.qkv(tokens_a).chunk(3, dim=2))
         cross_b = self.attend(query_a, key_b, value_b)
         cross_a = self.attend(query_b, key_a, value_a)
-        maps = [self.back_to_map(x, c, before) for x, c in ((tokens_b, cross_b), (tokens_a, cross_a))]
-        out: Tensor = features + parts.norm_map(torch.cat(maps))
+        map_b = self.back_to_map(tokens_b, cross_b, before)
+        map_a = self.back_to_map(tokens_a, cross_a, after)
+        out: Tensor = features + parts.norm_map(torch.cat((map_b, map_a)))
         return out
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Three of (B, T, C) -> (B, T, C)."""
+        """Read values (B, T, C) with queries and keys of the same shape."""
         weights = torch.softmax(query @ key.transpose(1, 2) / query.shape[2] ** 0.5, dim=2)
         attended: Tensor = self.drop(weights) @ value
         return attended
 
     def back_to_map(self, tokens: Tensor, attended: Tensor, feature: Tensor) -> Tensor:
-        """Tokens and what they read, (B, T, C) -> (B, C, h, w), the shape of `feature`."""
-        parts, (height, width) = self.parts, feature.shape[2:]
+        """Turn tokens (B, T, C) and what they read into a map of the shape of `feature`, (B, C, h, w)."""
+        parts = self.parts
+        height, width = feature.shape[2:]
         y = parts.norm_out(tokens + parts.drop_path(attended))
         z = y + parts.drop_path(parts.mlp(y))
         z = z.transpose(1, 2).unflatten(2, (height // parts.patch_size, width // parts.patch_size))
@@ -61,16 +66,17 @@ class TextbookCross(nn.Module):
 
 
 class TextbookStage(nn.Module):
-    """A fusion stage 1 to 3: norm, concatenation, gate, reduction, one after the other."""
+    """A stage of stride 16, 8 or 4: norm, concatenation, gate, reduction, one after the other."""
 
     def __init__(self, stage: FusionStage) -> None:
         super().__init__()
         self.parts = stage
-        self.cross = TextbookCross(stage.cross) if stage.cross is not None else nn.Identity()
+        self.cross = TextbookCross(stage.cross) if isinstance(stage.cross, XCross) else nn.Identity()
 
     def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
-        """(2B, C, h, w) and the stage before, (B, coarse C, h/2, w/2) -> (B, C, h, w)."""
-        parts, (before, after) = self.parts, split_dates(self.cross(features))
+        """Fuse features (2B, C, h, w) and the map of the stage before, (B, coarse C, h/2, w/2): (B, C, h, w)."""
+        parts = self.parts
+        before, after = split_dates(self.cross(features))
         x = torch.cat([parts.norm(part) for part in (before, after, parts.upsample(coarse))], dim=1)
         gate = torch.sigmoid(parts.gate.excite(F.relu(parts.gate.squeeze(x.mean((2, 3))))))
         reduced = parts.reduce(x + x * gate[:, :, None, None])
@@ -79,20 +85,20 @@ class TextbookStage(nn.Module):
 
 
 class TextbookHead(nn.Module):
-    """Two transposed convolutions and a 1x1, one after the other."""
+    """Two transposed convolutions and a 1x1 convolution, one after the other."""
 
     def __init__(self, head: Head) -> None:
         super().__init__()
         self.parts = head
 
     def forward(self, fused: Tensor) -> Tensor:
-        """(B, C, H/4, W/4) -> logits (B, 1, H, W)."""
+        """Predict: a map (B, C, H/4, W/4) -> logits (B, 1, H, W)."""
         logits: Tensor = self.parts.out(self.parts.upsample2(self.parts.upsample1(fused)))
         return logits
 
 
 class TextbookRefinement(nn.Module):
-    """Points are read by `grid_sample`, from whole maps in float32."""
+    """Refinement that reads its points with `grid_sample`, from whole maps in float32."""
 
     def __init__(self, refinement: Refinement) -> None:
         super().__init__()
@@ -101,7 +107,7 @@ class TextbookRefinement(nn.Module):
     def forward(
         self, fused: Sequence[Tensor], mask: Tensor, k: int, beta: float, points: Sequence[Tensor] | None = None
     ) -> list[PointLogits]:
-        """As `Refinement.forward`."""
+        """Refine, as described in `Refinement.forward`."""
         answers = []
         for i, (part, feature) in enumerate(zip(self.parts.stages, fused, strict=True)):
             assert isinstance(part, StageRefinement)
@@ -122,11 +128,11 @@ class TextbookRefinement(nn.Module):
 
 
 def textbook(network: PRXChange) -> PRXChange:
-    """A copy of the network in textbook form, NCHW in memory, in the same mode."""
+    """Copy the network into textbook form, NCHW in memory, in the same mode."""
     network = deepcopy(network).to(memory_format=torch.contiguous_format)
     assert isinstance(network.decoder, Decoder)
     deepest = network.decoder.deepest
-    if deepest.cross is not None:
+    if isinstance(deepest.cross, XCross):
         deepest.add_module("cross", TextbookCross(deepest.cross))
     network.decoder.stages = nn.ModuleList(
         TextbookStage(stage) for stage in network.decoder.stages if isinstance(stage, FusionStage)

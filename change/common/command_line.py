@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields
 from typing import Any, TypeVar
 
@@ -19,7 +19,14 @@ from change.common.errors import OneLineParser, UserError
 Options = TypeVar("Options")
 
 
-def option(default: Any, help: str, choices: Sequence[Any] | None = None, alias: str = "", needs: str = "") -> Any:
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[Any] | None = None,
+    alias: str = "",
+    needs: str = "",
+    read: Callable[[str], Any] | None = None,
+) -> Any:
     """Make a dataclass field that is a command-line option.
 
     Args:
@@ -27,9 +34,12 @@ def option(default: Any, help: str, choices: Sequence[Any] | None = None, alias:
         help: what it means, a phrase.
         choices: the allowed values.
         alias: another name for it.
+        read: converts its text; by default the type of the field does.
         needs: the option without which this one does nothing: "refine", or "schedule=poly" for one of its values.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "alias": alias, "needs": needs})
+    return field(
+        default=default, metadata={"help": help, "choices": choices, "alias": alias, "needs": needs, "read": read}
+    )
 
 
 def groups_of(kind: type) -> dict[str, type]:
@@ -89,7 +99,9 @@ def add_argument(section: Any, spec: Field[Any], kind: type) -> None:
         section.add_argument(f"--no-{spec.name}", dest=spec.name, action="store_false", help=argparse.SUPPRESS)
         return
     metavar = None if meta["choices"] else kind.__name__.upper()
-    section.add_argument(*flags, dest=spec.name, type=kind, choices=meta["choices"], help=text, metavar=metavar)
+    section.add_argument(
+        *flags, dest=spec.name, type=meta["read"] or kind, choices=meta["choices"], help=text, metavar=metavar
+    )
 
 
 def read_bool(text: str) -> bool:

@@ -48,7 +48,7 @@ def format_table(result: dict[str, Any], settings: Settings, split: Split, check
 def headline(result: dict[str, Any], settings: Settings, split: Split, checkpoint: Checkpoint) -> str:
     """Return the line that says what was evaluated and how."""
     protocol, config = settings.protocol, checkpoint.config
-    parts = [f"{pass_name(config)} ResNet-{config.backbone}", f"{result['images']} pairs of {split.name}"]
+    parts = [f"{pass_name(config)} {config.backbone}", f"{result['images']} pairs of {split.name}"]
     if settings.size:
         parts.append(f"resized to {settings.size} x {settings.size}")
     if protocol.tile:

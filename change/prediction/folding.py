@@ -1,31 +1,39 @@
-"""The network rebuilt for prediction alone: fewer operations, the same outputs to rounding.
+"""The network rebuilt for prediction: fewer operations, the same outputs up to rounding.
 
-What becomes one: a convolution and the batch norm behind it; in X-Cross the 1x1 convolution, the interpolation and the
-batch norm behind them (an affine map of each channel commutes with interpolation, whose weights sum to 1); the three
-linear layers of the head. Weights are kept in the type that is computed in, channels last, so that nothing is cast on
-the way; means, variances and gates of the fusion stages stay in float32.
+Three groups of layers are merged: a convolution and the batch norm that reads it; in X-Cross the 1x1 convolution and
+the batch norm behind the interpolation; and the three linear layers of the head. Weights are stored in the dtype of the
+computation, in channels-last format, so that nothing is cast on the way. In half precision, the means, variances and
+gates of the fusion stages stay in float32.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
+from threading import Lock, get_ident
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm  # what all share, the synchronised one too
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.decoder import Gate, Head
 from models.network import PRXChange
 from models.xcross import CrossAttention, XCross
 
-PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"), ("3", "4"), ("to_map", "norm_map"))
-QUERIES = 512  # whose attention weights are in memory at once
+QUERIES = 512  # number of queries whose attention weights are in memory at once
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+TRACING = Lock()  # torch.fx patches nn.Module during a trace, so there must be one at a time
+
+log = logging.getLogger(__name__)
 
 
 class FusedHead(nn.Module):
-    """The head with its kernel composed once: a 1x1 convolution to the 4x4 block of each position."""
+    """The head with its kernel computed once: a 1x1 convolution to the 4x4 block of each position."""
 
     def __init__(self, head: Head) -> None:
         super().__init__()
@@ -35,36 +43,46 @@ class FusedHead(nn.Module):
         self.conv.bias = nn.Parameter(bias.repeat(2, 2).flatten())
 
     def forward(self, fused: Tensor) -> Tensor:
-        """(B, C, H/4, W/4) -> logits (B, 1, H, W)."""
+        """Predict: a map (B, C, H/4, W/4) -> logits (B, 1, H, W)."""
         return F.pixel_shuffle(self.conv(fused), 4)
 
 
 class ChunkedAttention(nn.Module):
-    """`CrossAttention` as matrix products over some queries at a time: on a CPU with matrix units for half precision
-    `scaled_dot_product_attention` leaves them idle."""
+    """`CrossAttention` as matrix products over a few queries at a time.
+
+    On a CPU with matrix units for half precision, `scaled_dot_product_attention` does not use these units.
+    """
 
     def __init__(self, attention: CrossAttention) -> None:
         super().__init__()
-        self.qkv, self.norm, self.asking = attention.qkv, attention.norm, attention.asking
+        self.qkv = attention.qkv
+        self.norm = attention.norm
+        self.asking = attention.asking
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(2B, T, C), before first -> (2B, T, C)."""
+        """Attend, as `CrossAttention.forward` does in eval mode: (2B, T, C) -> (2B, T, C)."""
         query, key, value = self.norm(self.qkv(tokens).unflatten(2, (3, -1))).unbind(2)
-        query, key = self.asking(query) * query.shape[2] ** -0.5, key.transpose(1, 2)
+        query = self.asking(query) * query.shape[2] ** -0.5
+        key = key.transpose(1, 2)
         return torch.cat([torch.softmax(some @ key, dim=2) @ value for some in query.split(QUERIES, dim=1)], dim=1)
 
 
 class Fused(nn.Module):
-    """Two images in, logits out, as the network it is made from; in eval mode, without refinement heads."""
+    """A copy of a network for prediction: in eval mode, without refinement heads."""
 
     def __init__(self, network: PRXChange, dtype: torch.dtype = torch.float32, chunked: bool = True) -> None:
-        """`dtype`: what is computed in; `chunked`: attention in chunks where that is faster, which ties an exported
-        network to its size."""
+        """Copy and rebuild a network.
+
+        Args:
+            network: the network, in any mode; it is not changed.
+            dtype: dtype of the computation.
+            chunked: attend in chunks where that is faster. It ties an exported network to its input size.
+        """
         super().__init__()
-        self.network, self.dtype = deepcopy(network).eval().requires_grad_(False), dtype
+        self.network = deepcopy(network).eval().requires_grad_(False)
+        self.dtype = dtype
         self.network.refinement = None
-        for module in list(self.network.modules()):
-            fold_batch_norms(module)
+        fold_batch_norms(self.network)
         self.network.add_module("head", FusedHead(network.head))
         self.network.to(dtype).to(memory_format=torch.channels_last)
         chunked = chunked and dtype != torch.float32 and next(network.parameters()).device.type == "cpu"
@@ -75,17 +93,118 @@ class Fused(nn.Module):
                 module.add_module("attention", ChunkedAttention(module.attention))
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """(B, 3, H, W) each, normalised, sides multiples of 32 -> logits float32 (B, 1, H, W)."""
-        before, after = (i.to(self.dtype, memory_format=torch.channels_last) for i in (before, after))
+        """Predict.
+
+        Args:
+            before: float (B, 3, H, W), normalised; H and W are multiples of 32.
+            after: the same shape.
+
+        Returns:
+            Logits, float32 (B, 1, H, W).
+        """
+        before = before.to(self.dtype, memory_format=torch.channels_last)
+        after = after.to(self.dtype, memory_format=torch.channels_last)
         logits: Tensor = self.network(before, after)
         return logits.float()
 
 
-def fold_batch_norms(module: nn.Module) -> None:
-    """Put the batch norms that are direct children of a module into the convolutions before them."""
-    children = dict(module.named_children())
-    for conv_name, norm_name in PAIRS:
-        conv, norm = children.get(conv_name), children.get(norm_name)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
+class OwnForward(fx.Tracer):
+    """Traces the forward of one module. Its parts are calls in the graph; they are not entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = get_ident()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return True: no part is entered."""
+        return True
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record a call. While a trace runs, torch.fx also sends the calls of other threads here: let them pass."""
+        if get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Merge batch norms into the convolutions that they read, and put `nn.Identity` in their place.
+
+    The network must be in eval mode. Batch norms that are not certain to give the same outputs stay as they are, see
+    `foldable_pairs`.
+    """
+    owners = Counter(id(part) for module in network.modules() for part in module.children())
+    for module in list(network.modules()):
+        parts = dict(module.named_children())
+        for conv_name, norm_name in foldable_pairs(module):
+            conv, norm = parts[conv_name], parts[norm_name]
+            if owners[id(conv)] > 1 or owners[id(norm)] > 1:  # the forward of the other owner may use it otherwise
+                continue
+            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
             module.add_module(conv_name, fuse_conv_bn_eval(conv, norm))
             module.add_module(norm_name, nn.Identity())
+
+
+def foldable_pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Find the convolutions and batch norms among a module's children that can be merged.
+
+    The data flow in the module's forward decides, not the names. A pair can be merged if the batch norm reads the
+    convolution, directly or through an interpolation, nothing else reads either of these, both are called once, and
+    their channels agree. An affine map of each channel commutes with interpolation, because its weights sum to 1.
+
+    Args:
+        module: a module in eval mode.
+
+    Returns:
+        The names of the convolution and of the batch norm for each pair. The list is empty if the forward cannot be
+        traced, for example because it branches on values.
+    """
+    parts = dict(module.named_children())
+    if not any(type(part) in NORMS for part in parts.values()):
+        return []
+    try:
+        with TRACING:
+            nodes = list(OwnForward().trace(module).nodes)
+    except Exception as error:  # torch.fx lets through whatever the forward raises when it gets no real tensors
+        log.debug("batch norms of %s are not folded: %s", type(module).__name__, error)
+        return []
+    calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
+    pairs: list[tuple[str, str]] = []
+    for node in nodes:
+        source = source_of(node)
+        if node.op != "call_module" or source is None or source.op != "call_module":
+            continue
+        conv_name, norm_name = str(source.target), str(node.target)
+        once = calls[conv_name] == calls[norm_name] == 1
+        if once and can_merge(parts.get(conv_name), parts.get(norm_name)):
+            pairs.append((conv_name, norm_name))
+    return pairs
+
+
+def source_of(node: fx.Node) -> fx.Node | None:
+    """Return the node whose output `node` reads, directly or through interpolations.
+
+    Returns None if there is no such node, or if its output or an interpolated one is also read elsewhere.
+    """
+    while True:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or list(source.users) != [node]:
+            return None
+        if source.target is not F.interpolate:
+            return source
+        node = source
+
+
+def can_merge(conv: nn.Module | None, norm: nn.Module | None) -> bool:
+    """Return whether these are a convolution and a batch norm of the same width that has running statistics.
+
+    Subclasses do not count, because they may do more, such as apply an activation.
+    """
+    return (
+        type(conv) is nn.Conv2d
+        and type(norm) in NORMS
+        and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+        and norm.num_features == conv.out_channels
+        and norm.running_mean is not None
+    )

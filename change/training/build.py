@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from change.change_dataloader import Split, find_split, rate_of_change, shared_images
-from change.checkpoint import Checkpoint, hand_over, load_checkpoint, load_encoder
+from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.errors import UserError, listed
 from change.common.logs import versions
@@ -21,8 +21,9 @@ from change.data.cache import DecodedCache
 from change.data.loaders import TrainLoader, default_workers, whole_loader
 from change.data.samples import Batch, TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter, Geometry
-from change.options import DataOptions, NetworkOptions, OptimizerOptions, StartOptions, TrainOptions
+from change.options import DataOptions, OptimizerOptions, TrainOptions
 from change.training.average import WeightAverage
+from change.training.first_weights import first_weights
 from change.training.precision import Precision
 from change.training.run_state import RunState
 from change.training.start import Plan
@@ -177,28 +178,6 @@ def made_with(precision: Precision) -> dict[str, str]:
         "precision": precision.name,
         "processes": str(distributed.processes()),
     }
-
-
-def first_weights(
-    network: PRXChange, shape: NetworkOptions, start: StartOptions, rate: Callable[[], float]
-) -> Checkpoint:
-    """Load the weights that a new run starts from; return the checkpoint it will write, without weights.
-
-    With --resume, normalisation, threshold and lineage are those of the checkpoint. What is loaded, left out and new is
-    logged by name.
-    """
-    config = shape.config()
-    if start.resume:
-        checkpoint = load_checkpoint(Path(start.checkpoint_path))
-        new = hand_over(checkpoint, network, config)
-        log.info("start: %s; left out: %s", checkpoint.path, listed(checkpoint.left_out) or "nothing")
-        log.info("new, with their own initialisation: %s", listed(new, len(new)) or "nothing")
-        return replace(checkpoint, config=config, weights={}, val_threshold=None, path=None, sha256="", left_out=[])
-    if start.pretrained != "none":
-        log.info("start: %s", load_encoder(network.encoder, shape.backbone, start.pretrained))
-    if start.prior:
-        network.head.start_at(rate())
-    return Checkpoint(config, {})
 
 
 def build_optimizer(network: nn.Module, options: OptimizerOptions, fused: bool) -> torch.optim.Optimizer:

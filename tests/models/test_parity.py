@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,13 +9,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.ops import StochasticDepth
 
-from change.checkpoint import PUBLISHED_NAMES, from_published, load_strict
+from change.checkpoint import from_published, load_strict
+from change.published import our_name
 from models.decoder import FusionStage
 from models.encoders import STRIDES, both_dates
 from models.losses import TrainingLoss
-from models.network import PRXChange, build_network
+from models.network import NetworkConfig, PRXChange, build_network
 from models.refinement import PointLogits, StageRefinement
+from models.xcross import CrossAttention
 from tests.conftest import REPOSITORY
 from tests.reference.reference_weights import reference_pair, reference_state_dict
 
@@ -28,11 +30,7 @@ PAIRS = [(1, 1, 128, 128), (2, 2, 96, 96)]
 def published_network(depth: int, part: str) -> PRXChange:
     keys = REFERENCE / f"keys_resnet{depth}_{part}.json"
     checkpoint = from_published(reference_state_dict(keys), keys)
-    assert (checkpoint.config.backbone, checkpoint.config.cross, checkpoint.config.refine) == (
-        depth,
-        part == "cross",
-        True,
-    )
+    assert checkpoint.config == NetworkConfig(f"resnet{depth}", cross=part == "cross", refine=True)
     network = build_network(checkpoint.config)
     load_strict(network, checkpoint.weights, keys)
     return network.eval()
@@ -104,23 +102,19 @@ def test_refinement(reference: tuple[PRXChange, dict[str, NDArray[np.float32]]])
         close(loss, expected[f"loss_{name}{suffix}"].reshape(()))
 
 
-def our_name(name: str) -> str:
-    """Translate one published name."""
-    for pattern, replacement in PUBLISHED_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def published_name_of_zero_gradient(name: str) -> bool:
-    """Biases that stand before a BatchNorm, whose true gradient is zero."""
+    """Return whether this is a bias before a BatchNorm, whose true gradient is zero."""
     return name.endswith(("to_feature.conv.bias", "mlp.norm2.bias")) and "x_cross" in name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("part", ["base", "cross"])
 def test_training_step(part: str, dtype: torch.dtype) -> None:
-    """One step as published. Gradients are held to it in float64: float32's rounding, which differs from processor to
-    processor, moves some of their norms by up to 4e-3."""
+    """One training step as published.
+
+    In float32, rounding differs between processors and changes the norms of some gradients by up to 4e-3. The tight
+    bound on gradients is therefore for float64.
+    """
     with np.load(REFERENCE / f"expected_train_step_resnet18_{part}.npz") as arrays:
         expected = dict(arrays)
     network = published_network(18, part).train().to(dtype)
@@ -159,7 +153,7 @@ def test_training_step(part: str, dtype: torch.dtype) -> None:
             continue
         weight = state[our_name(str(name))].float()
         assert float(weight.norm()) == pytest.approx(float(norm), rel=1e-3), name
-        # A sum cancels: it is held to 1e-3 of the largest it could be.
+        # Terms of a sum cancel, so the bound is 1e-3 of the largest sum that these weights could have.
         assert float(weight.sum()) == pytest.approx(float(total), abs=1e-3 * float(weight.abs().sum())), name
     with torch.inference_mode():
         close(network.eval()(before, after), expected["logits_after_step_eval"], 1e-3)
@@ -167,10 +161,6 @@ def test_training_step(part: str, dtype: torch.dtype) -> None:
 
 def drop_nothing(network: torch.nn.Module) -> None:
     """Set every dropout and drop-path rate to 0."""
-    from torchvision.ops import StochasticDepth
-
-    from models.xcross import CrossAttention
-
     for module in network.modules():
         if isinstance(module, (torch.nn.Dropout, StochasticDepth)):
             module.p = 0.0

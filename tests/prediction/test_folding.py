@@ -1,18 +1,21 @@
-"""The network for prediction: the same outputs in float32, near ones in half precision; compiled only where it pays."""
+"""The network for prediction: equal outputs in float32, close ones in half precision; safe folding; compiling."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from change.prediction import compiling
 from change.prediction.compiling import Compiled, WhenItPays, worth_compiling
-from change.prediction.folding import ChunkedAttention, Fused
+from change.prediction.folding import ChunkedAttention, Fused, can_merge, fold_batch_norms
+from models.encoders import ENCODERS
 from models.network import NetworkConfig, PRXChange, build_network
 from models.padding import any_size
 from models.xcross import CrossAttention
@@ -21,6 +24,7 @@ from tests.reference.reference_weights import reference_pair
 from tests.textbook import textbook
 
 CPU = torch.device("cpu")
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def network() -> PRXChange:
 @pytest.mark.parametrize("depth", [18, 34])
 @torch.inference_mode()
 def test_float32_is_exact(depth: int, part: str) -> None:
-    """To 1e-4 of the largest, the bound of the reference; also for sides that are padded, and more pairs than one."""
+    """Within 1e-4 of the largest logit, the bound of the reference, also for padded sides and several pairs."""
     network = published_network(depth, part)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     fused = Fused(network)
@@ -44,24 +48,18 @@ def test_float32_is_exact(depth: int, part: str) -> None:
 
 @torch.inference_mode()
 def test_bottlenecks_and_training_mode() -> None:
-    """A ResNet-50, as training hands it over: in training mode, with refinement heads."""
+    """A network as it is during training: in training mode, with refinement heads, here with a ResNet-50."""
     torch.manual_seed(0)
-    network = build_network(NetworkConfig(50, refine=True))
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    network = randomise(build_network(NetworkConfig("resnet50", refine=True)))
     fused, pair = Fused(network), reference_pair(4, 1, 64, 64)
     assert network.training and network.refinement is not None
     close(fused(*pair), network.eval()(*pair).numpy(), 1e-4)
-    left = [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert not left
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 @torch.inference_mode()
 def test_half_precision(network: PRXChange, dtype: torch.dtype, bound: float) -> None:
-    """Logits are float32 and near; nothing but gates and the dates' own statistics is computed in float32."""
+    """The logits are float32 and close; only the weights of the gates are kept in float32."""
     fused, pair = Fused(network, dtype), reference_pair(4, 2, 64, 96)
     logits = fused(*pair)
     assert logits.dtype == torch.float32
@@ -78,11 +76,166 @@ def test_attention_in_chunks(network: PRXChange, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(ChunkedAttention(attention)(tokens), attention(tokens))
 
 
+# --- batch norms ---------------------------------------------------------------------------------------------------
+
+
+def randomise(network: Module) -> Module:
+    """Draw weights and statistics for the batch norms, so that folding them changes the convolutions."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.uniform_(module.bias, -1, 1)
+    return network
+
+
+def norms_left(network: nn.Module) -> list[str]:
+    """The names of the batch norms that are not folded."""
+    return [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("model", ["prx", "unet"])
+@pytest.mark.parametrize("backbone", ENCODERS)
+def test_every_batch_norm_of_ours_is_folded(backbone: str, model: str) -> None:
+    with torch.device("meta"):
+        network = build_network(NetworkConfig(backbone, cross=model == "prx", model=model)).eval()
+    assert norms_left(network)
+    fold_batch_norms(network)
+    assert not norms_left(network)
+
+
+class Block(nn.Module):
+    """A convolution and a batch norm whose names tell nothing, read by `flow` in some order."""
+
+    def __init__(self, flow: Callable[[Any, Tensor], Tensor], conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.a_norm = norm  # registered before what it reads
+        self.other = conv
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow(self, x)
+
+
+def conv(out_channels: int = 4) -> nn.Conv2d:
+    return nn.Conv2d(4, out_channels, 3, padding=1)
+
+
+def read_elsewhere(m: Any, x: Tensor) -> Tensor:
+    y = m.other(x)
+    total: Tensor = m.a_norm(y) + y
+    return total
+
+
+def read_elsewhere_after_interpolation(m: Any, x: Tensor) -> Tensor:
+    y = F.interpolate(m.other(x), scale_factor=2.0)
+    total: Tensor = m.a_norm(y) * y
+    return total
+
+
+def shape_and_values_decide(m: Any, x: Tensor) -> Tensor:
+    y: Tensor = m.a_norm(m.other(x))
+    return y if x.sum() > 0 else -y
+
+
+class NormAndRelu(nn.BatchNorm2d):
+    """A subclass that does more, such as timm's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+FOLDS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "directly": lambda m, x: m.a_norm(m.other(x)).relu(),
+    "interpolated": lambda m, x: m.a_norm(F.interpolate(m.other(x), scale_factor=2.0, mode="bilinear")),
+    "input read too": lambda m, x: m.a_norm(m.other(x)) + x,
+}
+STAYS: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module, nn.Module]] = {
+    "read elsewhere": (read_elsewhere, conv(), nn.BatchNorm2d(4)),
+    "interpolation read elsewhere": (read_elsewhere_after_interpolation, conv(), nn.BatchNorm2d(4)),
+    "another operation between": (lambda m, x: m.a_norm(m.other(x).relu()), conv(), nn.BatchNorm2d(4)),
+    "norm first": (lambda m, x: m.other(m.a_norm(x)), conv(), nn.BatchNorm2d(4)),
+    "convolution called twice": (lambda m, x: m.a_norm(m.other(m.other(x))), conv(), nn.BatchNorm2d(4)),
+    "norm called twice": (lambda m, x: m.a_norm(m.other(m.a_norm(x))), conv(), nn.BatchNorm2d(4)),
+    "norm with an activation": (lambda m, x: m.a_norm(m.other(x)), conv(), NormAndRelu(4)),
+    "no convolution": (lambda m, x: m.a_norm(m.other(x)), nn.Linear(12, 12), nn.BatchNorm2d(4)),
+    "no running statistics": (
+        lambda m, x: m.a_norm(m.other(x)),
+        conv(),
+        nn.BatchNorm2d(4, track_running_stats=False),
+    ),
+    "branches on values": (shape_and_values_decide, conv(), nn.BatchNorm2d(4)),
+}
+
+
+@pytest.mark.parametrize("case", FOLDS)
+@torch.inference_mode()
+def test_data_flow_tells_what_is_folded(case: str) -> None:
+    torch.manual_seed(0)
+    block = randomise(Block(FOLDS[case], conv(), nn.BatchNorm2d(4))).eval()
+    images = torch.randn(2, 4, 8, 12)
+    expected = block(images)
+    fold_batch_norms(block)
+    assert not norms_left(block)
+    torch.testing.assert_close(block(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", STAYS)
+@torch.inference_mode()
+def test_what_is_not_certain_is_not_folded(case: str) -> None:
+    torch.manual_seed(0)
+    block = randomise(Block(*STAYS[case])).eval()
+    images = torch.randn(2, 4, 8, 12)
+    expected = block(images)
+    fold_batch_norms(block)
+    assert norms_left(block) == ["a_norm"]
+    assert torch.equal(block(images), expected)
+
+
+def test_which_layers_can_be_merged() -> None:
+    assert can_merge(conv(), nn.BatchNorm2d(4)) and can_merge(conv(), nn.SyncBatchNorm(4))
+    assert not can_merge(conv(8), nn.BatchNorm2d(4)), "another width"
+    assert not can_merge(conv(), NormAndRelu(4)), "it does more"
+    assert not can_merge(conv(), nn.BatchNorm2d(4, track_running_stats=False)), "it depends on the batch"
+    assert not can_merge(nn.ConvTranspose2d(4, 4, 2), nn.BatchNorm2d(4)), "kernels are transposed"
+    assert not can_merge(conv(), None) and not can_merge(None, nn.BatchNorm2d(4))
+
+
+@torch.inference_mode()
+def test_a_convolution_of_two_modules_is_not_folded() -> None:
+    """The second module reads the convolution without the batch norm."""
+    torch.manual_seed(0)
+    shared = conv()
+    network = nn.Sequential(nn.Sequential(shared, nn.BatchNorm2d(4)), nn.Sequential(shared, nn.ReLU()))
+    images = torch.randn(2, 4, 8, 12)
+    expected = randomise(network).eval()(images)
+    fold_batch_norms(network)
+    assert norms_left(network) == ["0.1"] and torch.equal(network(images), expected)
+
+
+def test_other_threads_go_on_while_batch_norms_are_folded() -> None:
+    """torch.fx patches all modules while it traces; a program may run other networks in other threads meanwhile."""
+    other, images, found = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8), list[Tensor]()
+
+    def flow(m: Any, x: Tensor) -> Tensor:
+        thread = Thread(target=lambda: found.append(other(images)))
+        thread.start()
+        thread.join()
+        y: Tensor = m.a_norm(m.other(x))
+        return y
+
+    block = Block(flow, conv(), nn.BatchNorm2d(4)).eval()
+    fold_batch_norms(block)
+    assert not norms_left(block)
+    assert len(found) == 1 and torch.equal(found[0], other(images))
+
+
 # --- compiling -----------------------------------------------------------------------------------------------------
 
 
 class Counting(nn.Module):
-    """A network that takes no time; what `torch.compile` is asked for is counted in `compiled`."""
+    """A network that takes no time. The fixture `compiled` lists the calls of `torch.compile`."""
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         return (before - after)[:, :1]
@@ -106,7 +259,7 @@ def calls(predict: WhenItPays, *sides: int) -> None:
 
 
 def test_compiled_where_much_is_left(compiled: list[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the second call of a shape on, by the time that took and the pixels that are left; two shapes at most."""
+    """The time of a shape's second call and the pixels that are left decide; at most two shapes are compiled."""
     clock = iter(range(0, 10_000, 10))  # every timed call takes ten seconds
     monkeypatch.setattr("change.prediction.compiling.time.perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(compiling, "SAVED", {"cpu": 0.5})
@@ -125,7 +278,7 @@ def test_compiled_where_much_is_left(compiled: list[nn.Module], monkeypatch: pyt
 
 
 def test_every_form_has_its_own_share_of_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a shape is compiled with is that of the form that is called, whichever was made or called last."""
+    """Each form is compiled with its own share, whichever form was made or called last."""
     found: list[float] = []
 
     def compile(module: nn.Module, dynamic: bool) -> Callable[..., Any]:
@@ -139,7 +292,7 @@ def test_every_form_has_its_own_share_of_activations(monkeypatch: pytest.MonkeyP
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning, once, and the plain outputs; what fails plainly too is an error as ever."""
+    """One warning, once, and the outputs of the plain network. If that fails too, its error is raised."""
 
     def compile(module: nn.Module, dynamic: bool) -> Callable[..., Any]:
         def fails(*inputs: Tensor) -> Any:

@@ -31,7 +31,7 @@ def pack(*arguments: object) -> subprocess.CompletedProcess[str]:
 def whole(tmp_path: Path) -> Checkpoint:
     """Save a checkpoint as the third pass does."""
     torch.manual_seed(0)
-    config = NetworkConfig(18, cross=True, refine=True)
+    config = NetworkConfig(cross=True, refine=True)
     record = PassRecord("base", ["ab"], {"lr": 0.1, "root": "/mine"})
     saved = Checkpoint(config, build_network(config).state_dict(), [record], threshold=0.4)
     saved.save(tmp_path / "best.pth")
@@ -44,7 +44,7 @@ def test_pack(whole: Checkpoint, tmp_path: Path) -> None:
     assert "refinement." in result.stderr
     assert (tmp_path / "small.pth").stat().st_size < 18e6
     small = load_checkpoint(tmp_path / "small.pth")
-    assert small.config == NetworkConfig(18, cross=True, refine=False)
+    assert small.config == NetworkConfig(cross=True)
     assert (small.lineage, small.threshold) == ([PassRecord("base", ["ab"], {"lr": 0.1})], 0.4)
     assert set(small.weights) == {name for name in whole.weights if not name.startswith("refinement.")}
     rounded = 0

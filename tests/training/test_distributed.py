@@ -88,7 +88,7 @@ def test_a_batch_smaller_than_its_parts() -> None:
 def test_parts_of_a_step() -> None:
     """The gradients of uneven parts, and of a pair that only fills up, add up to that of the whole batch."""
     torch.manual_seed(0)
-    loss = TrainingLoss(build_network(NetworkConfig(18, refine=True))).eval().double()
+    loss = TrainingLoss(build_network(NetworkConfig(refine=True))).eval().double()
     before, after = torch.rand(2, 5, 3, 32, 32, dtype=torch.float64)
     mask = (torch.rand(5, 1, 32, 32) > 0.5).double()
     points = [torch.rand(1, number, 2, dtype=torch.float64) for number in (1, 2, 4, 8)]
@@ -199,7 +199,7 @@ def test_counts_are_those_of_one_process(tmp_path: Path) -> None:
     for sub in ("A", "B", "label"):
         (write_pairs(tmp_path / "more", 1, 40, 64, seed=4) / sub / "0.png").rename(root / sub / "00.png")
     torch.manual_seed(0)
-    config = NetworkConfig(18, cross=True)
+    config = NetworkConfig(cross=True)
     Checkpoint(config, build_network(config).state_dict()).save(tmp_path / "net.pth")
     (tmp_path / "one.txt").write_text("2\n")
     arguments = [f"--test_root={root}", f"--checkpoint_path={tmp_path / 'net.pth'}", "--device=cpu", "--workers=0"]

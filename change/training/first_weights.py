@@ -1,0 +1,159 @@
+"""The weights that a training pass starts from: those of an earlier pass, or pretrained ones for the encoder.
+
+Every load is strict: names that are missing or left over are an error, except for those that are added or left out on
+purpose, which are returned or logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import URLError
+
+import torchvision
+from torch import Tensor
+
+from change.checkpoint import Checkpoint, load_checkpoint, load_strict, pass_name, read_tensors
+from change.common.errors import UserError, listed
+from change.common.files import home_folder
+from change.options import NetworkOptions, StartOptions
+from models.encoders import Encoder, encoder_name
+from models.network import NetworkConfig, PRXChange
+
+log = logging.getLogger(__name__)
+
+BASE_FOLDER = home_folder() / "checkpoints" / "base"
+
+
+def hand_over(checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig) -> list[str]:
+    """Load the weights of an earlier pass into the network of the next pass.
+
+    Parts that `config` adds (refinement heads, X-Cross) keep their initial weights.
+
+    Args:
+        checkpoint: the result of the earlier pass.
+        network: the network of the next pass.
+        config: its configuration.
+
+    Returns:
+        The names of the added weights.
+
+    Raises:
+        UserError: the checkpoint has another model, encoder or kind of attention, comes from a later pass, or does not
+            fit otherwise.
+    """
+    check_succession(checkpoint, config)
+    adds_refinement = config.refine and not checkpoint.config.refine
+    adds_cross = config.cross and not checkpoint.config.cross
+    added = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if (adds_refinement and name.startswith("refinement.")) or (adds_cross and ".cross." in name)
+    }
+    load_strict(network, {**added, **checkpoint.weights}, checkpoint.path)
+    return list(added)
+
+
+def check_succession(checkpoint: Checkpoint, config: NetworkConfig) -> None:
+    """Raise UserError if a pass with `config` cannot start from the checkpoint."""
+    theirs, path = checkpoint.config, checkpoint.path
+    if theirs.backbone != config.backbone:
+        raise UserError(
+            f"{path} holds the encoder {theirs.backbone}, this run is set to --backbone {config.backbone}: choose "
+            f"--backbone {theirs.backbone}, or other weights"
+        )
+    if theirs.cross and config.cross and theirs.within != config.within:
+        raise UserError(f"{path} and this run differ in --within: {'leave it out' if config.within else 'add it'}")
+    if theirs.model != config.model:
+        raise UserError(
+            f"{path} holds the model {theirs.model}, this run is set to --model {config.model}: choose "
+            f"--model {theirs.model}, or other weights"
+        )
+    for part in ("refine", "cross"):
+        if getattr(theirs, part) and not getattr(config, part):
+            raise UserError(
+                f"{path} comes from a {pass_name(theirs)} pass, this is a {pass_name(config)} pass: "
+                f"add --{part}, or start from an earlier pass"
+            )
+
+
+def load_encoder(encoder: Encoder, name: str | int, pretrained: str) -> str:
+    """Load pretrained weights into an encoder.
+
+    Args:
+        encoder: the encoder.
+        name: its name, or the depth of a ResNet.
+        pretrained: "imagenet", see `imagenet_weights`, or the path of a state dict.
+
+    Returns:
+        A line for the log: where the weights come from, which were left out, and which are new.
+
+    Raises:
+        UserError: there are no such weights, or they do not fit.
+    """
+    if pretrained == "imagenet":
+        source, state = imagenet_weights(encoder_name(name))
+    else:
+        source, state = pretrained, read_tensors(Path(pretrained))
+    new = {key: tensor for key, tensor in encoder.state_dict().items() if key.startswith(encoder.not_pretrained)}
+    left_out = [key for key in state if key in encoder.not_used]
+    kept = {key: tensor for key, tensor in state.items() if key not in left_out}
+    load_strict(encoder, {**new, **kept}, source)
+    return (
+        f"encoder from {source}; left out, as the encoder has no such layers: {listed(left_out) or 'nothing'}; "
+        f"new, with random weights: {listed(new) or 'nothing'}"
+    )
+
+
+def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
+    """Find an encoder's ImageNet weights.
+
+    They are torchvision's file in checkpoints/base, under its full name or as NAME.pth, else torchvision's download.
+
+    Args:
+        name: the encoder's name.
+
+    Returns:
+        The file or URL, and the state dict.
+
+    Raises:
+        UserError: there are no such weights, or the file is damaged.
+    """
+    weights_enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    for file_name in (weights_enum.url.rsplit("/", 1)[1], f"{name}.pth"):
+        path = BASE_FOLDER / file_name
+        if path.is_file():
+            return str(path), read_tensors(path)
+    try:
+        state = dict(weights_enum.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (URLError, OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"no ImageNet weights for {name}: fetch {weights_enum.url} into {BASE_FOLDER} "
+            f"or use --pretrained none (download failed: {error})"
+        ) from error
+    return str(weights_enum.url), state
+
+
+def first_weights(
+    network: PRXChange, shape: NetworkOptions, start: StartOptions, rate: Callable[[], float]
+) -> Checkpoint:
+    """Load the weights that a new run starts from; return the checkpoint it will write, without weights.
+
+    With --resume, normalisation, threshold and lineage are those of the checkpoint. What is loaded, left out and new is
+    logged by name.
+    """
+    config = shape.config()
+    if start.resume:
+        checkpoint = load_checkpoint(Path(start.checkpoint_path))
+        new = hand_over(checkpoint, network, config)
+        log.info("start: %s; left out: %s", checkpoint.path, listed(checkpoint.left_out) or "nothing")
+        log.info("new, with their own initialisation: %s", listed(new, len(new)) or "nothing")
+        return replace(checkpoint, config=config, weights={}, val_threshold=None, path=None, sha256="", left_out=[])
+    if start.pretrained != "none":
+        log.info("start: %s", load_encoder(network.encoder, shape.backbone, start.pretrained))
+    if start.prior:
+        network.head.start_at(rate())
+    return Checkpoint(config, {})

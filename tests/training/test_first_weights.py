@@ -1,0 +1,120 @@
+"""The weights a pass starts from: an earlier pass, whose successor names what is new, or pretrained encoders."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+import change.training.first_weights
+from change.checkpoint import Checkpoint
+from change.common.errors import UserError
+from change.common.files import file_hash
+from change.training.first_weights import hand_over, load_encoder
+from models.encoders import ResNetEncoder, build_encoder
+from models.network import NetworkConfig, build_network
+
+# --- earlier passes ------------------------------------------------------------------------------------------------
+
+
+def test_handover_names_what_is_new() -> None:
+    base = NetworkConfig()
+    checkpoint = Checkpoint(base, build_network(base).state_dict(), path=Path("1.pth"))
+    for config in (NetworkConfig(refine=True), NetworkConfig(cross=True), NetworkConfig(cross=True, refine=True)):
+        network = build_network(config)
+        initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        new = hand_over(checkpoint, network, config)
+        assert set(new) == initial.keys() - checkpoint.weights.keys()
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, initial[name] if name in new else checkpoint.weights[name])
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "message"),
+    [
+        (
+            NetworkConfig("resnet18"),
+            NetworkConfig("resnet34"),
+            "1.pth holds the encoder resnet18, this run is set to --backbone resnet34: choose --backbone resnet18",
+        ),
+        (NetworkConfig(model="unet"), NetworkConfig(), "1.pth holds the model unet, this run is set to --model prx"),
+        (NetworkConfig(cross=True), NetworkConfig(cross=True, within=True), "differ in --within: leave it out"),
+        (NetworkConfig(cross=True, within=True), NetworkConfig(cross=True), "differ in --within: add it"),
+        (NetworkConfig(cross=True), NetworkConfig(), "comes from a cross pass, this is a base pass: add --cross"),
+        (NetworkConfig(refine=True), NetworkConfig(cross=True), "comes from a refine pass, .*: add --refine"),
+    ],
+)
+def test_handover_refuses(earlier: NetworkConfig, later: NetworkConfig, message: str) -> None:
+    with torch.device("meta"):
+        network = build_network(later)
+    with pytest.raises(UserError, match=message):
+        hand_over(Checkpoint(earlier, {}, path=Path("1.pth")), network, later)
+
+
+# --- pretrained encoders -------------------------------------------------------------------------------------------
+
+
+def torchvision_file(path: Path, name: str) -> dict[str, torch.Tensor]:
+    """Write a ResNet's state dict as torchvision distributes it."""
+    state: dict[str, torch.Tensor] = torchvision.models.get_model(name, weights=None).state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "file_name"),
+    [
+        ("resnet18", "resnet18-f37072fd.pth"),
+        ("resnet18", "resnet18.pth"),
+        ("resnet34", "resnet34-b627a593.pth"),
+        ("resnet50", "resnet50-0676ba61.pth"),
+        ("resnet101", "resnet101.pth"),
+    ],
+)
+def test_encoder_from_base_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file_name: str) -> None:
+    state = torchvision_file(tmp_path / file_name, name)
+    monkeypatch.setattr(change.training.first_weights, "BASE_FOLDER", tmp_path)
+    encoder = build_encoder(name)
+    said = load_encoder(encoder, name, "imagenet")
+    has_projections = name in ("resnet50", "resnet101")
+    assert file_name in said and "fc.weight, fc.bias" in said and ("project.0.weight" in said) == has_projections
+    own = encoder.state_dict()
+    assert all(torch.equal(own[key], tensor) for key, tensor in state.items() if not key.startswith("fc."))
+
+
+def test_encoder_by_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own download, from a local server; then from a server that does not have the file."""
+    served = tmp_path / "served"
+    state = torchvision_file(served / "plain.pth", "resnet18")
+    digest = file_hash(served / "plain.pth")[:8]
+    (served / "plain.pth").rename(served / f"resnet18-{digest}.pth")
+    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(served)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(change.training.first_weights, "BASE_FOLDER", tmp_path / "none")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    place = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(weights.value, "url", f"{place}/resnet18-{digest}.pth")
+    encoder = ResNetEncoder("resnet18")
+    assert place in load_encoder(encoder, "resnet18", "imagenet")
+    assert torch.equal(encoder.conv1.weight, state["conv1.weight"])
+
+    monkeypatch.setattr(weights.value, "url", f"{place}/resnet18-00000000.pth")
+    with pytest.raises(
+        UserError, match=r"for resnet18: fetch http.*resnet18-00000000.pth into .*none or use --pretrained none"
+    ):
+        load_encoder(encoder, 18, "imagenet")
+    server.shutdown()
+    server.server_close()
+
+
+def test_encoder_of_another_depth(tmp_path: Path) -> None:
+    torchvision_file(tmp_path / "resnet34.pth", "resnet34")
+    with pytest.raises(UserError, match=r"does not fit this network: it has besides layer1.2"):
+        load_encoder(build_encoder("resnet18"), "resnet18", str(tmp_path / "resnet34.pth"))
