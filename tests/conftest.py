@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from change.synthetic.render import draw_scene
+from tests.in_process import run_in_process
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background jobs do, and the programs they start
     signal.signal(signal.SIGINT, signal.default_int_handler)
+torch.set_num_threads(1)  # as in the programs that tests start: sums in another order differ in the last bit
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -72,15 +74,15 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def command(program: str | Path, processes: int = 1) -> list[str]:
-    """A program of ours (or a script, by its path) with this interpreter, in as many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [sys.executable, *(launcher if processes > 1 else []), str(REPOSITORY / program)]
+def launcher(processes: int) -> list[str]:
+    """This interpreter, in as many processes as asked for."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [sys.executable, *(torchrun if processes > 1 else [])]
 
 
-def surroundings(processes: int) -> dict[str, str]:
-    """The environment of a program: two threads at most."""
-    return {**os.environ, "OMP_NUM_THREADS": "2" if processes == 1 else "1"}
+def surroundings() -> dict[str, str]:
+    """The environment of a program: one thread, as in this process, so that results agree to the last bit."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run_program(
@@ -90,41 +92,61 @@ def run_program(
     environment: dict[str, str] | None = None,
     timeout: float = 300,
     cwd: Path | None = None,
+    as_process: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run train.py or test.py with this interpreter, as a user would; two threads at most."""
+    """Run train.py, test.py or another Python file as the main program, and capture what it writes.
+
+    It runs inside this process, unless several processes, an environment or `as_process` ask for real ones.
+    """
+    file, given = REPOSITORY / program, [str(argument) for argument in arguments]
+    if processes == 1 and not environment and not as_process:
+        return run_in_process(file, given, cwd, timeout)
     return subprocess.run(
-        [*command(program, processes), *map(str, arguments)],
+        [*launcher(processes), str(file), *given],
         capture_output=True,
         text=True,
         timeout=timeout,
         cwd=cwd,
         check=False,
-        env={**surroundings(processes), **(environment or {})},
+        env={**surroundings(), **(environment or {})},
     )
 
 
 def verb(*arguments: object, processes: int = 1) -> list[str]:
     """`python -m change`, with this interpreter, in as many processes; to be run in the repository."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [sys.executable, *(launcher if processes > 1 else []), "-m", "change", *map(str, arguments)]
+    return [*launcher(processes), "-m", "change", *map(str, arguments)]
 
 
-def run_verb(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run `python -m change` as a user would."""
-    command = verb(*arguments, processes=processes)
-    environment = surroundings(processes)
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY, env=environment)
+def run_verb(
+    *arguments: object,
+    processes: int = 1,
+    timeout: float = 300,
+    as_process: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m change` in the repository: in this process, or in real ones as `run_program` does."""
+    if processes == 1 and not as_process:
+        given = [str(argument) for argument in arguments]
+        return run_in_process(REPOSITORY / "change" / "__main__.py", given, REPOSITORY, timeout)
+    return subprocess.run(
+        verb(*arguments, processes=processes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=REPOSITORY,
+        check=False,
+        env=surroundings(),
+    )
 
 
 def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
     """Start train.py in a group of its own."""
     return subprocess.Popen(
-        [*command("train.py", processes), *arguments],
+        [*launcher(processes), str(REPOSITORY / "train.py"), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=surroundings(processes),
+        env=surroundings(),
     )
 
 
