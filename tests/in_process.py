@@ -1,6 +1,6 @@
 """Run a program of this repository inside the test process, and leave that process as it was.
 
-Starting Python and importing torch takes seconds; a test that only needs the outcome of a program does without.
+Starting Python and importing torch takes seconds, which a test that only needs a program's outcome can save.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HIDDEN_WARNINGS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning,
 def run_in_process(
     file: Path, arguments: list[str], cwd: Path | None, timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python file as the main program, with `arguments`, and return its exit code, stdout and stderr.
+    """Run a Python file as the main program and return its exit code, stdout and stderr.
 
     Args:
         file: The file to run.
@@ -111,19 +111,25 @@ def process_restored() -> Iterator[None]:
         yield
 
 
+def all_loggers() -> list[logging.Logger]:
+    """Return the root logger and every named one."""
+    root = logging.getLogger()
+    return [root, *(logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger))]
+
+
 @contextlib.contextmanager
 def loggers_restored() -> Iterator[None]:
-    """Start with a root logger without handlers; close those that are added; restore every logger's settings."""
+    """Start with a root logger without handlers; restore every logger and close the handlers that were added."""
+    before = {logger: (logger.level, logger.propagate, logger.disabled, logger.handlers[:]) for logger in all_loggers()}
     root = logging.getLogger()
-    loggers = [root, *(logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger))]
-    before = [(logger, logger.level, logger.propagate, logger.disabled, logger.handlers[:]) for logger in loggers]
     root.handlers.clear()
     root.setLevel(logging.WARNING)
     try:
         yield
     finally:
         logging.captureWarnings(False)
-        for logger, level, propagate, disabled, handlers in before:
+        for logger in all_loggers():
+            level, propagate, disabled, handlers = before.get(logger, (logging.NOTSET, True, False, []))
             for handler in logger.handlers:
                 if handler not in handlers:
                     handler.close()
