@@ -1,4 +1,4 @@
-"""The report: what it shows, how large it is, and its page in a real browser, where there is one."""
+"""The report: its contents, its size, and the page in a real browser, if one is installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RED, BLUE, GREEN = (255, 0, 0, 160), (0, 0, 255, 160), (0, 255, 0, 80)  # FN, FP
 
 
 def row(name: str, tp: int, fp: int, fn: int, tn: int = 1000, **more: Any) -> dict[str, Any]:
-    """A row as images.csv holds it: text, empty where undefined."""
+    """Return a row as read from images.csv: text, empty if undefined."""
     counts = {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
     scores = Counts(**counts).scores_or_none()
     texts = {key: "" if value is None else f"{value:.6f}" for key, value in scores.items()}
@@ -41,7 +41,7 @@ def case(name: str, seed: int, labelled: bool = True) -> ImageCase:
 
 
 def result(**more: Any) -> dict[str, Any]:
-    """As metrics.json holds it, with every section; scores of all kinds may be undefined."""
+    """Return contents of metrics.json, with every section; some scores are undefined."""
     scores: dict[str, float | None] = {"precision": 0.75, "recall": 0.6, "f1": 2 / 3, "iou": 0.5, "oa": None}
     intervals = {
         **{"level": 0.95, "over": "images", "units": 3, "too_few": True, "method": "bootstrap"},
@@ -113,10 +113,10 @@ def decoded(uri: str) -> PIL.Image.Image:
 
 def test_the_overlay_keeps_the_smallest_object_and_the_colours() -> None:
     changed, mask = np.zeros((2, 60, 80), bool)
-    mask[:30, :40] = changed[:30, :40] = True  # found, but for a pixel within
+    mask[:30, :40] = changed[:30, :40] = True  # found, except for one pixel inside
     changed[10, 10] = False
     mask[45, 7] = True  # missed: a single pixel
-    changed[45, 77] = True  # false: another
+    changed[45, 77] = True  # false: another single pixel
     picture = np.asarray(decoded(overlay(changed, mask, (20, 15))).convert("RGBA"))
     assert picture.shape == (15, 20, 4)
     expected = np.zeros((15, 20, 4), np.uint8)
@@ -135,7 +135,7 @@ def test_photos_keep_their_colours_and_their_limit() -> None:
 
 
 def test_two_hundred_images_stay_below_20_mb(tmp_path: Path) -> None:
-    """Noise, which no format makes small, and rows for all of them."""
+    """The images are noise, which does not compress."""
     rng = np.random.default_rng(0)
     rows = [row(f"tile_{i:04d}", *rng.integers(1, 10_000, 4).tolist(), group=f"group {i // 4}") for i in range(200)]
     names = choose_cases(rows)
@@ -147,7 +147,7 @@ def test_two_hundred_images_stay_below_20_mb(tmp_path: Path) -> None:
 
 
 def held(path: Path) -> dict[str, Any]:
-    """What the page's script reads."""
+    """Return the data that the page's script reads."""
     page = path.read_text()
     assert page.count("</script>") == 2
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
@@ -189,7 +189,7 @@ def report(tmp_path: Path) -> Path:
 
 
 def opened(browser: Browser, path: Path, width: int = 1280, **options: Any) -> tuple[Page, list[str]]:
-    """The page, and a list in which everything that it should not do or say turns up."""
+    """Open a page; also return a list that collects its errors and requests, which should stay empty."""
     page = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce", **options)
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
@@ -213,19 +213,19 @@ def test_the_page_says_everything_and_asks_for_nothing(browser: Browser, report:
     assert page.locator("h2").all_inner_texts() == [
         *("Protocol", "Scores", "Curves", "Objects and boundaries", "Images", "Pictures", "Record")
     ]
-    # Names are shown as they are, in the alarm, the folder, the history, the table and the picture; none became markup.
+    # Names are shown as text in the warning, the folder, the history, the table and the picture, never as markup.
     assert " ".join(text.split()).count("</script><!-- $data __DATA__") >= 5
     assert page.locator("img[src=x]").count() == 0
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth === 96)")
     assert page.locator("svg").count() == 4
-    # The curve stops where precision is undefined, and the line of the threshold stands at a quarter of the axis.
+    # The curve stops where precision is undefined.
     assert [page.locator("svg .curve").nth(i).get_attribute("d").count("L") for i in (0, 3)] == [1, 2]  # type: ignore[union-attr]
     assert "NaN" not in page.content() and "undefined" not in text
     assert wrong == []
 
 
 def test_the_page_may_not_load_anything(browser: Browser, report: Path) -> None:
-    """The policy holds, also against what a name might smuggle in."""
+    """The content security policy blocks other files, even if a name injects a script."""
     page, wrong = opened(browser, report)
     source = (report.parent / "other.png").as_uri()
     loaded = """source => new Promise(done => {
@@ -261,7 +261,7 @@ def test_the_slider_follows_mouse_and_keyboard(browser: Browser, report: Path) -
     assert float(slider.input_value()) < value and clip(stage) != before
     page.keyboard.press("Home")
     assert slider.input_value() == "0" and "100%" in clip(stage)
-    assert clip(page.locator(".stage").nth(1)) == "inset(0px 50% 0px 0px)"  # the others stay
+    assert clip(page.locator(".stage").nth(1)) == "inset(0px 50% 0px 0px)"  # the others stay as they are
     assert wrong == []
 
 
@@ -325,7 +325,7 @@ def test_it_is_readable_in_the_dark_and_on_a_phone(browser: Browser, report: Pat
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_what_is_missing_is_left_out(browser: Browser, tmp_path: Path, labelled: bool) -> None:
-    """No labels: protocol, history and pictures alone. No change at all: scores, none of which is defined."""
+    """Without labels there are no scores; without any change, there are scores, but all are undefined."""
     parts = {key: result()[key] for key in ("protocol", "data", "checkpoint", "images")}
     rows: list[dict[str, Any]] = [{"image": "a", "predicted_share": "0.25"}]
     if labelled:
