@@ -38,6 +38,7 @@ print("first", *sys.argv[1:], __name__)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_the_outcome_is_that_of_a_process(tmp_path: Path, end: str) -> None:
     script = tmp_path / "script.py"

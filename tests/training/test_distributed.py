@@ -39,6 +39,7 @@ ENDED = "error: another process of this run has ended"
 EXACT = """
 import sys
 import torch
+from unittest.mock import patch
 import change.training.trainer, train
 from models.losses import TrainingLoss
 from models.network import build_network
@@ -53,11 +54,13 @@ class Exact(TrainingLoss):
         drawn = [torch.rand(1, number, 2, generator=generator).double() for number in (1, 2, 4, 8)]
         return super().forward(before, after, mask.double(), [p.expand(len(before), -1, -1) for p in drawn])
 
-change.training.trainer.LOG_EVERY = 1
-change.training.trainer.normalise = lambda *given: normalise(*given).double()
-train.build_network = lambda config: build_network(config).double()
-train.TrainingLoss = Exact
-sys.exit(train.main(sys.argv[1:]))
+with (
+    patch.object(change.training.trainer, "LOG_EVERY", 1),
+    patch.object(change.training.trainer, "normalise", lambda *given: normalise(*given).double()),
+    patch.object(train, "build_network", lambda config: build_network(config).double()),
+    patch.object(train, "TrainingLoss", Exact),
+):
+    sys.exit(train.main(sys.argv[1:]))
 """
 
 
@@ -182,6 +185,7 @@ def test_the_fused_optimizer(amp: str) -> None:
 # --- processes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_one_process(tmp_path: Path) -> None:
     """Every file of test.py is the same, for images of two sizes, and if there are more processes than pairs."""
     root = write_pairs(tmp_path / "set", 4, 70, 50, seed=3)
@@ -197,7 +201,7 @@ def test_counts_are_those_of_one_process(tmp_path: Path) -> None:
     for name, processes in (("alone", 1), ("two", 2), ("one", 2)):
         out = tmp_path / name
         given = [*arguments, f"--save_path={out}", *([f"--list={tmp_path / 'one.txt'}"] if name == "one" else [])]
-        result = run_program("test.py", *given, processes=processes, environment={"OMP_NUM_THREADS": "1"})
+        result = run_program("test.py", *given, processes=processes)
         assert result.returncode == 0, result.stderr
         files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")}
         found.append((files, result.stdout.replace(str(out), "")))
@@ -209,6 +213,7 @@ def test_counts_are_those_of_one_process(tmp_path: Path) -> None:
     assert one["images.csv"].splitlines() == [head, next(row for row in rows if row.startswith(b"2,"))]
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_one_process(tmp_path: Path) -> None:
     """20 steps of 4 and 3 pairs, each in two parts; with 3 pairs, the first process gets one and a filler."""
     write_pairs(tmp_path / "data" / "train", 7, seed=1)
@@ -219,7 +224,7 @@ def test_losses_are_those_of_one_process(tmp_path: Path) -> None:
     losses, states = {}, {}
     for name, processes, parts in (("alone", 1, 1), ("two", 2, 2)):
         arguments = train_arguments(tmp_path / "data", tmp_path / name, **options, val_batchsize=1, grad_accum=parts)
-        repository = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        repository = {"PYTHONPATH": str(REPOSITORY)} if processes > 1 else None
         result = run_program(script, *arguments, processes=processes, environment=repository)
         assert result.returncode == 0, result.stderr
         losses[name] = curve(tmp_path / name, "train/loss")
@@ -234,6 +239,7 @@ def test_losses_are_those_of_one_process(tmp_path: Path) -> None:
         assert torch.allclose(states["two"]["weights"][name], weight, rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     """The others end; one process continues from the state on disk, which lists the images that all have seen."""
     folder = tmp_path / "run"
@@ -257,6 +263,7 @@ def test_a_process_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     assert len(record.images) == 2 * 5
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher(dataset: Path, tmp_path: Path) -> None:
     """SIGTERM saves the state; two processes continue from it to the weights of an uninterrupted run, bit for bit."""
     options = {"best_name": "run", "refine": True, "val_epoch": 2}
@@ -281,6 +288,7 @@ def test_a_signal_to_the_launcher(dataset: Path, tmp_path: Path) -> None:
             assert torch.equal(states[1]["weights"][name], weight), name
 
 
+@pytest.mark.slow
 def test_what_one_process_fails_at(dataset: Path, tmp_path: Path) -> None:
     """Both processes end if the loss is not finite, or if one of them reads a file that does not decode."""
     result = run_program(

@@ -48,6 +48,7 @@ def epochs(folder: Path, name: str = "run") -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "pairs_per_second")} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("amp", "ema", "recipe"), [("off", 0, "published"), ("bf16", 0.9, "scratch")])
 def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, recipe: str) -> None:
     """After three kills, weights, scores, losses and curves are those of an uninterrupted run, bit for bit."""
@@ -82,6 +83,7 @@ def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, rec
     assert len(steps) == len(set(steps)) and max(steps) == 15
 
 
+@pytest.mark.slow
 def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
     """The same seed gives the same run, another seed another one."""
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
@@ -91,6 +93,7 @@ def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
     assert epochs(tmp_path / "one") != epochs(tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, code: int, group: bool) -> None:
@@ -105,6 +108,7 @@ def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, cod
     assert read_tensors(tmp_path / "run" / "run.state.pth")["progress"]["steps"] > 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     """The kernel kills a process so when memory runs out."""
     process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 1}))
@@ -116,6 +120,7 @@ def test_a_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     assert "error: a loader process died" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_three_passes(dataset: Path, tmp_path: Path) -> None:
     """1.pth, 2.pth and best.pth lie in one folder; each starts from the one before and records its lineage."""
     folder = tmp_path / "run"
@@ -155,6 +160,7 @@ def test_loss_that_is_not_finite(dataset: Path, tmp_path: Path, batch: int, what
         assert all(bool(torch.isfinite(weight.float()).all()) for weight in weights.values()), path
 
 
+@pytest.mark.slow
 def test_going_on_elsewhere(dataset: Path, tmp_path: Path) -> None:
     """A finished run says so; other options and other pairs are refused; the folder can be moved."""
     folder = tmp_path / "run"
@@ -195,6 +201,7 @@ def test_val_that_was_trained_on(tmp_path: Path) -> None:
     assert "2 of its pairs were trained on: 0, 1" in result.stderr
 
 
+@pytest.mark.slow
 def test_unet_is_trained_and_tested(dataset: Path, tmp_path: Path) -> None:
     result = run_program("train.py", *train_arguments(dataset, tmp_path, model="unet", epoch=1))
     assert result.returncode == 0, result.stderr
