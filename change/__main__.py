@@ -26,5 +26,10 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-if __name__ == "__main__":
+def entry() -> None:
+    """Run as the command `prx-change`, or as `python -m change`."""
     run_command(main)
+
+
+if __name__ == "__main__":
+    entry()

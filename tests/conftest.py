@@ -1,4 +1,4 @@
-"""What several tests share: tiny data sets in the real layout, and the programs as real processes."""
+"""Shared by the tests: tiny data sets in the real layout, and the programs, run in this process or in others."""
 
 from __future__ import annotations
 
@@ -18,38 +18,24 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from change.synthetic.render import draw_scene
+from tests.in_process import run_in_process
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background jobs do, and the programs they start
+# A shell's background jobs ignore Ctrl-C, and so would the programs that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# One thread, as in the programs that the tests start: with more, sums differ in the last bit.
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-Program = Callable[..., "subprocess.CompletedProcess[str]"]
-
-# Whose tests take minutes, the longest first: processes that share out the files get them in this order, and none has
-# a long one left at the end.
-LONG = (
-    "training",
-    "distributed",
-    "scripts",
-    "wrong_input",
-    "benchmark",
-    "fuse",
-    "cache",
-    "report",
-    "evaluation",
-    "check",
-)
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first; within a file nothing moves."""
-    ranks = {f"test_{name}": rank for rank, name in enumerate(LONG)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))
+    """Put the slow tests first, so that no process is left with one at the end; the others keep their order."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def draw_pair(rng: np.random.Generator, width: int, height: int) -> tuple[NDArray[np.uint8], ...]:
-    """A synthetic scene: before, after (H, W, 3), mask (H, W) of 0 and 255, of at least one building."""
+    """Draw a scene with at least one new building: before and after (H, W, 3), and mask (H, W) of 0 and 255."""
     before, after, mask = draw_scene(height, width, (int(rng.integers(2**31)),))
     return before, after, mask * np.uint8(255)
 
@@ -66,21 +52,21 @@ def write_pairs(folder: Path, count: int, width: int = 64, height: int = 64, see
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """A data folder with five train pairs of 96 x 64 and two val pairs of 64 x 64."""
+    """Write a data folder with five train pairs of 96 x 64 pixels and two val pairs of 64 x 64."""
     write_pairs(tmp_path / "data" / "train", 5, width=96, seed=1)
     write_pairs(tmp_path / "data" / "val", 2, seed=2)
     return tmp_path / "data"
 
 
-def command(program: str | Path, processes: int = 1) -> list[str]:
-    """A program of ours (or a script, by its path) with this interpreter, in as many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [sys.executable, *(launcher if processes > 1 else []), str(REPOSITORY / program)]
+def launcher(processes: int) -> list[str]:
+    """Return the command line that starts this interpreter, in several processes through torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [sys.executable, *(torchrun if processes > 1 else [])]
 
 
-def surroundings(processes: int) -> dict[str, str]:
-    """The environment of a program: two threads at most."""
-    return {**os.environ, "OMP_NUM_THREADS": "2" if processes == 1 else "1"}
+def surroundings() -> dict[str, str]:
+    """Return the environment of a program: one thread, as in this process."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run_program(
@@ -90,51 +76,71 @@ def run_program(
     environment: dict[str, str] | None = None,
     timeout: float = 300,
     cwd: Path | None = None,
+    as_process: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run train.py or test.py with this interpreter, as a user would; two threads at most."""
+    """Run train.py, test.py or another Python file as the main program, and capture what it writes.
+
+    It runs inside this process, unless several processes, an environment or `as_process` ask for real ones.
+    """
+    file, given = REPOSITORY / program, [str(argument) for argument in arguments]
+    if processes == 1 and not environment and not as_process:
+        return run_in_process(file, given, cwd, timeout)
     return subprocess.run(
-        [*command(program, processes), *map(str, arguments)],
+        [*launcher(processes), str(file), *given],
         capture_output=True,
         text=True,
         timeout=timeout,
         cwd=cwd,
         check=False,
-        env={**surroundings(processes), **(environment or {})},
+        env={**surroundings(), **(environment or {})},
     )
 
 
 def verb(*arguments: object, processes: int = 1) -> list[str]:
-    """`python -m change`, with this interpreter, in as many processes; to be run in the repository."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [sys.executable, *(launcher if processes > 1 else []), "-m", "change", *map(str, arguments)]
+    """Return the command line of `python -m change`; it has to be run in the repository."""
+    return [*launcher(processes), "-m", "change", *map(str, arguments)]
 
 
-def run_verb(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run `python -m change` as a user would."""
-    command = verb(*arguments, processes=processes)
-    environment = surroundings(processes)
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY, env=environment)
+def run_verb(
+    *arguments: object,
+    processes: int = 1,
+    timeout: float = 300,
+    as_process: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m change` in the repository: in this process, or in real ones as `run_program` does."""
+    if processes == 1 and not as_process:
+        given = [str(argument) for argument in arguments]
+        return run_in_process(REPOSITORY / "change" / "__main__.py", given, REPOSITORY, timeout)
+    return subprocess.run(
+        verb(*arguments, processes=processes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=REPOSITORY,
+        check=False,
+        env=surroundings(),
+    )
 
 
 def start(arguments: list[str], processes: int = 1) -> subprocess.Popen[str]:
-    """Start train.py in a group of its own."""
+    """Start train.py in a process group of its own."""
     return subprocess.Popen(
-        [*command("train.py", processes), *arguments],
+        [*launcher(processes), str(REPOSITORY / "train.py"), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=surroundings(processes),
+        env=surroundings(),
     )
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that a process has started, in the order of starting."""
+    """Return the ids of the processes that a process has started, oldest first."""
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait until `done`, while the process runs."""
+    """Wait until `done` returns True; fail if the process ends before."""
     deadline = time.monotonic() + 120
     while not done():
         assert process.poll() is None and time.monotonic() < deadline
@@ -142,8 +148,8 @@ def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 def wait_for_step(state: Path, process: subprocess.Popen[str], step: int) -> None:
-    """Wait until the run's state has come to `step`; it is read once for every time it was written."""
-    seen = 0
+    """Wait until the saved state of a run has reached `step`."""
+    seen = 0  # when the state that was read last was written
 
     def reached() -> bool:
         nonlocal seen
@@ -157,14 +163,14 @@ def wait_for_step(state: Path, process: subprocess.Popen[str], step: int) -> Non
 
 
 def curve(folder: Path, tag: str, name: str = "run") -> list[tuple[int, float]]:
-    """A curve as TensorBoard shows it."""
+    """Read the steps and values of a curve from TensorBoard's files."""
     board = EventAccumulator(str(folder / "tensorboard" / name))
     board.Reload()
     return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
 def train_arguments(root: Path, save_path: Path, **options: object) -> list[str]:
-    """Arguments of a run on the CPU that takes seconds; `options` replace or add to them."""
+    """Return the arguments of a short run on the CPU; `options` replace these or add to them."""
     defaults: dict[str, object] = {
         "root": root,
         "save_path": save_path,
@@ -186,13 +192,13 @@ def train_arguments(root: Path, save_path: Path, **options: object) -> list[str]
 
 
 def last_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The last line on stderr, where an error stands."""
+    """Return the last line on stderr, which holds the error."""
     return result.stderr.replace("\r", "\n").rstrip().rpartition("\n")[2]
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real image pairs that PRX_REAL_DATA names; the test is skipped without."""
+    """Return the folder of real image pairs that PRX_REAL_DATA names; skip the test if it names none."""
     folder = os.environ.get("PRX_REAL_DATA")
     if not folder:
         pytest.skip("PRX_REAL_DATA names no folder of real image pairs")

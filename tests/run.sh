@@ -1,11 +1,28 @@
 #!/usr/bin/env bash
-# Style, types and tests, in the active environment, or else in .venv, which is made once.
+# Check style, types, spelling and scripts, then run the tests:
+#
+#   bash tests/run.sh           everything, as CI does
+#   bash tests/run.sh quick     the same checks, without the tests marked slow
+#
+# Further arguments go to pytest. jobs=N runs the tests in N processes (default: 2); jobs=0 in one.
+# It uses the active environment, or else .venv, which it makes once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -n "${python:-}" ] || python="$(python3 -m change.common.environment requirements.txt requirements-geo.txt tests/requirements.txt)"
+if [ "${1:-}" = quick ]; then
+  set -- -m "not slow" "${@:2}"
+fi
+if [ -z "${python:-}" ]; then
+  requirements=(requirements.txt requirements-geo.txt requirements-onnx.txt tests/requirements.txt)
+  python="$(python3 -m change.common.environment "${requirements[@]}")"
+fi
+scripts="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')"
+
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-# Two processes with a thread each share the files of tests, most of whose time is the starting of programs; jobs=0: one.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$python" -m pytest -n "${jobs:-2}" --dist loadfile --no-loadscope-reorder "$@"
+"$python" -m codespell_lib
+PATH="$scripts:$PATH" shellcheck -x train_script/*.sh test_script/*.sh tests/run.sh .ci/run
+
+# One thread per process: results then agree to the last bit, and the processes share the cores.
+export OMP_NUM_THREADS=1
+exec "$python" -m pytest -n "${jobs:-2}" --dist worksteal "$@"

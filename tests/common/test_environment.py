@@ -118,7 +118,8 @@ def test_pip_that_fails(clone: Path) -> None:
 
 
 def test_this_environment_has_everything() -> None:
-    assert lacking(["requirements.txt", "requirements-geo.txt", "tests/requirements.txt"]) == []
+    files = ["requirements.txt", "requirements-geo.txt", "requirements-onnx.txt", "tests/requirements.txt"]
+    assert lacking(files) == []
 
 
 @pytest.mark.parametrize(("less", "more"), [("2.9.1", "2.10"), ("2.6", "2.6.0+cpu"), ("1.26.4", "2"), ("", "0.1")])

@@ -116,7 +116,7 @@ def test_the_overlay_keeps_the_smallest_object_and_the_colours() -> None:
     mask[:30, :40] = changed[:30, :40] = True  # found, except for one pixel inside
     changed[10, 10] = False
     mask[45, 7] = True  # missed: a single pixel
-    changed[45, 77] = True  # false: another
+    changed[45, 77] = True  # false: another single pixel
     picture = np.asarray(decoded(overlay(changed, mask, (20, 15))).convert("RGBA"))
     assert picture.shape == (15, 20, 4)
     expected = np.zeros((15, 20, 4), np.uint8)
@@ -261,7 +261,7 @@ def test_the_slider_follows_mouse_and_keyboard(browser: Browser, report: Path) -
     assert float(slider.input_value()) < value and clip(stage) != before
     page.keyboard.press("Home")
     assert slider.input_value() == "0" and "100%" in clip(stage)
-    assert clip(page.locator(".stage").nth(1)) == "inset(0px 50% 0px 0px)"  # the others stay
+    assert clip(page.locator(".stage").nth(1)) == "inset(0px 50% 0px 0px)"  # the others stay as they are
     assert wrong == []
 
 

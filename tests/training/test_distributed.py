@@ -1,4 +1,4 @@
-"""One process and many, as real processes: the same losses, counts and files; whoever fails takes the others along."""
+"""Several processes against one: the same losses, counts and files; if one process fails, all stop."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ from tests.conftest import (
 
 ENDED = "error: another process of this run has ended"
 
-# train.py without what makes runs with other numbers of processes, or other parts of a step, differ: batch norms by
-# their running statistics, no dropout, the same points for every pair, float64; every step's loss is logged.
+# Trains like train.py, but to the same result for any number of processes and micro-batches: batch norms use their
+# running statistics, nothing is dropped out, every pair gets the same points, and all is float64. Logs every loss.
 EXACT = """
 import sys
 import torch
+from unittest.mock import patch
 import change.training.trainer, train
 from models.losses import TrainingLoss
 from models.network import build_network
@@ -55,11 +56,13 @@ class Exact(TrainingLoss):
         drawn = [torch.rand(1, number, 2, generator=generator).double() for number in (1, 2, 4, 8)]
         return super().forward(before, after, mask.double(), [p.expand(len(before), -1, -1) for p in drawn])
 
-change.training.trainer.LOG_EVERY = 1
-change.training.trainer.normalise = lambda *given: normalise(*given).double()
-train.build_network = lambda config: build_network(config).double()
-train.TrainingLoss = Exact
-sys.exit(train.main(sys.argv[1:]))
+with (
+    patch.object(change.training.trainer, "LOG_EVERY", 1),
+    patch.object(change.training.trainer, "normalise", lambda *given: normalise(*given).double()),
+    patch.object(train, "build_network", lambda config: build_network(config).double()),
+    patch.object(train, "TrainingLoss", Exact),
+):
+    sys.exit(train.main(sys.argv[1:]))
 """
 
 
@@ -68,7 +71,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(("samples", "batch", "parts", "processes"), [(11, 4, 1, 2), (13, 6, 2, 3), (9, 8, 1, 8)])
 def test_shares_of_a_batch(samples: int, batch: int, parts: int, processes: int) -> None:
-    """Own pairs make up the batch of one process; whatever is left over, all do the same number of passes."""
+    """The shares add up to the batch of one process, and all processes do the same number of passes."""
     alone = list(EpochOrder(samples, batch, seed=3))
     orders = [EpochOrder(samples, batch, 3, parts, process, processes) for process in range(processes)]
     for step, keys in enumerate(zip(*orders, strict=True)):
@@ -86,7 +89,7 @@ def test_a_batch_smaller_than_its_parts() -> None:
 
 
 def test_parts_of_a_step() -> None:
-    """The gradients of uneven parts, and of a pair that only fills up, add up to that of the whole batch."""
+    """Gradients of uneven parts add up to that of the whole batch; a pair that only fills up a part adds nothing."""
     torch.manual_seed(0)
     loss = TrainingLoss(build_network(NetworkConfig(refine=True))).eval().double()
     before, after = torch.rand(2, 5, 3, 32, 32, dtype=torch.float64)
@@ -108,7 +111,7 @@ def test_parts_of_a_step() -> None:
 
 
 def test_one_process_has_nobody_to_talk_to() -> None:
-    """What every exchange gives then: what it was given."""
+    """With one process, every exchange returns what it was given."""
     values = torch.rand(3)
     assert torch.equal(distributed.summed(values.clone()), values)
     assert (distributed.largest([3, 1]), distributed.gathered("a"), distributed.collected("b")) == (
@@ -152,7 +155,7 @@ def test_only_a_lost_process_is_called_one() -> None:
 
 
 def test_average_of_the_weights() -> None:
-    """Against a loop over plain numbers; with decay 0 the trained network itself."""
+    """The average equals a loop over plain numbers; with decay 0 it is the trained network itself."""
     torch.manual_seed(0)
     network = torch.nn.BatchNorm1d(1)
     average = WeightAverage(network, 0.5)
@@ -176,7 +179,7 @@ def test_average_of_the_weights() -> None:
 
 @pytest.mark.parametrize("amp", ["off", "fp16"])
 def test_the_fused_optimizer(amp: str) -> None:
-    """The step of torch's plain one, also on weights laid out channels last, and with fp16's scaled gradients."""
+    """It takes the step of the plain one, also for channels-last weights and for scaled gradients of fp16."""
     results = []
     for fused in (False, True):
         torch.manual_seed(0)
@@ -193,8 +196,9 @@ def test_the_fused_optimizer(amp: str) -> None:
 # --- processes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_one_process(tmp_path: Path) -> None:
-    """Every file of test.py, for images of two sizes; also where there are more processes than pairs."""
+    """Every file of test.py is the same, for images of two sizes, and if there are more processes than pairs."""
     root = write_pairs(tmp_path / "set", 4, 70, 50, seed=3)
     for sub in ("A", "B", "label"):
         (write_pairs(tmp_path / "more", 1, 40, 64, seed=4) / sub / "0.png").rename(root / sub / "00.png")
@@ -208,7 +212,7 @@ def test_counts_are_those_of_one_process(tmp_path: Path) -> None:
     for name, processes in (("alone", 1), ("two", 2), ("one", 2)):
         out = tmp_path / name
         given = [*arguments, f"--save_path={out}", *([f"--list={tmp_path / 'one.txt'}"] if name == "one" else [])]
-        result = run_program("test.py", *given, processes=processes, environment={"OMP_NUM_THREADS": "1"})
+        result = run_program("test.py", *given, processes=processes)
         assert result.returncode == 0, result.stderr
         files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*")}
         found.append((files, result.stdout.replace(str(out), "")))
@@ -220,8 +224,9 @@ def test_counts_are_those_of_one_process(tmp_path: Path) -> None:
     assert one["images.csv"].splitlines() == [head, next(row for row in rows if row.startswith(b"2,"))]
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_one_process(tmp_path: Path) -> None:
-    """20 steps of 4 and 3 pairs, shared and in two parts: of 3 the first process has one, and one that fills up."""
+    """20 steps of 4 and 3 pairs, each in two parts; with 3 pairs, the first process gets one and a filler."""
     write_pairs(tmp_path / "data" / "train", 7, seed=1)
     write_pairs(tmp_path / "data" / "val", 3, seed=2)
     script = tmp_path / "exact.py"
@@ -230,7 +235,7 @@ def test_losses_are_those_of_one_process(tmp_path: Path) -> None:
     losses, states = {}, {}
     for name, processes, parts in (("alone", 1, 1), ("two", 2, 2)):
         arguments = train_arguments(tmp_path / "data", tmp_path / name, **options, val_batchsize=1, grad_accum=parts)
-        repository = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        repository = {"PYTHONPATH": str(REPOSITORY)} if processes > 1 else None
         result = run_program(script, *arguments, processes=processes, environment=repository)
         assert result.returncode == 0, result.stderr
         losses[name] = curve(tmp_path / name, "train/loss")
@@ -238,19 +243,20 @@ def test_losses_are_those_of_one_process(tmp_path: Path) -> None:
     assert [step for step, _ in losses["alone"]] == list(range(1, 21))
     assert len({value for _, value in losses["alone"]}) == 20
     for found, expected in zip(losses["two"], losses["alone"], strict=True):
-        assert found == pytest.approx(expected, rel=1e-6)  # TensorBoard's are float32
+        assert found == pytest.approx(expected, rel=1e-6)  # TensorBoard keeps float32
     for key in ("progress", "images"):
         assert states["two"][key] == states["alone"][key]
     for name, weight in states["alone"]["weights"].items():
         assert torch.allclose(states["two"]["weights"][name], weight, rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed(dataset: Path, tmp_path: Path) -> None:
-    """The others end, the state on disk is whole and goes on in one process, with the images that all have seen."""
+    """The others end; one process continues from the state on disk, which lists the images that all have seen."""
     folder = tmp_path / "run"
     options = {"epoch": 3, "train_batchsize": 4, "grad_accum": 2, "ema": 0.9, "deterministic": True, "save_minutes": 0}
     process = start(train_arguments(dataset, folder, **options), processes=2)
-    wait_for_step(folder / "1.state.pth", process, 2)  # the first epoch: nobody hashes images after it
+    wait_for_step(folder / "1.state.pth", process, 2)  # in the first epoch, the only one in which images are hashed
     workers = children(process)
     os.kill(workers[1], signal.SIGKILL)
     killed = time.monotonic()
@@ -268,8 +274,9 @@ def test_a_process_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     assert len(record.images) == 2 * 5
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher(dataset: Path, tmp_path: Path) -> None:
-    """SIGTERM saves; two processes go on to the weights of a run that was not stopped, bit for bit."""
+    """SIGTERM saves the state; two processes continue from it to the weights of an uninterrupted run, bit for bit."""
     options = {"best_name": "run", "refine": True, "val_epoch": 2}
     whole = run_program("train.py", *train_arguments(dataset, tmp_path / "whole", **options), processes=2)
     assert whole.returncode == 0, whole.stderr
@@ -286,14 +293,15 @@ def test_a_signal_to_the_launcher(dataset: Path, tmp_path: Path) -> None:
     states = [read_tensors(tmp_path / name / "run.state.pth") for name in ("whole", "two")]
     assert states[0]["progress"]["steps"] == states[1]["progress"]["steps"] == 6
     for name, weight in states[0]["weights"].items():
-        if "running" in name:  # a mean over processes, taken another time
+        if "running" in name:  # a mean over the processes, taken after another number of steps
             assert torch.allclose(states[1]["weights"][name], weight, rtol=1e-5, atol=1e-5), name
         else:
             assert torch.equal(states[1]["weights"][name], weight), name
 
 
+@pytest.mark.slow
 def test_what_one_process_fails_at(dataset: Path, tmp_path: Path) -> None:
-    """A file that does not decode is read by one process, and ends both; so does a loss that is not finite."""
+    """Both processes end if the loss is not finite, or if one of them reads a file that does not decode."""
     result = run_program(
         "train.py", *train_arguments(dataset, tmp_path / "loss", lr=1e30, epoch=20), processes=2, timeout=60
     )

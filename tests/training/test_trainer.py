@@ -1,4 +1,4 @@
-"""train.py as a process: three passes, the same bits again, going on after kill -9, signals, a loss that is NaN."""
+"""train.py: three passes, equal runs for equal seeds, kill and continue, signals, a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HARD = {"refine": True, "cross": True, "best_name": "run", "color_setting": "0.2
 
 
 def weights(folder: Path, name: str = "run") -> dict[str, torch.Tensor]:
-    """The weights that a run ended with."""
+    """Return the weights that a run ended with."""
     state = read_tensors(folder / f"{name}.state.pth")
     assert isinstance(state["weights"], dict)
     return state["weights"]
@@ -43,14 +43,15 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def epochs(folder: Path, name: str = "run") -> list[dict[str, object]]:
-    """A run's epoch lines without what depends on the clock."""
+    """Return the epoch lines of a run without the fields that depend on the clock."""
     rows = [json.loads(line) for line in (folder / f"{name}.epochs.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in ("seconds", "pairs_per_second")} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("amp", "ema", "recipe"), [("off", 0, "published"), ("bf16", 0.9, "scratch")])
 def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, recipe: str) -> None:
-    """Three kills inside epochs, then: weights, scores, losses and curves of an uninterrupted run, bit for bit."""
+    """After three kills, weights, scores, losses and curves are those of an uninterrupted run, bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = {**HARD, "amp": amp, "ema": ema, "recipe": recipe, "epoch": 3, "train_batchsize": 1}  # 15 steps
     result = run_program("train.py", *train_arguments(dataset, whole, **options, workers=0))
@@ -74,7 +75,7 @@ def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, rec
     assert epochs(whole) == epochs(broken)
     kept = load_checkpoint(whole / "run.pth")
     assert equal(kept.weights, load_checkpoint(broken / "run.pth").weights)
-    if recipe == "scratch":  # the last weights, averaged, whatever val says
+    if recipe == "scratch":  # keeps the averaged weights of the last epoch, not of the best one
         assert equal(kept.weights, read_tensors(whole / "run.state.pth")["average"]) and kept.lineage[-1].epoch == 3
         assert "last weights kept" in result.stderr
     assert curve(broken, "val/f1") == curve(whole, "val/f1")
@@ -82,8 +83,9 @@ def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, rec
     assert len(steps) == len(set(steps)) and max(steps) == 15
 
 
+@pytest.mark.slow
 def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
-    """Once more the same; another seed is another run."""
+    """The same seed gives the same run, another seed another one."""
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
         result = run_program("train.py", *train_arguments(dataset, tmp_path / name, seed=seed, **HARD))
         assert result.returncode == 0, result.stderr
@@ -91,10 +93,11 @@ def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
     assert epochs(tmp_path / "one") != epochs(tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, code: int, group: bool) -> None:
-    """A polite stop, sent to the process or with its workers, saves, says how to go on, and loses nothing."""
+    """A signal, to the process only or to its workers too, makes it save, say how to continue, and end."""
     process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 2}))
     wait_for((tmp_path / "run" / "run.epochs.jsonl").exists, process)
     (os.killpg if group else os.kill)(process.pid, number)
@@ -105,8 +108,9 @@ def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, cod
     assert read_tensors(tmp_path / "run" / "run.state.pth")["progress"]["steps"] > 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
-    """As the kernel does when memory runs out."""
+    """The kernel kills a process so when memory runs out."""
     process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 1}))
     wait_for((tmp_path / "run" / "run.epochs.jsonl").exists, process)
     os.kill(children(process)[-1], signal.SIGKILL)
@@ -116,8 +120,9 @@ def test_a_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     assert "error: a loader process died" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_three_passes(dataset: Path, tmp_path: Path) -> None:
-    """1.pth, 2.pth and best.pth in one folder, each from the one before, with the lineage of all."""
+    """1.pth, 2.pth and best.pth lie in one folder; each starts from the one before and records its lineage."""
     folder = tmp_path / "run"
     passes: list[dict[str, object]] = [
         {"epoch": 1, "save_freq": 1},
@@ -142,7 +147,7 @@ def test_three_passes(dataset: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("batch", "what"), [(2, "the loss is not finite"), (5, "not finite")])
 def test_loss_that_is_not_finite(dataset: Path, tmp_path: Path, batch: int, what: str) -> None:
-    """It stops by the names of the batch; every file on disk is from before, also with a validation after each step."""
+    """The error names the pairs of the batch; every file on disk is finite, even with a validation after each step."""
     arguments = train_arguments(dataset, tmp_path / "run", lr=1e30, epoch=20, train_batchsize=batch, save_freq=1)
     result = run_program("train.py", *arguments)
     assert result.returncode == 2, result.stderr
@@ -155,8 +160,9 @@ def test_loss_that_is_not_finite(dataset: Path, tmp_path: Path, batch: int, what
         assert all(bool(torch.isfinite(weight.float()).all()) for weight in weights.values()), path
 
 
+@pytest.mark.slow
 def test_going_on_elsewhere(dataset: Path, tmp_path: Path) -> None:
-    """A finished run says so; another learning rate is refused; a moved folder is no hindrance."""
+    """A finished run says so; other options and other pairs are refused; the folder can be moved."""
     folder = tmp_path / "run"
     assert run_program("train.py", *train_arguments(dataset, folder, epoch=1)).returncode == 0
     before = (folder / "1.state.pth").read_bytes()
@@ -187,7 +193,7 @@ def test_going_on_elsewhere(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_val_that_was_trained_on(tmp_path: Path) -> None:
-    """A val split that shares images with train is no test, and is called so."""
+    """A warning names the val pairs that share images with train."""
     write_pairs(tmp_path / "data" / "train", 3, seed=1)
     write_pairs(tmp_path / "data" / "val", 2, seed=1)
     result = run_program("train.py", *train_arguments(tmp_path / "data", tmp_path / "run", epoch=1))
@@ -195,6 +201,7 @@ def test_val_that_was_trained_on(tmp_path: Path) -> None:
     assert "2 of its pairs were trained on: 0, 1" in result.stderr
 
 
+@pytest.mark.slow
 def test_unet_is_trained_and_tested(dataset: Path, tmp_path: Path) -> None:
     result = run_program("train.py", *train_arguments(dataset, tmp_path, model="unet", epoch=1))
     assert result.returncode == 0, result.stderr
