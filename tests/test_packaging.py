@@ -21,7 +21,7 @@ SOURCES = (
     "README.md",
     "requirements.txt",
     "requirements-geo.txt",
-    "requirements-onnx.txt",
+    "tests/requirements-onnx.txt",
     "tests/requirements.txt",
     "checkpoints/buildings_r18.pth",
 )
@@ -86,8 +86,8 @@ def test_extras_are_those_of_the_requirement_files(wheel: Path) -> None:
         (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
     extras = {
         "geo": ["requirements-geo.txt"],
-        "onnx": ["requirements-onnx.txt"],
-        "test": ["requirements-geo.txt", "requirements-onnx.txt", "tests/requirements.txt"],
+        "onnx": ["tests/requirements-onnx.txt"],
+        "test": ["requirements-geo.txt", "tests/requirements-onnx.txt", "tests/requirements.txt"],
     }
     wanted = [f"Requires-Dist: {line}" for line in requirements("requirements.txt")]
     for extra, files in extras.items():

@@ -118,7 +118,7 @@ def test_pip_that_fails(clone: Path) -> None:
 
 
 def test_this_environment_has_everything() -> None:
-    files = ["requirements.txt", "requirements-geo.txt", "requirements-onnx.txt", "tests/requirements.txt"]
+    files = ["requirements.txt", "requirements-geo.txt", "tests/requirements-onnx.txt", "tests/requirements.txt"]
     assert lacking(files) == []
 
 
