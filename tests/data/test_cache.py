@@ -24,7 +24,7 @@ from change.data.loaders import TrainLoader, or_raise, whole_loader
 from change.data.samples import TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter
 from tests.conftest import REPOSITORY, draw_pair, last_line, run_program, train_arguments, wait_for
-from tests.data.test_change_dataloader import contents, save, truncate, user_error
+from tests.data.helpers import contents, save, truncate, user_error
 from tests.training.test_trainer import epochs, equal, weights
 
 # Opens the cache of ROOT in FOLDER and prints the first pair's hashes; a pair takes SECONDS to decode.
