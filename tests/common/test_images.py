@@ -23,18 +23,18 @@ from change.data.prepare import main as prepare
 from tests.conftest import REPOSITORY, write_pairs
 from tests.data.helpers import palette, save
 
-ELSEWHERE = ("change/rasters/",)  # to be switched over
+ELSEWHERE = ("change/rasters/",)  # folders that do not use `open_image` yet
 
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A limit that every image of the tests exceeds more than twice, so that Pillow itself refuses to open it."""
+    """Set a limit that the test images exceed more than twice, so that Pillow itself refuses to open them."""
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10)
     return 10
 
 
 def test_pillow_refuses_by_itself(tmp_path: Path, limit: int) -> None:
-    """Else the other tests show nothing."""
+    """If it did not, the other tests would show nothing."""
     path = write_pairs(tmp_path, 1) / "A" / "0.png"
     with pytest.raises(PIL.Image.DecompressionBombError):
         PIL.Image.open(path)
@@ -59,7 +59,7 @@ def test_imports_change_nothing() -> None:
 
 
 def test_large_images_are_read(tmp_path: Path, limit: int) -> None:
-    """By every way that leads to a file, and the limit is the same as before."""
+    """Every function that opens files reads them, and leaves the limit as it was."""
     root = write_pairs(tmp_path / "set" / "train", 2)
     split = find_split(root.parent, "train")
     pixels = split.read(0)
@@ -76,7 +76,7 @@ def test_large_images_are_read(tmp_path: Path, limit: int) -> None:
 
 
 def test_the_last_reader_restores_the_limit(tmp_path: Path, limit: int) -> None:
-    """A thread that leaves first does not put the limit back for those that are still reading."""
+    """A thread that leaves first does not restore the limit for those that are still reading."""
     path = write_pairs(tmp_path, 1) / "A" / "0.png"
     inside, leave = threading.Event(), threading.Event()
 

@@ -25,7 +25,7 @@ LISTED = ("LEVIR-CD-256", "DSIFN-CD-256")
 
 
 def stems(name: str, split: str) -> list[str]:
-    """How the data set names the first pairs of a split, in natural order."""
+    """Return the names of the first pairs of a split as the data set has them, in natural order."""
     count = range(COUNTS[split])
     if name == "S2Looking":
         return [str({"train": 1, "val": 3501, "test": 4001}[split] + index) for index in count]
@@ -35,7 +35,7 @@ def stems(name: str, split: str) -> list[str]:
 
 
 def download(folder: Path, name: str, size: int = 16) -> Path:
-    """Draw `folder`/NAME as it is when unpacked, with what macOS leaves behind."""
+    """Draw `folder`/NAME as it is when unpacked, with the hidden files that macOS adds."""
     rng = np.random.default_rng(len(name))
     top = folder / name
     for split in SPLITS:
@@ -62,7 +62,7 @@ def download(folder: Path, name: str, size: int = 16) -> Path:
 
 
 def zipped(folder: Path, path: Path, root: Path) -> Path:
-    """Zip a folder with names relative to `root`, as macOS does; the folder goes."""
+    """Zip a folder with names relative to `root`, as macOS does, and remove the folder."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.rglob("*")):
             archive.write(file, file.relative_to(root))
@@ -85,7 +85,7 @@ def as_zip_of_contents(top: Path) -> Path:
 
 
 def as_zips(top: Path) -> Path:
-    for split in SPLITS:  # A, B, label at top of the first ones, in a folder named after the split in the last
+    for split in SPLITS:  # train.zip and val.zip hold A, B and label, test.zip holds them in a folder test
         if (top / split).is_dir():
             zipped(top / split, top / f"{split}.zip", top / split if split != "test" else top)
     return top
@@ -96,7 +96,7 @@ FORMS = (as_folder, as_zip, as_zip_of_contents, as_zips)
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file by path."""
+    """Return the SHA-256 of every file, by path."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -105,6 +105,6 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def identity(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of writing of every file."""
+    """Return the inode and the modification time of every file, by path."""
     found = [(path, path.stat()) for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): (status.st_ino, status.st_mtime_ns) for path, status in found}

@@ -1,4 +1,4 @@
-"""What the tests of data share: files that are written, broken and compared."""
+"""Helpers of the data tests: write files, break them, and compare what is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = NDArray[np.uint8]
 
 
 def save(path: Path, picture: NDArray[Any] | PIL.Image.Image, **options: Any) -> Path:
-    """Write a picture with Pillow, in place of all others of the same stem, and return its path."""
+    """Write a picture with Pillow, replace all others of the same stem, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for other in path.parent.glob(f"{path.stem}.*"):
         other.unlink()
@@ -35,7 +35,7 @@ def truncate(path: Path, share: float = 0.5) -> None:
 
 
 def user_error(action: Callable[[], object]) -> str:
-    """The one line with which `action` must end."""
+    """Return the one-line UserError that `action` must raise."""
     try:  # pytest.raises would keep the traceback, and with it a loader's workers, until some later test
         action()
     except UserError as error:
@@ -52,7 +52,7 @@ def names(split: Split) -> list[str]:
 
 
 def contents(batches: Iterable[Batch]) -> list[tuple[object, ...]]:
-    """Batches as values that compare."""
+    """Turn batches into values that can be compared."""
     return [
         (*(tensor.numpy().tobytes() for tensor in batch[:3]), batch.mask.shape, batch.names, batch.hashes)
         for batch in batches
@@ -60,7 +60,7 @@ def contents(batches: Iterable[Batch]) -> list[tuple[object, ...]]:
 
 
 def hash_file(path: Path) -> str:
-    """What `image_hash` promises, made with Pillow and hashlib alone."""
+    """Compute what `image_hash` must return, only with Pillow and hashlib."""
     with PIL.Image.open(path) as image:
         shape = f"({image.height}, {image.width}, 3)"
         return hashlib.sha256(shape.encode() + image.convert("RGB").tobytes()).hexdigest()[:32]

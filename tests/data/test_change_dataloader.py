@@ -45,7 +45,7 @@ def test_one_folder_with_and_without_labels(tmp_path: Path) -> None:
 def test_flat_folder_with_lists(tmp_path: Path) -> None:
     root = write_pairs(tmp_path / "data", 4)
     (root / "list").mkdir()
-    (root / "list" / "train.txt").write_bytes(b"\xef\xbb\xbf2\r\n\r\n 0.png \r\n")  # as Windows' editors save it
+    (root / "list" / "train.txt").write_bytes(b"\xef\xbb\xbf2\r\n\r\n 0.png \r\n")  # as editors on Windows save it
     (root / "list" / "val.txt").write_text("1\n")
     (tmp_path / "other.txt").write_text("3.tif\n1")
     assert names(find_split(root, "train")) == ["2", "0"]
@@ -104,7 +104,7 @@ def test_images_of_more_than_8_bits_are_refused(
 
 
 def test_images_that_train_and_val_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By content, not by name or date; masks that are alike, and files of one size that differ, are no matter."""
+    """Images are compared by content, whatever their names and dates; equal masks do not count."""
     black = np.zeros((64, 64), np.uint8)
     for seed in range(8):
         before, after, _ = draw_pair(np.random.default_rng(seed), 64, 64)
@@ -202,7 +202,7 @@ def test_missing_lists(dataset: Path) -> None:
 
 
 def test_rate_of_change(tmp_path: Path) -> None:
-    """Over all pixels, also of images of different sizes."""
+    """The rate is that of all pixels, also if images differ in size."""
     for name, size, changed in (("a", 8, 16), ("b", 16, 0)):
         mask = np.zeros((size, size), np.uint8)
         mask.flat[:changed] = 255

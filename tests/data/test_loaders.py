@@ -42,7 +42,7 @@ def test_truncated_files_end_the_run_by_name(dataset: Path, file: str, workers: 
 
 
 def test_a_caught_error_frees_the_loader(dataset: Path) -> None:
-    """By reference counts: left to the collector, every worker would hold up the process for five seconds."""
+    """Reference counting frees it: if the garbage collector must, every worker delays the process by five seconds."""
     truncate(dataset / "train" / "A" / "3.png")
     batches = whole_loader(WholeSamples(find_split(dataset, "train")), 2, workers=1)
     alive = weakref.ref(batches)
@@ -69,7 +69,7 @@ def train_loader(
 
 
 def samples(batches: Iterable[Batch]) -> dict[str, bytes]:
-    """Every sample's pixels by name."""
+    """Return the pixels of every sample, by name."""
     return {
         name: b"".join(tensor[i].numpy().tobytes() for tensor in batch[:3])
         for batch in batches
@@ -139,8 +139,8 @@ def test_epochs_asked_for_together_stay_apart(dataset: Path) -> None:
     assert [contents(batches) for batches in iterators] == expected
 
 
-def test_train_samples_are_windows_of_their_files(dataset: Path) -> None:
-    """After is made bright where the mask is 1, and nowhere else: they are cut alike, from uint8 files, RGB first."""
+def test_train_samples_are_crops_of_their_files(dataset: Path) -> None:
+    """After is bright exactly where the mask is 1, so both are cut in the same way; channels come first, as uint8."""
     for path in (dataset / "train" / "B").iterdir():
         with PIL.Image.open(path) as after, PIL.Image.open(dataset / "train" / "label" / path.name) as mask:
             painted = np.where(np.asarray(mask)[..., None] > 0, 255, np.asarray(after) // 4)
@@ -155,7 +155,7 @@ def test_train_samples_are_windows_of_their_files(dataset: Path) -> None:
         assert batch.mask.max() <= 1
 
 
-def test_images_are_hashed_in_one_epoch_alone(dataset: Path) -> None:
+def test_images_are_hashed_in_one_epoch_only(dataset: Path) -> None:
     split = find_split(dataset, "train")
     loader = train_loader(split, hash_epoch=1)
     assert not any(batch.hashes for batch in loader.epoch(0))
@@ -185,7 +185,7 @@ def test_whole_loader_batches_by_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [40, 64, 100])
 def test_resized_samples(dataset: Path, size: int) -> None:
-    """Masks as Pillow's nearest, images as torch's bilinear without anti-aliasing; hashes of the files as they are."""
+    """Masks are resized as Pillow's nearest, images as torch's bilinear without anti-aliasing; hashes stay."""
     split = find_split(dataset, "train" if size != 64 else "val")
     for index, pair in enumerate(split.pairs):
         batch = WholeSamples(split, size)[index]

@@ -97,12 +97,12 @@ def test_a_split_without_change_is_warned_of(
 
 
 def save_faint(path: Path) -> None:
-    """A mask of 0 and 1 among those of 0 and 255."""
+    """Save a mask of 0 and 1, to stand among masks of 0 and 255."""
     save(path, np.eye(64, dtype=np.uint8))
 
 
 def save_deep_colour(path: Path) -> None:
-    """0 and 1 in 16 bits of three channels, of which Pillow keeps the high byte alone."""
+    """Save 0 and 1 as three channels of 16 bits, of which Pillow keeps only the high byte."""
     cv2.imwrite(str(path), np.dstack([np.eye(64, dtype=np.uint16)] * 3))
 
 
@@ -129,7 +129,7 @@ def save_red_palette(path: Path) -> None:
 def test_masks_that_would_lose_their_change(
     tmp_path: Path, write: Callable[[Path], None], others: int, reason: str
 ) -> None:
-    """`others`: how many masks of 0 and 255 stand beside it."""
+    """`others`: the number of masks of 0 and 255 beside it."""
     root = write_pairs(tmp_path, 1 + others)
     path = root / "label" / f"{others}.png"
     write(path)

@@ -38,13 +38,13 @@ from tests.data.downloads import (
 
 @pytest.fixture(autouse=True)
 def _logging(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """What is said stays with pytest."""
+    """Leave logging to pytest."""
     monkeypatch.setattr(change.data.prepare, "start_logging", lambda: None)
     caplog.set_level(logging.INFO)
 
 
 class Workshop:
-    """Where a test prepares: ROOT and the folder of the lists, both outside the repository."""
+    """The folders of a test: downloads, ROOT and the lists, all outside the repository."""
 
     def __init__(self, folder: Path) -> None:
         self.source, self.root, self.lists = folder / "downloads", folder / "data", folder / "list"
@@ -56,7 +56,7 @@ class Workshop:
         return [str(part) for part in (name, source, self.root, "--list_path", self.lists, *options)]
 
     def refused(self, name: str, source: Path, *options: object, match: str) -> None:
-        """Refused in one line, with nothing written."""
+        """Check that a download is refused in one line, and that nothing is written."""
         before = tree(self.root), tree(self.lists)
         with pytest.raises(UserError, match=match) as refusal:
             self.prepare(name, source, *options)
@@ -115,7 +115,7 @@ def test_shipped_lists() -> None:
 
 
 def test_shipped_lists_split_one_folder(shop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
-    """S2Looking in one folder; a list that is there stays, and what ROOT lacks of it is said."""
+    """S2Looking in one folder: a list that exists stays, and what ROOT lacks of it is logged."""
     top = download(shop.source, "S2Looking")
     for split in SPLITS:
         shutil.copytree(top / split, top / "all", dirs_exist_ok=True)
@@ -163,7 +163,7 @@ main(sys.argv[1:])
 
 
 def test_killed_and_completed(shop: Workshop) -> None:
-    """A process that SIGKILL ends inside a write leaves whole files; the next one adds the others."""
+    """A process that is killed while it writes leaves complete files; the next one adds the others."""
     top = download(shop.source, "LEVIR-CD")
     content = {digest for path, digest in tree(top).items() if path.endswith(".png")}
     arguments = shop.arguments("LEVIR-CD", as_zips(top))
@@ -197,7 +197,7 @@ def test_nothing_is_overwritten(shop: Workshop) -> None:
 
 
 def test_unpacked_beside_its_zip(shop: Workshop) -> None:
-    """Files on disk come first; what an interrupted unpacking lacks comes from the zip; a stump is an error."""
+    """Files on disk come first; what is missing comes from the zip; a truncated file is an error."""
     top = download(shop.source, "LEVIR-CD")
     shutil.copytree(top, shop.source / "copy")
     as_zip(top)
@@ -215,7 +215,7 @@ def test_unpacked_beside_its_zip(shop: Workshop) -> None:
 
 
 def test_any_data_set(shop: Workshop) -> None:
-    """Folders by name, without masks; lists beside the images and on disk."""
+    """Name the folders, without masks; take lists from beside the images and from disk."""
     top = download(shop.source, "DSIFN-CD-256")
     (top / "list").rename(top / "mine")
     for sub, path in {"A": "year/2010", "B": "year/2020"}.items():
@@ -240,7 +240,7 @@ def test_any_data_set(shop: Workshop) -> None:
 
 @pytest.mark.parametrize("form", [as_folder, as_zips])
 def test_tiles(shop: Workshop, form: Form) -> None:
-    """Tiles cover the image, the last flush with its border; palettes, 16 bits and one bit keep their values."""
+    """Tiles cover the image, the last one ends at its border; palettes, 16 bits and one bit keep their values."""
     top = download(shop.source, "CLCD", size=40)
     label = top / "train" / "label"
     levels = np.random.default_rng(0).integers(0, 2, (40, 40), np.uint8)
@@ -379,7 +379,7 @@ def test_tile_values(shop: Workshop, options: tuple[object, ...]) -> None:
 
 
 def test_command(shop: Workshop) -> None:
-    """The verb as a process: what it says, one line where it refuses, exit code 2."""
+    """Run the verb as a process: it logs what it wrote, and refuses in one line with exit code 2."""
     archive = as_zip(download(shop.source, "CLCD"))
     result = command(shop.arguments("clcd", archive))
     assert result.returncode == 0, result.stderr
