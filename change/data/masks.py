@@ -1,8 +1,8 @@
 """The mask convention: which levels of a mask mean changed, for training and for `python -m change check` alike.
 
 One-bit masks mark change with 1. The other masks of a split mark it with 1 too if no level in any of them exceeds 1,
-else with levels above half of their type's range (127 of 255, 32767 of 65535). A mask that marks something, and would
-be read as unchanged by that rule, is an error; a JPEG mask is not, because its black is rarely exactly 0.
+else with levels above half of their type's range (from 128 of 255, from 32768 of 65535). It is an error if a mask marks
+something and would be read as unchanged by that rule. JPEG masks are exempt, because their black is rarely exactly 0.
 
 Shapes: levels and masks are (H, W).
 """

@@ -1,4 +1,4 @@
-"""Opening images: of any size, with Pillow's limit on sizes as the host program set it before and after."""
+"""Images: read as RGB whatever their mode and size; Pillow's limit on sizes stays as the host program set it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 
 from change.change_dataloader import find_split
-from change.common.images import PIXEL_LIMIT, open_image, read_image, read_opaque
+from change.common.images import PIXEL_LIMIT, image_hash, open_image, read_image, read_opaque
 from change.data.check import main as check
 from change.data.masks import read_mask
 from change.data.prepare import main as prepare
 from tests.conftest import REPOSITORY, write_pairs
+from tests.data.helpers import palette, save
 
-ELSEWHERE = ("change/rasters/",)  # to be switched over
+ELSEWHERE = ("change/rasters/",)  # folders that do not use `open_image` yet
 
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A limit that every image of the tests exceeds more than twice, so that Pillow itself refuses to open it."""
+    """Set a limit that the test images exceed more than twice, so that Pillow itself refuses to open them."""
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10)
     return 10
 
 
 def test_pillow_refuses_by_itself(tmp_path: Path, limit: int) -> None:
-    """Else the other tests show nothing."""
+    """If it did not, the other tests would show nothing."""
     path = write_pairs(tmp_path, 1) / "A" / "0.png"
     with pytest.raises(PIL.Image.DecompressionBombError):
         PIL.Image.open(path)
@@ -56,7 +59,7 @@ def test_imports_change_nothing() -> None:
 
 
 def test_large_images_are_read(tmp_path: Path, limit: int) -> None:
-    """By every way that leads to a file, and the limit is the same as before."""
+    """Every function that opens files reads them, and leaves the limit as it was."""
     root = write_pairs(tmp_path / "set" / "train", 2)
     split = find_split(root.parent, "train")
     pixels = split.read(0)
@@ -73,7 +76,7 @@ def test_large_images_are_read(tmp_path: Path, limit: int) -> None:
 
 
 def test_the_last_reader_restores_the_limit(tmp_path: Path, limit: int) -> None:
-    """A thread that leaves first does not put the limit back for those that are still reading."""
+    """A thread that leaves first does not restore the limit for those that are still reading."""
     path = write_pairs(tmp_path, 1) / "A" / "0.png"
     inside, leave = threading.Event(), threading.Event()
 
@@ -123,3 +126,42 @@ def test_one_door() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
             assert text not in ("PIL.Image.open", "Image.open", "PIL.Image.MAX_IMAGE_PIXELS"), place
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "1"])
+def test_images_of_any_mode_are_read_as_rgb(tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    shape = (9, 13)
+    colours = rng.integers(0, 256, (4, 3), dtype=np.uint8)
+    picture: NDArray[Any] | PIL.Image.Image
+    if mode == "RGBA":
+        picture = rng.integers(0, 256, (*shape, 4), dtype=np.uint8)
+        expected = picture[..., :3]
+    elif mode == "P":
+        index = rng.integers(0, 4, shape, dtype=np.uint8)
+        picture, expected = palette(index, *colours.ravel().tolist()), colours[index]
+    else:
+        grey = rng.integers(0, 256, shape, dtype=np.uint8)
+        grey = np.where(grey > 99, 255, 0).astype(np.uint8) if mode == "1" else grey
+        expected = np.dstack([grey] * 3)
+        picture = {"L": grey, "LA": np.dstack([grey, grey // 2]), "1": grey > 0}[mode]
+    path = save(tmp_path / "image.png", picture)
+    with PIL.Image.open(path) as image:
+        assert image.mode == mode
+    read = read_image(path)
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_image_hash_knows_pixels_not_files(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    files = [
+        save(tmp_path / "a.png", picture),
+        save(tmp_path / "b.tif", picture, compression="tiff_lzw"),
+        save(tmp_path / "c.bmp", picture),
+    ]
+    assert len({image_hash(read_image(path)) for path in files}) == 1
+    assert image_hash(picture.reshape(10, 12, 3)) != image_hash(picture)
+    before = image_hash(picture)
+    picture[11, 9, 2] ^= 1
+    assert image_hash(picture) != before

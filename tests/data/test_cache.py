@@ -1,4 +1,4 @@
-"""The decoded cache: the same samples bit for bit, made anew when need be, shared by processes that may be killed."""
+"""The cache of decoded pairs: identical samples, made again if stale, shared by processes that may be killed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from change.data.loaders import TrainLoader, or_raise, whole_loader
 from change.data.samples import TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter
 from tests.conftest import REPOSITORY, draw_pair, last_line, run_program, train_arguments, wait_for
-from tests.data.test_change_dataloader import contents, save, truncate, user_error
+from tests.data.helpers import contents, save, truncate, user_error
 from tests.training.test_trainer import epochs, equal, weights
 
-# Opens the cache of ROOT in FOLDER and prints the first pair's hashes; a pair takes SECONDS to decode.
+# Open the cache of ROOT in FOLDER and print the first pair's hashes; decoding a pair takes SECONDS.
 OPEN_SLOWLY = """
 import logging, sys, time
 from pathlib import Path
@@ -42,7 +42,7 @@ print(DecodedCache(find_split(Path(sys.argv[1]), ""), Path(sys.argv[2])).read(0,
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Five pairs of two sizes, masks of 0 and 1, images of several modes and formats, a lossy one among them."""
+    """Write five pairs of two sizes: masks of 0 and 1, images of several modes and formats, one of them a JPEG."""
     kinds = (("RGB", ".png"), ("RGBA", ".png"), ("P", ".png"), ("L", ".tif"), ("RGB", ".jpg"))
     for index, (mode, suffix) in enumerate(kinds):
         before, after, mask = draw_pair(np.random.default_rng(index), *((96, 64) if index % 2 else (70, 81)))
@@ -54,12 +54,12 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where caches go."""
+    """Return the folder for caches."""
     return tmp_path / "caches"
 
 
 def everything(split: Split, cache: DecodedCache | None = None) -> list[list[tuple[object, ...]]]:
-    """Two epochs of crops, whole images, and resized ones, with masks and hashes."""
+    """Read two epochs of crops, whole images and resized images, with masks and hashes."""
     train, whole, resized = TrainSamples(split, 32, ColorJitter(), seed=7), WholeSamples(split), WholeSamples(split, 48)
     if cache:
         train.read = whole.read = resized.read = cache.read
@@ -69,7 +69,7 @@ def everything(split: Split, cache: DecodedCache | None = None) -> list[list[tup
 
 
 def left_in(folder: Path) -> list[str]:
-    """The kinds of the files in a folder."""
+    """Return the suffixes of the files in a folder."""
     return sorted(path.suffix for path in folder.iterdir())
 
 
@@ -106,7 +106,7 @@ def test_workers_map_the_file_themselves(root: Path, folder: Path, start: str) -
 
 
 def test_pairs_lie_one_after_the_other(root: Path, folder: Path) -> None:
-    """Views of one file of 7 bytes a pixel: what is not cut out is not copied."""
+    """The arrays are views of one file with 7 bytes per pixel, so only crops are copied."""
     split = find_split(root, "")
     cache = DecodedCache(split, folder)
     assert cache.path.stat().st_size == PAGE + 7 * (3 * 70 * 81 + 2 * 96 * 64) + 5 * 64
@@ -117,20 +117,20 @@ def test_pairs_lie_one_after_the_other(root: Path, folder: Path) -> None:
 
 
 def set_clock(path: Path) -> None:
-    """As after writing the same bytes again."""
+    """Change the modification time, as writing the same bytes again does."""
     state = path.stat()
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
 
 
 def exchange(root: Path) -> None:
-    """Two files of one pair take each other's place."""
+    """Exchange before and after of one pair."""
     (root / "A" / "0.png").rename(root / "0.png")
     (root / "B" / "0.png").rename(root / "A" / "0.png")
     (root / "0.png").rename(root / "B" / "0.png")
 
 
 def brighten(root: Path) -> None:
-    """Masks of 0 and 255 in place of 0 and 1."""
+    """Turn masks of 0 and 1 into masks of 0 and 255."""
     for path in (root / "label").iterdir():
         with PIL.Image.open(path) as image:
             save(path, np.asarray(image) * np.uint8(255))
@@ -152,7 +152,7 @@ STALE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", STALE.values(), ids=STALE)
 def test_stale(root: Path, folder: Path, caplog: pytest.LogCaptureFixture, change: Callable[[Path], object]) -> None:
-    """The new one has the new pixels; who had opened the old one keeps it; who would open it now is told."""
+    """The new cache has the new pixels. Processes that mapped the old one keep it; those that did not get an error."""
     split = find_split(root, "")
     old, frozen = everything(split), DecodedCache(split, folder)
     asleep = pickle.dumps(frozen)
@@ -167,7 +167,7 @@ def test_stale(root: Path, folder: Path, caplog: pytest.LogCaptureFixture, chang
 
 
 def test_as_it_was_is_used_as_it_is(root: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """By any path that leads to the images, moved with them, and without writing: it may lie where one only reads."""
+    """A cache is valid for any path to the images, if moved along with them, and on a read-only disk."""
     DecodedCache(find_split(root, ""), folder).path.with_suffix(".lock").unlink()
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -185,7 +185,7 @@ def test_as_it_was_is_used_as_it_is(root: Path, folder: Path, tmp_path: Path, ca
 
 
 def test_splits_share_a_folder(dataset: Path, folder: Path) -> None:
-    """Another part of a split, or the same names in another folder, has a file of its own."""
+    """Other pairs of a split, and the same names in another folder, get a file of their own."""
     splits = [find_split(dataset, part) for part in ("train", "val")]
     splits.append(replace(splits[0], pairs=splits[0].pairs[:3]))
     shutil.copytree(dataset, dataset.with_name("copy"))
@@ -223,7 +223,7 @@ def test_damaged(root: Path, folder: Path, caplog: pytest.LogCaptureFixture, dam
 
 @pytest.mark.parametrize(("number", "left"), [(signal.SIGKILL, [".lock", ".part"]), (signal.SIGINT, [".lock"])])
 def test_killed_while_decoding(root: Path, folder: Path, number: signal.Signals, left: list[str]) -> None:
-    process = open_slowly(root, folder, seconds=2)  # not done before the signal comes, on a busy machine either
+    process = open_slowly(root, folder, seconds=2)  # longer than the signal takes on a busy machine
     wait_for(lambda: any(folder.glob(".*.part")), process)
     process.send_signal(number)
     process.communicate()
@@ -234,7 +234,7 @@ def test_killed_while_decoding(root: Path, folder: Path, number: signal.Signals,
 
 
 def test_two_processes_decode_once(root: Path, folder: Path) -> None:
-    """Both are made to wait at the door together."""
+    """Two processes wait for the same lock; one decodes."""
     split = find_split(root, "")
     path = DecodedCache(split, folder).path
     path.unlink()
@@ -286,7 +286,7 @@ def test_a_file_that_does_not_decode(root: Path, folder: Path) -> None:
 
 
 def test_training(dataset: Path, tmp_path: Path) -> None:
-    """The same losses, scores and weights; the files lie in the data folder, or where they are told to."""
+    """Training gives the same losses, scores and weights; the files are in the data folder or in --cache_path."""
     for cache in ("off", "disk"):
         arguments = train_arguments(dataset, tmp_path / cache, best_name="run", cache=cache)
         result = run_program("train.py", *arguments, environment={"OMP_NUM_THREADS": "1"})

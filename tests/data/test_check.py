@@ -29,7 +29,7 @@ PARTS = ("A", "B", "label")
 
 
 def check(root: Path, save_path: Path, *more: str) -> tuple[int, dict[str, Any], str]:
-    """Exit code, check.json, and what was printed."""
+    """Run check; return the exit code, check.json, and what was printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         code = main([str(root), f"--save_path={save_path}", *more])
@@ -41,7 +41,7 @@ def findings(result: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def write_synthetic(root: Path) -> None:
-    """Eight train tiles in two rows of one place, two val tiles of another: PNG, 256 x 256."""
+    """Write eight train tiles in two rows of one scene and two val tiles of another: PNG, 256 x 256."""
     for split, seed, rows, columns in (("train", 4, 2, 4), ("val", 2, 1, 2)):
         scene = draw_scene(256 * rows, 320 * columns, (seed,))
         for row in range(rows):
@@ -53,7 +53,7 @@ def write_synthetic(root: Path) -> None:
 
 
 def write_real(root: Path, source: Path) -> None:
-    """A few CLCD pairs as PNG that neither touch nor lie far apart in their dates."""
+    """Write a few CLCD pairs as PNG that do not touch, and whose dates are not shifted."""
     for split, names in (
         ("train", ("00007", "00011", "00023", "00031", "00033", "00042")),
         ("val", ("00368", "00436")),
@@ -72,7 +72,7 @@ def save(picture: np.ndarray[Any, Any], path: Path, **options: Any) -> None:
 
 @pytest.fixture(params=["synthetic", "real"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A small data set of PNG files whose masks are of 0 and 255."""
+    """Write a small data set of PNG files with masks of 0 and 255."""
     folder = tmp_path / "set"
     if request.param == "real":
         write_real(folder, request.getfixturevalue("real_data") / "clcd")
@@ -82,14 +82,14 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def edit(change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], source: Path, target: Path) -> None:
-    """Write `change` of a pair's three files under the name of another."""
+    """Apply `change` to the three files of pair `source`, and write them as pair `target`."""
     for part in PARTS:
         picture = change(np.asarray(PIL.Image.open(source.parent / part / source.name)))
         save(np.ascontiguousarray(picture), target.parent / part / target.name)
 
 
 def test_planted_faults(root: Path, tmp_path: Path) -> None:
-    """Every fault is found under its name, the planted ones alone, and the good pairs stay without."""
+    """Every planted fault is found under its name, and nothing else is."""
     code, clean, _ = check(root, tmp_path / "clean")
     assert code == 0, clean["findings"]
     assert {f["rank"] for f in clean["findings"]} <= {"note"}
@@ -130,7 +130,7 @@ def test_planted_faults(root: Path, tmp_path: Path) -> None:
     assert ["turned" in copies[0]["text"], "nearly" in copies[1]["text"], "flipped" in copies[2]["text"]] == [True] * 3
     assert named("shared edge across splits") == [{f"train/{stem[2]}", "val/cut"}]
     assert {f"train/{stem[3]}", "val/rest"} in named("continued across splits")
-    touching = {"train/1_1", "val/reencoded"}  # of the synthetic tiles, which touch in columns
+    touching = {"train/1_1", "val/reencoded"}  # the synthetic tiles of a column touch
     assert all(pairs in ({f"train/{stem[3]}", "val/rest"}, touching) for pairs in named("continued across splits"))
     assert named("dates shifted") == [{f"train/{stem[4]}"}]
     x, y, _ = next(pair["shift"] for pair in found[1]["pairs"] if pair["pair"] == f"train/{stem[4]}")
@@ -211,7 +211,7 @@ MASKS = {
 def test_masks_that_training_refuses_are_errors(
     tmp_path: Path, levels: np.ndarray[Any, Any], suffix: str, refused: bool
 ) -> None:
-    """Those and no others, among masks of 0 and 255."""
+    """Among masks of 0 and 255, check reports exactly those masks as errors that training refuses."""
     root = write_pairs(tmp_path / "set" / "train", 2)
     (root / "label" / "1.png").unlink()
     save(levels, root / "label" / f"1{suffix}")
@@ -228,7 +228,7 @@ def test_masks_that_training_refuses_are_errors(
 
 
 def test_opencv_gets_its_threads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an error too."""
+    """OpenCV's number of threads is restored after an error too."""
 
     def fail(_: object) -> None:
         assert cv2.getNumThreads() == 1
@@ -247,7 +247,7 @@ def test_opencv_gets_its_threads_back(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_layouts(tmp_path: Path) -> None:
-    """One folder with lists, and one split alone; blank images are no copies of each other."""
+    """Check one folder with lists, and a single split; blank images do not count as copies."""
     write_synthetic(tmp_path / "set")
     flat = tmp_path / "flat"
     shutil.move(tmp_path / "set" / "train", flat)

@@ -1,4 +1,4 @@
-"""Folds of grouped cross-validation: nothing lost, groups whole, lists that train."""
+"""Folds of grouped cross-validation: no pair is lost, groups stay together, the lists can be trained on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_groups_stay_whole_and_folds_even() -> None:
 
 
 def write_check(path: Path, pairs: dict[str, str]) -> Path:
-    """A check.json of pairs and their groups."""
+    """Write a check.json with pairs and their groups."""
     entries = [{"pair": p, "group": g, "hashes": [p, g], "meets": [], "shift": [0, 0, 0]} for p, g in pairs.items()]
     path.write_text(json.dumps({"pairs": entries}))
     return path
@@ -59,7 +59,7 @@ def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even a folder that somebody makes while the lists are written."""
+    """A folder that somebody makes while the lists are written stays as it is."""
     folder = tmp_path / "lists"
 
     def make_it_meanwhile(path: Path, data: bytes) -> None:

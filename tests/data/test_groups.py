@@ -1,4 +1,4 @@
-"""Which check.json evaluation takes: that of the data set, whatever others of the same name were checked."""
+"""The choice of a check.json: that of the data set, even if others of the same name were checked."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.conftest import write_pairs
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder for results, apart from the data."""
+    """Redirect results to a home folder apart from the data."""
     monkeypatch.setattr(change.data.groups, "home_folder", lambda: tmp_path / "home")
     return tmp_path / "home"
 
 
 def write_check(home: Path, name: str, root: Path | None, pairs: Sequence[str] = ()) -> Path:
-    """A check.json for NAME that records `root`; without one, as of another machine."""
+    """Write a check.json for NAME that records `root`; without one, a root of another machine."""
     entries = [{"pair": pair, "group": pair, "hashes": [pair, pair], "meets": []} for pair in pairs]
     path = home / "results" / "check" / name / "check.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def test_as_check_writes_it(home: Path, tmp_path: Path) -> None:
 
 
 def test_its_own_is_not_hidden_by_the_parents(home: Path, tmp_path: Path) -> None:
-    """The folder that holds a data set has the name of another data set, which was checked."""
+    """The parent of a data set has the name of another data set, which was checked too."""
     root = write_pairs(tmp_path / "data" / "mine", 2)
     other = write_check(home, "data", tmp_path / "other" / "data", ["train/0", "val/0"])
     assert find_check(root) is None
@@ -54,7 +54,7 @@ def test_its_own_is_not_hidden_by_the_parents(home: Path, tmp_path: Path) -> Non
 
 
 def test_the_recorded_root_comes_before_names(home: Path, tmp_path: Path) -> None:
-    """Another data set of the parent's name has pairs of the same names."""
+    """Another data set has the name of the parent, and pairs of the same names."""
     root = write_pairs(tmp_path / "data" / "val", 2)
     other = write_check(home, "data", tmp_path / "other" / "data", ["val/0", "val/1"])
     own = write_check(home, "val", root, ["val/0", "val/1"])
@@ -65,7 +65,7 @@ def test_the_recorded_root_comes_before_names(home: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("link", [False, True])
 def test_moved_data(home: Path, tmp_path: Path, link: bool) -> None:
-    """Known by the names of its pairs."""
+    """Data that was moved since check is recognised by the names of its pairs."""
     root = write_pairs(tmp_path / "data" / "val", 2)
     if link:
         (tmp_path / "link").symlink_to(root)
@@ -90,7 +90,7 @@ def test_a_broken_file_hides_nothing(home: Path, tmp_path: Path, caplog: pytest.
 
 
 def test_places(tmp_path: Path) -> None:
-    """Pairs of the same images share one."""
+    """Pairs with the same images share a place."""
     pairs = [
         {"pair": "val/a", "group": "val/a", "hashes": ["1", "2"], "meets": ["val/b"]},
         {"pair": "val/b", "group": "val/b", "hashes": ["1", "2"], "meets": ["train/c"]},

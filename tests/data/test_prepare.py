@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,115 +20,31 @@ from change.change_dataloader import SUFFIXES, find_split
 from change.common.errors import UserError
 from change.common.names import read_list
 from tests.conftest import REPOSITORY
-
-SPLITS = ("train", "val", "test")
-COUNTS = {"train": 4, "val": 3, "test": 3}
-FOLDERS = {
-    "LEVIR-CD": ("A", "B", "label"),
-    "LEVIR-CD-256": ("A", "B", "label"),
-    "DSIFN-CD": ("t1", "t2", "mask"),
-    "DSIFN-CD-256": ("A", "B", "label"),
-    "S2Looking": ("Image1", "Image2", "label"),
-    "CLCD": ("time1", "time2", "label"),
-}
-LISTED = ("LEVIR-CD-256", "DSIFN-CD-256")
+from tests.data.downloads import (
+    FOLDERS,
+    FORMS,
+    LISTED,
+    SPLITS,
+    Form,
+    as_folder,
+    as_zip,
+    as_zips,
+    download,
+    identity,
+    stems,
+    tree,
+)
 
 
 @pytest.fixture(autouse=True)
 def _logging(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """What is said stays with pytest."""
+    """Leave logging to pytest."""
     monkeypatch.setattr(change.data.prepare, "start_logging", lambda: None)
     caplog.set_level(logging.INFO)
 
 
-def stems(name: str, split: str) -> list[str]:
-    """How the data set names the first pairs of a split, in natural order."""
-    count = range(COUNTS[split])
-    if name == "S2Looking":
-        return [str({"train": 1, "val": 3501, "test": 4001}[split] + index) for index in count]
-    if name in LISTED:
-        return [f"{split}_2_{index}" for index in count]
-    return [f"{split}_{index + 8}" for index in count] if name == "LEVIR-CD" else [str(index + 8) for index in count]
-
-
-def download(folder: Path, name: str, size: int = 16) -> Path:
-    """Draw `folder`/NAME as it is when unpacked, with what macOS leaves behind."""
-    rng = np.random.default_rng(len(name))
-    top = folder / name
-    for split in SPLITS:
-        place = top if name in LISTED else top / split
-        extra = ("label1", "label2") if name == "S2Looking" else ()
-        for sub in (*FOLDERS[name], *extra):
-            (place / sub).mkdir(parents=True, exist_ok=True)
-            (place / sub / ".DS_Store").write_bytes(b"Bud1")
-            (place / sub / "Thumbs.db").write_bytes(b"x")
-            for stem in stems(name, split):
-                if sub in FOLDERS[name][:2]:
-                    suffix = ".jpg" if name == "DSIFN-CD" else ".png"
-                    picture = rng.integers(0, 256, (size, size, 3), np.uint8)
-                else:
-                    suffix = ".tif" if (name, split) == ("DSIFN-CD", "val") else ".png"
-                    picture = rng.integers(0, 2, (size, size), np.uint8) * np.uint8(1 if name == "CLCD" else 255)
-                PIL.Image.fromarray(picture).save(place / sub / (stem + suffix))
-        if name in LISTED:
-            (top / "list").mkdir(exist_ok=True)
-            (top / "list" / f"{split}.txt").write_text("".join(f"{stem}.png\r\n" for stem in stems(name, split)))
-            (top / "list" / "demo_LEVIR.txt").write_text("train_2_0.png\n")
-            (top / "list" / f"{split}_label.txt").write_text("train_2_0.png\n")
-    return top
-
-
-def zipped(folder: Path, path: Path, root: Path) -> Path:
-    """Zip a folder with names relative to `root`, as macOS does; the folder goes."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(folder.rglob("*")):
-            archive.write(file, file.relative_to(root))
-            if file.suffix == ".png":
-                archive.writestr(f"__MACOSX/{file.parent.relative_to(root)}/._{file.name}", b"Mac OS X")
-    shutil.rmtree(folder)
-    return path
-
-
-def as_folder(top: Path) -> Path:
-    return top.parent
-
-
-def as_zip(top: Path) -> Path:
-    return zipped(top, top.parent / f"{top.name}.zip", top.parent)
-
-
-def as_zip_of_contents(top: Path) -> Path:
-    return zipped(top, top.parent / "download (1).zip", top)
-
-
-def as_zips(top: Path) -> Path:
-    for split in SPLITS:  # A, B, label at top of the first ones, in a folder named after the split in the last
-        if (top / split).is_dir():
-            zipped(top / split, top / f"{split}.zip", top / split if split != "test" else top)
-    return top
-
-
-Form = Callable[[Path], Path]
-FORMS = (as_folder, as_zip, as_zip_of_contents, as_zips)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file by path."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def identity(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of writing of every file."""
-    found = [(path, path.stat()) for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): (status.st_ino, status.st_mtime_ns) for path, status in found}
-
-
 class Workshop:
-    """Where a test prepares: ROOT and the folder of the lists, both outside the repository."""
+    """The folders of a test: downloads, ROOT and the lists, all outside the repository."""
 
     def __init__(self, folder: Path) -> None:
         self.source, self.root, self.lists = folder / "downloads", folder / "data", folder / "list"
@@ -142,7 +56,7 @@ class Workshop:
         return [str(part) for part in (name, source, self.root, "--list_path", self.lists, *options)]
 
     def refused(self, name: str, source: Path, *options: object, match: str) -> None:
-        """Refused in one line, with nothing written."""
+        """Check that a download is refused in one line, and that nothing is written."""
         before = tree(self.root), tree(self.lists)
         with pytest.raises(UserError, match=match) as refusal:
             self.prepare(name, source, *options)
@@ -201,7 +115,7 @@ def test_shipped_lists() -> None:
 
 
 def test_shipped_lists_split_one_folder(shop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
-    """S2Looking in one folder; a list that is there stays, and what ROOT lacks of it is said."""
+    """S2Looking in one folder: a list that exists stays, and what ROOT lacks of it is logged."""
     top = download(shop.source, "S2Looking")
     for split in SPLITS:
         shutil.copytree(top / split, top / "all", dirs_exist_ok=True)
@@ -249,7 +163,7 @@ main(sys.argv[1:])
 
 
 def test_killed_and_completed(shop: Workshop) -> None:
-    """A process that SIGKILL ends inside a write leaves whole files; the next one adds the others."""
+    """A process that is killed while it writes leaves complete files; the next one adds the others."""
     top = download(shop.source, "LEVIR-CD")
     content = {digest for path, digest in tree(top).items() if path.endswith(".png")}
     arguments = shop.arguments("LEVIR-CD", as_zips(top))
@@ -283,7 +197,7 @@ def test_nothing_is_overwritten(shop: Workshop) -> None:
 
 
 def test_unpacked_beside_its_zip(shop: Workshop) -> None:
-    """Files on disk come first; what an interrupted unpacking lacks comes from the zip; a stump is an error."""
+    """Files on disk come first; what is missing comes from the zip; a truncated file is an error."""
     top = download(shop.source, "LEVIR-CD")
     shutil.copytree(top, shop.source / "copy")
     as_zip(top)
@@ -301,7 +215,7 @@ def test_unpacked_beside_its_zip(shop: Workshop) -> None:
 
 
 def test_any_data_set(shop: Workshop) -> None:
-    """Folders by name, without masks; lists beside the images and on disk."""
+    """Name the folders, without masks; take lists from beside the images and from disk."""
     top = download(shop.source, "DSIFN-CD-256")
     (top / "list").rename(top / "mine")
     for sub, path in {"A": "year/2010", "B": "year/2020"}.items():
@@ -326,7 +240,7 @@ def test_any_data_set(shop: Workshop) -> None:
 
 @pytest.mark.parametrize("form", [as_folder, as_zips])
 def test_tiles(shop: Workshop, form: Form) -> None:
-    """Tiles cover the image, the last flush with its border; palettes, 16 bits and one bit keep their values."""
+    """Tiles cover the image, the last one ends at its border; palettes, 16 bits and one bit keep their values."""
     top = download(shop.source, "CLCD", size=40)
     label = top / "train" / "label"
     levels = np.random.default_rng(0).integers(0, 2, (40, 40), np.uint8)
@@ -465,7 +379,7 @@ def test_tile_values(shop: Workshop, options: tuple[object, ...]) -> None:
 
 
 def test_command(shop: Workshop) -> None:
-    """The verb as a process: what it says, one line where it refuses, exit code 2."""
+    """Run the verb as a process: it logs what it wrote, and refuses in one line with exit code 2."""
     archive = as_zip(download(shop.source, "CLCD"))
     result = command(shop.arguments("clcd", archive))
     assert result.returncode == 0, result.stderr

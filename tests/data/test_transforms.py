@@ -1,4 +1,4 @@
-"""Augmentation: colours against torchvision's, geometry against coordinates written into the pixels."""
+"""Augmentation: colours are compared to torchvision, geometry to coordinates written into the pixels."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CROP, HEIGHT, WIDTH = 8, 12, 20
 
 @pytest.fixture
 def smooth() -> Image:
-    """A colourful image without noise, 48 x 64."""
+    """Draw a colourful image without noise, 48 x 64."""
     coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (64, 48), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
 def error_to_torchvision(ours: Image, image: Image, operation: str, amount: float) -> NDArray[np.int64]:
-    """Absolute differences to torchvision's adjust_`operation` of `image`, in levels."""
+    """Return the absolute differences to torchvision's adjust_`operation` of `image`, in levels."""
     theirs: torch.Tensor = getattr(functional, f"adjust_{operation}")(torch.from_numpy(image).permute(2, 0, 1), amount)
     return np.abs(ours.astype(np.int64) - theirs.permute(1, 2, 0).numpy().astype(np.int64))
 
@@ -79,9 +79,9 @@ def test_one_geometry_for_both_dates_and_mask() -> None:
         rows, columns = draw_coordinates(rng)
         step_y, step_x = int(rows[1, 0] - rows[0, 0]), int(columns[0, 1] - columns[0, 0])
         top, left = int(np.min(rows)), int(np.min(columns))
-        window_y, window_x = np.mgrid[top : top + CROP, left : left + CROP]  # the pixels are those of one window
-        np.testing.assert_array_equal(rows, window_y[::step_y])
-        np.testing.assert_array_equal(columns, window_x[:, ::step_x])
+        crop_y, crop_x = np.mgrid[top : top + CROP, left : left + CROP]  # the pixels are those of one crop
+        np.testing.assert_array_equal(rows, crop_y[::step_y])
+        np.testing.assert_array_equal(columns, crop_x[:, ::step_x])
         corners.add((top, left))
         flips[step_y, step_x] += 1
     assert corners == {(top, left) for top in range(HEIGHT - CROP + 1) for left in range(WIDTH - CROP + 1)}
@@ -90,7 +90,7 @@ def test_one_geometry_for_both_dates_and_mask() -> None:
 
 
 def test_all_symmetries_and_exchanged_dates() -> None:
-    """Eight symmetries, each as often, with the dates in either order; the mask goes with them."""
+    """All eight symmetries and both orders of the dates are equally frequent; the mask is turned along."""
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.uint8)
     first, second = np.dstack([y, x, 0 * x]), np.dstack([y, x, 0 * x + 7])
     rng, seen = np.random.default_rng(0), Counter[tuple[int, ...]]()
@@ -108,7 +108,7 @@ def test_all_symmetries_and_exchanged_dates() -> None:
 
 
 def test_scale() -> None:
-    """Steps between neighbours are those of the drawn scales, up to what the image holds; the mask stays in place."""
+    """Steps between neighbours follow the drawn scales, limited by the image; the mask stays in place."""
     y, x = np.mgrid[:160, :160].astype(np.uint8)
     image, mask = np.dstack([y, x, 0 * x]), (x >= 80).astype(np.uint8)
     rng, steps = np.random.default_rng(0), []

@@ -1,4 +1,4 @@
-"""Synthetic scenes: the same from the same seed, truthful masks, changes that a difference of pixels does not find."""
+"""Synthetic scenes: reproducible, with correct masks, and changes that a difference of pixels does not find."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY
 
 
 def otsu_f1(before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
-    """F1 of the mean difference of the channels, cut at Otsu's threshold."""
+    """Return the F1 of the channels' mean difference at Otsu's threshold."""
     difference = np.abs(before.astype(int) - after).mean(2).round().astype(np.uint8)
     _, found = cv2.threshold(difference, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     return float(2 * (found & mask).sum() / (found.sum() + mask.sum()))
@@ -57,7 +57,7 @@ def test_difference_with_otsu_fails() -> None:
 
 
 def test_mask_marks_the_roof_that_appears() -> None:
-    """A white roof on an empty plane: its pixels in after are those of the mask, wherever the camera looks from."""
+    """A white roof on an empty plane: its pixels in after are those of the mask, for any viewing angle."""
     wing = Rectangle(np.array([30.0, 34.0]), 0.4, 11.0, 7.0)
     white = (1.0, 1.0, 1.0)
     world = World(buildings=[Building((wing,), 6.0, "gable", (white, white), NEW)])
@@ -115,7 +115,7 @@ def test_unknown_verb() -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder is replaced, others stay: also one that somebody fills while the scenes are drawn."""
+    """An empty folder is replaced. Others stay, also one that somebody fills while the scenes are drawn."""
     (tmp_path / "empty").mkdir()
     write_samples(tmp_path / "empty", 1, 64, 0)
     assert (tmp_path / "empty" / "A" / "0_0000.jpg").is_file()
