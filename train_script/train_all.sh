@@ -1,15 +1,45 @@
 #!/usr/bin/env bash
-# The three passes in a row: bash train_all.sh levir|dsifn|s2looking. 1.pth, 2.pth and best.pth land in save_path.
-# Run again after an interruption, it goes on where it stopped. epoch1, epoch2, epoch3: epochs of one pass.
+# The three passes in a row: bash train_all.sh levir|dsifn|s2looking
+# 1.pth, 2.pth and best.pth land in save_path. After an interruption, run it again: it goes on.
+# epoch1, epoch2 and epoch3 set the epochs of one pass.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# shellcheck source-path=SCRIPTDIR source=run.sh
+. "$here/run.sh"
+
+refuse_behind "$@"
 dataset="${1:?levir, dsifn or s2looking}"
-. "$here/in_front.sh"
-export save_path="${save_path:-$here/../results/$dataset/train}"
-each() {  # name, script, epochs, further arguments
-  go_on=(); [ ! -f "$save_path/$1.state.pth" ] || go_on=(--continue_run "$save_path")
-  env best_name="$1" ${3:+epoch="$3"} bash "$here/$2_$dataset.sh" "${@:4}" ${go_on[@]+"${go_on[@]}"}
+shift
+unset best_name
+log_environment python nproc epoch1 epoch2 epoch3 "${train_options[@]}"
+export save_path="${save_path:-$repo/results/$dataset/train}"
+
+# run_pass NAME SCRIPT EPOCHS [ARGUMENT...]: one pass, or the rest of one that was interrupted.
+# Without EPOCHS, the script's own number of epochs.
+run_pass() {
+  (
+    export best_name="$1"
+    script="$here/$2_$dataset.sh"
+    if [ -n "$3" ]; then
+      export epoch="$3"
+    fi
+    shift 3
+    if [ -f "$save_path/$best_name.state.pth" ]; then
+      # The state holds the options of the pass: only what the user has set is given again.
+      set -- --continue_run "$save_path" "$@"
+      unset save_path checkpoint_path resume pretrained
+      run_program train "$@"
+    fi
+    exec bash "$script" "$@"
+  )
 }
-each 1 train "${epoch1:-}" "${@:2}"
-checkpoint_path="$save_path/1.pth" each 2 train_refine "${epoch2:-}" "${@:2}"
-checkpoint_path="$save_path/2.pth" cross=True each best train_refine "${epoch3:-}" "${@:2}"
+
+run_pass 1 train "${epoch1:-}" "$@"
+
+unset pretrained  # only pass 1 starts from an encoder
+export checkpoint_path="$save_path/1.pth"
+run_pass 2 train_refine "${epoch2:-}" "$@"
+
+export checkpoint_path="$save_path/2.pth"
+export cross=True
+run_pass best train_refine "${epoch3:-}" "$@"
