@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,19 @@ printf '%s\\n' "$@" ... >>"$0.log"
 
 
 def run_script(script: str, cwd: Path, *arguments: str, **values: object) -> subprocess.CompletedProcess[str]:
-    """Run a script with `values` as environment variables, besides those that no script takes."""
-    taken = {spec.name for kind in (TrainOptions, TestOptions) for spec in fields(kind)}
-    environment = {name: value for name, value in os.environ.items() if name not in taken}
+    """Run a script with `values` as the only environment variables among those that scripts take."""
+    environment = {name: value for name, value in os.environ.items() if name not in names_in_run_sh()}
     environment |= {"python": sys.executable, "OMP_NUM_THREADS": "2", **{k: str(v) for k, v in values.items()}}
     command = ["bash", str(REPOSITORY / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
+
+
+@cache
+def names_in_run_sh(array: str = r"\w+") -> frozenset[str]:
+    """Return the words in the arrays of variables in run.sh whose name matches, all of them by default."""
+    text = (REPOSITORY / "train_script" / "run.sh").read_text()
+    arrays = re.findall(rf"^{array}=\(\n([^)]*)\)", text, re.MULTILINE)
+    return frozenset(word for words in arrays for word in words.split())
 
 
 def make_recorder(place: Path, code: int = 0) -> Path:
@@ -146,10 +154,8 @@ def test_number_of_processes(tmp_path: Path, script: str) -> None:
 
 
 def test_every_option_can_be_set() -> None:
-    text = (REPOSITORY / "train_script" / "run.sh").read_text()
-    for program, kind in (("train", TrainOptions), ("test", TestOptions)):
-        names = re.search(rf"^{program}_options=\(([^)]*)\)", text, re.MULTILINE)
-        assert names and set(names[1].split()) == {spec.name for spec in fields(kind)}
+    for array, kind in (("train_options", TrainOptions), ("test_options", TestOptions)):
+        assert names_in_run_sh(array) == {spec.name for spec in fields(kind)}
 
 
 def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
@@ -329,7 +335,7 @@ def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_options_of_the_three_passes(tmp_path: Path) -> None:
-    """Only pass 1 starts from an encoder; a pass that goes on is given only what the user has set."""
+    """Only pass 1 starts from an encoder; a pass that goes on is not given the weights that it started from."""
     values = {"root": "data", "save_path": "run", "pretrained": "none", "epoch2": 3}
     first, second, third = (
         options_in(command) for command in commands_of("train_script/train_all.sh", tmp_path, "levir", **values)
@@ -343,8 +349,20 @@ def test_options_of_the_three_passes(tmp_path: Path) -> None:
     assert (second["cross"], third["cross"]) == ("False", "True")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "2.state.pth").touch()
-    command = commands_of("train_script/train_all.sh", tmp_path, "levir", "--lr=1", **values)[1]
-    assert command[1:] == ["--root=data", "--epoch=3", "--best_name=2", "--continue_run", "run", "--lr=1"]
+    again = [options_in(command) for command in commands_of("train_script/train_all.sh", tmp_path, "levir", **values)]
+    second["continue_run"] = "run"
+    del second["checkpoint_path"]
+    assert again == [first, second, third]
+
+
+def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+    """The folder and the weights that a script would start a new run with are left out, unless the user gave them."""
+    script = "train_script/train_refine_levir.sh"
+    options = options_of(script, tmp_path, continue_run="mine")
+    assert options["continue_run"] == "mine"
+    assert not {"save_path", "checkpoint_path"} & options.keys()
+    given = options_of(script, tmp_path, continue_run="mine", save_path="other", checkpoint_path="x.pth")
+    assert (given["save_path"], given["checkpoint_path"]) == ("other", "x.pth")
 
 
 def test_a_pass_that_fails_ends_train_all(tmp_path: Path) -> None:

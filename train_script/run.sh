@@ -34,6 +34,11 @@ if [ -z "${prx_from_user+set}" ]; then
   done
 fi
 
+# from_user NAME: whether the user has set this variable.
+from_user() {
+  [[ "$prx_from_user" == *" $1 "* ]]
+}
+
 # log_environment NAME...: log the variables among these that the user has set, once for a script
 # and all that it calls.
 log_environment() {
@@ -43,7 +48,7 @@ log_environment() {
     return 0
   fi
   for name in "$@"; do
-    if [[ "$prx_from_user" == *" $name "* ]] && [ -n "${!name:-}" ]; then
+    if from_user "$name" && [ -n "${!name:-}" ]; then
       line="$line, $name=${!name}"
     fi
   done
@@ -92,7 +97,16 @@ refuse_behind() {
 run_program() {
   local program="$1"
   local launcher=()
+  local name
   shift
+  if [ -n "${continue_run:-}" ]; then
+    # The run has its folder and its start already: these defaults are for a new one.
+    for name in save_path checkpoint_path; do
+      if ! from_user "$name"; then
+        unset "$name"
+      fi
+    done
+  fi
   if [ "$program" = train ]; then
     log_environment python nproc "${train_options[@]}"
     set_options "${train_options[@]}"

@@ -14,8 +14,8 @@ unset best_name
 log_environment python nproc epoch1 epoch2 epoch3 "${train_options[@]}"
 export save_path="${save_path:-$repo/results/$dataset/train}"
 
-# run_pass NAME SCRIPT EPOCHS [ARGUMENT...]: one pass, or the rest of one that was interrupted.
-# Without EPOCHS, the script's own number of epochs.
+# run_pass NAME SCRIPT EPOCHS START [ARGUMENT...]: one pass, or the rest of an interrupted one.
+# If EPOCHS or START is empty, the script has its own.
 run_pass() {
   (
     export best_name="$1"
@@ -23,23 +23,21 @@ run_pass() {
     if [ -n "$3" ]; then
       export epoch="$3"
     fi
-    shift 3
     if [ -f "$save_path/$best_name.state.pth" ]; then
-      # The state holds the options of the pass: only what the user has set is given again.
-      set -- --continue_run "$save_path" "$@"
-      unset save_path checkpoint_path resume pretrained
-      run_program train "$@"
+      export continue_run="$save_path"
+    elif [ -n "$4" ]; then
+      export checkpoint_path="$4"
     fi
+    shift 4
     exec bash "$script" "$@"
   )
 }
 
-run_pass 1 train "${epoch1:-}" "$@"
+run_pass 1 train "${epoch1:-}" "" "$@"
 
-unset pretrained  # only pass 1 starts from an encoder
-export checkpoint_path="$save_path/1.pth"
-run_pass 2 train_refine "${epoch2:-}" "$@"
+# Only pass 1 starts from an encoder; the others start from the pass before.
+unset pretrained checkpoint_path
+run_pass 2 train_refine "${epoch2:-}" "$save_path/1.pth" "$@"
 
-export checkpoint_path="$save_path/2.pth"
 export cross=True
-run_pass best train_refine "${epoch3:-}" "$@"
+run_pass best train_refine "${epoch3:-}" "$save_path/2.pth" "$@"

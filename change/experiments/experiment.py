@@ -18,8 +18,7 @@ from typing import Any
 from change.common.errors import OneLineParser, UserError
 from change.common.files import home_folder
 from change.experiments.programs import program_command, run
-from change.experiments.settings import Options, Value, build, read_toml, refuse_own
-from change.options import TrainOptions, parse_given
+from change.experiments.settings import Options, build, parse_options, read_toml, refuse_own
 
 BEST = "w"  # --best_name of every run
 
@@ -113,25 +112,23 @@ class Experiment:
             return {"root": self.root, "seed": number}
         return {"root": f"{self.root}/train", "list": f"{self.lists}/{number}"}
 
-    def train_options(self, arm: Arm, number: int, given: Mapping[str, Value]) -> Options:
+    def train_options(self, arm: Arm, number: int) -> Options:
         """Return the options of train.py for a run.
 
-        A run that goes on gets only what the user gave, which is in `given`: train.py knows the others from its state.
+        A run that goes on gets the same options, which train.py compares with those in its state, except for those
+        that say how it starts.
         """
         folder = self.folder(arm.name, number)
+        options: Options = {**self.data_options(number), **self.train, **self.own_options(arm), "best_name": BEST}
+        options["epoch"] = math.ceil(int(options["epoch"]) * arm.epoch_share)
         going_on = (folder / f"{BEST}.state.pth").is_file()
-        own = self.own_options(arm)
-        options: Options = {**self.data_options(number), **({} if going_on else self.train), **given}
-        if "epoch" in options:
-            options["epoch"] = math.ceil(int(options["epoch"]) * arm.epoch_share)
+        if going_on or arm.start:
+            options.pop("pretrained", None)  # the encoder of a new network
         if going_on:
-            options.pop("pretrained", None)
-            return {**options, "continue_run": str(folder), "best_name": BEST}
-        options |= {**own, "save_path": str(folder), "best_name": BEST}
+            return {**options, "continue_run": str(folder)}
         if arm.start:
-            options.pop("pretrained", None)
             options |= {"resume": True, "checkpoint_path": str(self.folder(arm.start, number) / f"{BEST}.pth")}
-        return options
+        return {**options, "save_path": str(folder)}
 
     def test_options(self, arm: Arm, number: int, amp: str, device: str) -> Options:
         """Return the options of test.py for a run."""
@@ -209,13 +206,13 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, then train and score every arm; return the exit code."""
     given, rest = build_parser().parse_known_args(list(arguments))
     experiment = read_experiment(given.file)
-    options = parse_given(TrainOptions, rest, "Options of train.py.")
+    options = parse_options(rest)
     experiment = change_experiment(experiment, given, options)
     device = str(options.get("device", ""))
     for arm, number in experiment.runs():
         if (experiment.folder(arm.name, number) / "test" / "metrics.json").is_file():
             continue
-        training = program_command("train.py", experiment.train_options(arm, number, options), given.nproc)
+        training = program_command("train.py", experiment.train_options(arm, number), given.nproc)
         scoring = program_command("test.py", experiment.test_options(arm, number, given.test_amp, device))
         for command in (training, scoring):
             if code := run(command, given.dry_run):

@@ -15,8 +15,7 @@ from change.change_dataloader import files_by_stem, read_list
 from change.common.errors import OneLineParser, UserError
 from change.common.files import PACKAGE, home_folder, shipped_file
 from change.experiments.programs import program_command, run, verb_command
-from change.experiments.settings import Options, Value, build, read_toml, refuse_own
-from change.options import RECIPES, TrainOptions, parse_given
+from change.experiments.settings import Options, Value, build, parse_options, read_toml, refuse_own
 
 BEST = "best"  # --best_name of the run
 DEFAULT = PACKAGE / "experiments" / "finetune.toml"
@@ -53,25 +52,39 @@ class FineTuning:
             refuse_own(options, {**OWN, **elsewhere})
 
     def train_options(self, data: Path, given: Mapping[str, Value], nproc: str) -> Options:
-        """Return the options of train.py for a run that begins; those in `given` come first.
+        """Return the options of train.py for a run; those in `given` come first.
+
+        A run that goes on gets the same options, which train.py compares with those in its state, except for those
+        that say how it starts.
 
         Raises:
             UserError: if the checkpoint that comes with the program is missing.
         """
+        folder = self.folder(data, given)
+        going_on = (folder / f"{BEST}.state.pth").is_file()
         options: Options = {"root": str(data), **self.train}
+        if not going_on:
+            options |= self.options_of_a_new_run(data, given, nproc)
+        options |= {**given, "best_name": BEST}
+        if "epoch" in options and "warmup" in self.train and "warmup" not in given:  # train.py wants fewer than epoch
+            options["warmup"] = min(int(self.train["warmup"]), int(options["epoch"]) - 1)
+        options.pop("save_path", None)
+        if going_on:
+            return {**options, "continue_run": str(folder)}
+        return {**options, "save_path": str(folder)}
+
+    def options_of_a_new_run(self, data: Path, given: Mapping[str, Value], nproc: str) -> Options:
+        """Return the options that depend on the pairs and the number of processes, and the start."""
+        options: Options = {"resume": True}
         if nproc == "1":
             options |= self.one_process
         if self.crops and "epoch" not in given:
             pairs = count_pairs(data, str(given.get("list", "")))
             epochs = math.ceil(self.crops / pairs) if pairs else 1
             options |= {"epoch": epochs, "val_epoch": math.ceil(epochs / 3)}
-        options |= given
-        warmup = options.get("warmup", RECIPES.get(str(options.get("recipe")), {}).get("warmup", 0))
-        if "warmup" not in given and int(warmup) >= int(options["epoch"]):
-            options["warmup"] = int(options["epoch"]) - 1  # train.py takes fewer epochs of warm-up than epochs
         if "checkpoint_path" not in given:
             options["checkpoint_path"] = str(shipped_file(self.start))
-        return {**options, "resume": True, "save_path": str(self.folder(data, given)), "best_name": BEST}
+        return options
 
     def folder(self, data: Path, given: Mapping[str, Value]) -> Path:
         """Return the folder of the run."""
@@ -81,15 +94,6 @@ class FineTuning:
             return home_folder() / self.save_path
         name = data.name if data.name not in ("", "..") else data.resolve().name
         return home_folder() / "results" / "finetuned" / name
-
-
-def continued_options(data: Path, folder: Path, given: Mapping[str, Value]) -> Options:
-    """Return the options of train.py for a run that goes on: only what the user gave, the rest is in its state."""
-    options: Options = {"root": str(data), **given, "continue_run": str(folder), "best_name": BEST}
-    options.pop("save_path", None)
-    if "checkpoint_path" in given:
-        options["resume"] = True
-    return options
 
 
 def count_pairs(data: Path, lists: str) -> int:
@@ -126,17 +130,14 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, train, pack; return the exit code."""
     parsed, rest = build_parser().parse_known_args(list(arguments))
     tuning = build(FineTuning, read_toml(parsed.settings), str(parsed.settings))
-    given = parse_given(TrainOptions, rest, "Options of train.py.")
+    given = parse_options(rest)
     refuse_own(given, OWN)
-    folder = tuning.folder(parsed.data, given)
-    if (folder / f"{BEST}.state.pth").is_file():
-        options = continued_options(parsed.data, folder, given)
-    else:
-        options = tuning.train_options(parsed.data, given, parsed.nproc)
+    options = tuning.train_options(parsed.data, given, parsed.nproc)
     if code := run(program_command("train.py", options, parsed.nproc), parsed.dry_run):
         return code
     if not tuning.pack:
         return 0
+    folder = tuning.folder(parsed.data, given)
     packed = folder / "packed.pth"
     if not parsed.dry_run:
         packed.unlink(missing_ok=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from change.common.errors import UserError, listed
-from change.options import TrainOptions
+from change.options import TrainOptions, parse_given
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -82,12 +82,22 @@ def read_value(value: Any, hint: Any, place: str) -> Any:
 
 def check_options(options: Mapping[str, Any], place: str) -> None:
     """Raise UserError if a key is no option of train.py, or a value is a list or a table."""
-    known = {spec.name for spec in fields(TrainOptions)}
+    known = option_names()
     for name, value in options.items():
         if name not in known:
             raise UserError(f"{place}: unknown key {name}; python train.py --help lists the options of train.py")
         if not isinstance(value, str | int | float | bool):
             raise UserError(f"{place}: {name} is {value!r}: give one value, as in {name} = 1")
+
+
+def option_names() -> set[str]:
+    """Return the names of all options of train.py."""
+    return {spec.name for spec in fields(TrainOptions)}
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Parse options of train.py as train.py does; those that are not given are left out."""
+    return parse_given(TrainOptions, arguments, "Options of train.py.")
 
 
 def refuse_own(options: Mapping[str, Any], own: Mapping[str, str]) -> None:

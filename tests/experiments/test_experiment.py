@@ -12,7 +12,8 @@ import pytest
 from change.common.errors import UserError
 from change.experiments import experiment
 from change.experiments.experiment import main, read_experiment
-from change.options import RECIPES, TrainOptions, parse_given
+from change.experiments.settings import parse_options
+from change.options import RECIPES
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "change" / "experiments"
@@ -58,7 +59,7 @@ def given_in(command: Sequence[str]) -> dict[str, str]:
 
 def train_options(command: Sequence[str]) -> dict[str, Any]:
     """Return the options of a train.py command as train.py reads them."""
-    return parse_given(TrainOptions, command[command.index(str(REPOSITORY / "train.py")) + 1 :], "")
+    return parse_options(command[command.index(str(REPOSITORY / "train.py")) + 1 :])
 
 
 def record(monkeypatch: pytest.MonkeyPatch, *arguments: str, fails_at: int = 0) -> tuple[int, list[list[str]]]:
@@ -73,22 +74,27 @@ def test_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [ABLATION, "--root=data", f"--out={tmp_path}", "--seeds=3", "--epoch=8", "--device=cpu"]
     code, commands = record(monkeypatch, *arguments)
     assert code == 0
-    trained = [TrainOptions(**train_options(command)) for command in commands[::2]]
-    arms = {Path(options.save_path).name: options for options in trained}
+    arms = {Path(given["save_path"]).name: given for given in map(train_options, commands[::2])}
     order = ["unet1", "base1", "unet", "base", "refine", "cross", "within", "both", "turn2", "turn3"]
     assert list(arms) == [f"{arm}_3" for arm in order]
-    start_of = {name: Path(options.checkpoint_path).parent.name for name, options in arms.items()}
+    start_of = {name: Path(given.get("checkpoint_path", "")).parent.name for name, given in arms.items()}
     assert start_of == {
         **dict.fromkeys(("base1_3", "unet1_3"), ""),
         **{f"{arm}_3": "base1_3" for arm in ("base", "refine", "cross", "within", "both", "turn2")},
         **{"unet_3": "unet1_3", "turn3_3": "turn2_3"},
     }
-    assert {name for name, options in arms.items() if options.model == "unet"} == {"unet1_3", "unet_3"}
-    assert {name for name, options in arms.items() if options.epoch == 4} == {"turn2_3", "turn3_3"}
-    assert {name for name, options in arms.items() if options.refine} == {"refine_3", "both_3", "turn2_3", "turn3_3"}
-    assert {name for name, options in arms.items() if options.cross} == {"cross_3", "within_3", "both_3", "turn3_3"}
-    assert {name for name, options in arms.items() if options.within} == {"within_3"}
-    assert all(options.seed == 3 and options.recipe == "scratch" for options in trained)
+    assert {name for name, given in arms.items() if given.get("model") == "unet"} == {"unet1_3", "unet_3"}
+    assert {name: given["epoch"] for name, given in arms.items() if given["epoch"] != 8} == {"turn2_3": 4, "turn3_3": 4}
+    parts = {
+        part: {name.removesuffix("_3") for name, given in arms.items() if given.get(part)}
+        for part in ("refine", "cross", "within")
+    }
+    assert parts == {
+        "refine": {"refine", "both", "turn2", "turn3"},
+        "cross": {"cross", "within", "both", "turn3"},
+        "within": {"within"},
+    }
+    assert all(given["seed"] == 3 and given["recipe"] == "scratch" for given in arms.values())
     for command in commands[::2]:
         given = train_options(command)
         assert given["root"] == "data" and given["best_name"] == "w" and given["device"] == "cpu"
@@ -151,31 +157,28 @@ def test_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_interrupted_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that has begun is given only what the user gave, and what says where its data lies."""
+    """train.py is given the options again, to compare them with those of the run, except for how it starts."""
     arguments = [ABLATION, f"--out={tmp_path}", "--root=data", "--seeds=1 2", "--epoch=9", "--swap"]
     code, first = record(monkeypatch, *arguments, fails_at=5)
     assert code == 3 and len(first) == 5
-    unet = tmp_path / "unet_1"
     code, rest = record(monkeypatch, *arguments)
-    assert given_in(first[4])["save_path"] == str(unet)
-    assert given_in(rest[0]) == {
-        "root": "data",
-        "seed": "1",
-        "swap": "True",
-        "epoch": "9",
-        "continue_run": str(unet),
-        "best_name": "w",
-    }
+    assert code == 0 and len(rest) == 40 - 4
+    begun, going_on = train_options(first[4]), train_options(rest[0])
+    assert going_on.pop("continue_run") == begun.pop("save_path") == str(tmp_path / "unet_1")
+    assert begun.pop("resume") and begun.pop("checkpoint_path") == str(tmp_path / "unet1_1" / "w.pth")
+    assert going_on == begun and going_on["model"] == "unet" and going_on["swap"] and going_on["epoch"] == 9
 
 
-def test_a_half_arm_goes_on_with_half_the_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_as_many_epochs_are_rounded_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when the run goes on."""
     (tmp_path / "turn2_0").mkdir()
     (tmp_path / "turn2_0" / "w.state.pth").touch()
-    for given, expected in ((["--epoch=9"], "--epoch=5"), ([], None)):
+    for given, expected in ((["--epoch=9"], 5), ([], 28)):
         assert main([ABLATION, f"--out={tmp_path}", "--seeds=0", "--dry_run", *given]) == 0
         lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-        (command,) = [words for words in lines if f"--continue_run={tmp_path / 'turn2_0'}" in words]
-        assert expected in command if expected else not any(word.startswith("--epoch") for word in command)
+        options = [train_options(words) for words in lines[::2]]
+        half = [given for given in options if given["epoch"] == expected]
+        assert [given.get("continue_run") for given in half] == [str(tmp_path / "turn2_0"), None]
 
 
 @pytest.mark.parametrize(

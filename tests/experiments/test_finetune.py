@@ -14,7 +14,7 @@ from change.checkpoint import load_checkpoint
 from change.common.errors import UserError
 from change.experiments import buildings_data, finetune
 from change.experiments.finetune import main
-from change.options import TrainOptions, parse_given
+from change.experiments.settings import parse_options
 from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
 
 LAND = f"--settings={REPOSITORY}/change/experiments/land.toml"
@@ -32,7 +32,7 @@ def options_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[s
     """Return the options of train.py in a dry run."""
     command = commands_of(capsys, *arguments)[0]
     place = command.index(str(REPOSITORY / "train.py"))
-    return parse_given(TrainOptions, command[place + 1 :], "")
+    return parse_options(command[place + 1 :])
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def options_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[s
         ("A", ["--list=names"], {"epoch": 2400, "val_epoch": 800}),
         ("train/A", ["--epoch=5", "--nproc=8"], {"epoch": 5}),
         ("train/A", ["--val_epoch=7"], {"epoch": 800, "val_epoch": 7}),
-        ("nothing", ["--list=nowhere"], {"epoch": 1, "val_epoch": 1, "warmup": 0}),
+        ("nothing", ["--list=nowhere"], {"epoch": 1, "val_epoch": 1}),
     ],
 )
 def test_epochs(
@@ -118,9 +118,8 @@ def test_published_values(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_given_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--lr=1", "--no-cross", "--checkpoint_path=x.pth", "--save_path=out", "--workers=3", "--epoch=2"]
     options = options_of(capsys, "d", *given)
-    expected = {"lr": 1.0, "cross": False, "checkpoint_path": "x.pth", "save_path": "out", "workers": 3, "warmup": 1}
+    expected = {"lr": 1.0, "cross": False, "checkpoint_path": "x.pth", "save_path": "out", "workers": 3, "epoch": 2}
     assert expected.items() <= options.items()
-    TrainOptions(**options)
 
 
 @pytest.mark.parametrize(("data", "name"), [("a/b/", "b"), (".", "here"), ("..", "above"), ("link", "link")])
@@ -143,14 +142,25 @@ def test_packing_follows(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """train.py is given only what the user gave: the other options are in the state of the run."""
-    (tmp_path / "best.state.pth").touch()
+    """train.py is given the options again, to compare them with those of the run, except for how it starts."""
     where = f"--save_path={tmp_path}"
-    going_on = {"root": "d", "continue_run": str(tmp_path), "best_name": "best"}
-    assert options_of(capsys, "d", where) == going_on
-    assert options_of(capsys, "d", where, "--device=cpu", LAND) == {**going_on, "device": "cpu"}
-    start = {"checkpoint_path": "x.pth", "resume": True}
-    assert options_of(capsys, "d", where, "--checkpoint_path=x.pth") == {**going_on, **start}
+    for given in ([], ["--device=cpu", "--epoch=7"], [LAND], [LAND, "--epoch=1"], ["--checkpoint_path=x.pth"]):
+        (tmp_path / "best.state.pth").unlink(missing_ok=True)
+        first = options_of(capsys, "d", where, *given)
+        (tmp_path / "best.state.pth").touch()
+        again = options_of(capsys, "d", where, "--nproc=2", *given)
+        assert again.pop("continue_run") == first.pop("save_path") == str(tmp_path)
+        left_out = {"resume", "checkpoint_path", "train_batchsize", "epoch", "val_epoch"}
+        assert again.items() <= first.items() and first.keys() - again.keys() <= left_out
+        assert ("epoch" in again) == (LAND in given or "--epoch=7" in given)
+        assert ("checkpoint_path" in again) == ("--checkpoint_path=x.pth" in given)
+        assert again["lr"] == first["lr"] and "save_path" not in again
+
+
+@pytest.mark.parametrize(("epoch", "warmup"), [(1, 0), (2, 1), (9, 1)])
+def test_a_short_run_warms_up_less(capsys: pytest.CaptureFixture[str], epoch: int, warmup: int) -> None:
+    assert options_of(capsys, "d", LAND, f"--epoch={epoch}")["warmup"] == warmup
+    assert options_of(capsys, "d", LAND, f"--epoch={epoch}", "--warmup=1")["warmup"] == 1
 
 
 @pytest.mark.parametrize("option", ["--root=x", "--best_name=x", "--no-resume", "--continue_run=x"])
