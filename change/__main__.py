@@ -15,6 +15,8 @@ VERBS = {
     "predict": "change.rasters.predict",
     "pack": "change.prediction.pack",
     "export": "change.prediction.export",
+    "experiment": "change.experiments.experiment",
+    "finetune": "change.experiments.finetune",
 }
 
 

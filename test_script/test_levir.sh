@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# Test on LEVIR-CD: scores, masks and error maps in results/levir. checkpoint_path: the weights, ours or published.
-# Any option of test.py can be set before the command or behind it, e.g. testsize=512 bash test_levir.sh --save_panels
+# Test on LEVIR-CD: scores, masks and error maps in results/levir.
+# checkpoint_path names the weights, ours or published. Any option of test.py can be set before the
+# command or behind it: testsize=512 bash test_levir.sh --save_panels
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-: "${test_root:=$here/../data/LEVIR-CD/test}" "${save_path:=$here/../results/levir}"
-: "${checkpoint_path:=$here/../checkpoints/levircd_best_f1_9214.pth}" "${save_result:=True}" "${save_iou_map:=True}"
-program=test
+# shellcheck source-path=SCRIPTDIR source=../train_script/run.sh
 . "$here/../train_script/run.sh"
+
+: "${test_root:=$repo/data/LEVIR-CD/test}"
+: "${save_path:=$repo/results/levir}"
+: "${checkpoint_path:=$repo/checkpoints/levircd_best_f1_9214.pth}"
+: "${save_result:=True}"
+: "${save_iou_map:=True}"
+
+run_program test "$@"

@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# Test on S2Looking: scores, masks and error maps in results/s2looking. checkpoint_path: the weights, ours or published.
-# Any option of test.py can be set before the command or behind it, e.g. testsize=512 bash test_s2looking.sh --save_panels
+# Test on S2Looking: scores, masks and error maps in results/s2looking.
+# checkpoint_path names the weights, ours or published. Any option of test.py can be set before the
+# command or behind it: testsize=512 bash test_s2looking.sh --save_panels
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-: "${test_root:=$here/../data/S2Looking/test}" "${save_path:=$here/../results/s2looking}"
-: "${checkpoint_path:=$here/../checkpoints/s2looking_best_f1_6650.pth}" "${save_result:=True}" "${save_iou_map:=True}"
-program=test
+# shellcheck source-path=SCRIPTDIR source=../train_script/run.sh
 . "$here/../train_script/run.sh"
+
+: "${test_root:=$repo/data/S2Looking/test}"
+: "${save_path:=$repo/results/s2looking}"
+: "${checkpoint_path:=$repo/checkpoints/s2looking_best_f1_6650.pth}"
+: "${save_result:=True}"
+: "${save_iou_map:=True}"
+
+run_program test "$@"

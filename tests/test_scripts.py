@@ -1,46 +1,97 @@
-"""The bash scripts as processes, from another folder: published values, overridden by environment and arguments."""
+"""The bash scripts, run from another folder: which commands they give, and what those do."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from change.checkpoint import Checkpoint, load_checkpoint
-from change.options import RECIPES, TestOptions, TrainOptions, parse_given
+from change.options import TestOptions, TrainOptions
 from models.network import NetworkConfig, build_network
-from tests.conftest import REPOSITORY, write_pairs
+from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
 
 DATASETS = ("levir", "dsifn", "s2looking")
+SCRIPTS = sorted(REPOSITORY.glob("*_script/*.sh"))
+
+# An interpreter that only records its arguments, one per line, with a line of dots behind each command.
+RECORDER = """#!/bin/sh
+printf '%s\\n' "$@" ... >>"$0.log"
+"""
 
 
 def run_script(script: str, cwd: Path, *arguments: str, **values: object) -> subprocess.CompletedProcess[str]:
-    environment = {"python": sys.executable, "OMP_NUM_THREADS": "2", **{k: str(v) for k, v in values.items()}}
+    """Run a script with `values` as the only environment variables among those that scripts take."""
+    environment = {name: value for name, value in os.environ.items() if name not in names_in_run_sh()}
+    environment |= {"python": sys.executable, "OMP_NUM_THREADS": "2", **{k: str(v) for k, v in values.items()}}
     command = ["bash", str(REPOSITORY / script), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, timeout=300, check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
+
+
+@cache
+def names_in_run_sh(array: str = r"\w+") -> frozenset[str]:
+    """Return the words in the arrays of variables in run.sh whose name matches, all of them by default."""
+    text = (REPOSITORY / "train_script" / "run.sh").read_text()
+    arrays = re.findall(rf"^{array}=\(\n([^)]*)\)", text, re.MULTILINE)
+    return frozenset(word for words in arrays for word in words.split())
+
+
+def make_recorder(place: Path, code: int = 0) -> Path:
+    """Write an interpreter that records its arguments and exits with `code`."""
+    recorder = place / "recorder"
+    recorder.write_text(f"{RECORDER}exit {code}\n")
+    recorder.chmod(0o755)
+    recorder.with_suffix(".log").unlink(missing_ok=True)
+    return recorder
+
+
+def recorded(place: Path) -> list[list[str]]:
+    """Return the arguments of every command that the recorder in `place` was given."""
+    log = place / "recorder.log"
+    text = log.read_text() if log.exists() else ""
+    return [command.splitlines() for command in text.split("...\n") if command]
+
+
+def commands_of(script: str, cwd: Path, *arguments: str, **values: object) -> list[list[str]]:
+    """Return the commands that a script gives its interpreter, without running them."""
+    result = run_script(script, cwd, *arguments, **{**values, "python": make_recorder(cwd)})
+    assert result.returncode == 0, result.stderr
+    return recorded(cwd)
 
 
 def command_of(script: str, cwd: Path, *arguments: str, **values: object) -> list[str]:
-    """What a script gives its interpreter: one that only prints its arguments."""
-    recorder = cwd / "recorder"
-    recorder.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    recorder.chmod(0o755)
-    result = run_script(script, cwd, *arguments, **{**values, "python": recorder})
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
+    """Return the only command that a script gives."""
+    (command,) = commands_of(script, cwd, *arguments, **values)
+    return command
+
+
+def options_in(command: list[str]) -> dict[str, str]:
+    """Return the options of a command; the last one of a name counts, as it does for the programs."""
+    options = [word.removeprefix("--").split("=", 1) for word in command if word.startswith("--") and "=" in word]
+    return dict(options)
 
 
 def options_of(script: str, cwd: Path, *arguments: str, **values: object) -> dict[str, str]:
-    """The options a script gives its program, the last of a name."""
-    lines = command_of(script, cwd, *arguments, **values)[1:]
-    return dict(line.removeprefix("--").split("=", 1) for line in lines)
+    """Return the options that a script gives its program."""
+    return options_in(command_of(script, cwd, *arguments, **values))
+
+
+def perform(command: list[str], cwd: Path) -> str:
+    """Run a recorded command; return what it writes on stderr."""
+    if command[:2] == ["-m", "change"]:
+        result = run_verb(*command[2:])
+    else:
+        result = run_program(Path(command[0]), *command[1:], cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
 
 
 # data set: image, crop, batch, jitter, epochs of pass 1 and of passes 2 and 3, learning rate of pass 1, validate every
@@ -49,6 +100,9 @@ PUBLISHED = {
     "dsifn": ("256", "256", "16", "0 0 0 0", "1000", "800", "8e-4", "1"),
     "s2looking": ("1024", "512", "8", "0.2 0.2 0.1 0.1", "1000", "500", "6e-4", "10"),
 }
+
+
+# --- values --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -77,6 +131,12 @@ def test_published_values(tmp_path: Path, dataset: str) -> None:
     assert "testsize" not in test
 
 
+@pytest.mark.parametrize(("cross", "start"), [("", "1.pth"), ("False", "1.pth"), ("True", "2.pth"), ("yes", "2.pth")])
+def test_later_passes_start_from_the_one_before(tmp_path: Path, cross: str, start: str) -> None:
+    options = options_of("train_script/train_refine_levir.sh", tmp_path, save_path="runs", cross=cross)
+    assert options["checkpoint_path"] == f"runs/{start}"
+
+
 def test_overrides(tmp_path: Path) -> None:
     options = options_of("train_script/train_levir.sh", tmp_path, "--lr=3", epoch=5, lr=2, workers=1, save_path="here")
     assert (options["epoch"], options["lr"], options["workers"], options["save_path"]) == ("5", "3", "1", "here")
@@ -84,7 +144,7 @@ def test_overrides(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["train_script/train_refine_dsifn.sh", "test_script/test_levir.sh"])
 def test_number_of_processes(tmp_path: Path, script: str) -> None:
-    """`nproc` puts torch's launcher before the same program with the same options; 1 is as none."""
+    """`nproc` puts torch's launcher before the same program with the same options; 1 is the same as none."""
     alone = command_of(script, tmp_path)
     assert alone[0].endswith(("/train.py", "/test.py"))
     assert command_of(script, tmp_path, nproc=1) == alone
@@ -94,58 +154,8 @@ def test_number_of_processes(tmp_path: Path, script: str) -> None:
 
 
 def test_every_option_can_be_set() -> None:
-    text = (REPOSITORY / "train_script" / "run.sh").read_text()
-    for program, kind in (("train", TrainOptions), ("test", TestOptions)):
-        names = re.search(rf'{program}\) names="([^"]*)"', text)
-        assert names and set(names[1].split()) == {spec.name for spec in fields(kind)}
-
-
-def test_scripts_are_short() -> None:
-    scripts = [*REPOSITORY.glob("*_script/*.sh")]
-    assert len(scripts) >= 11
-    for script in scripts:
-        assert len(script.read_text().splitlines()) <= 15, script
-
-
-def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
-    """train_all.sh to best.pth; once more, it has nothing to do; test_levir.sh scores it."""
-    values: dict[str, object] = {
-        "root": dataset,
-        "save_path": tmp_path / "run",
-        "pretrained": "none",
-        "device": "cpu",
-        "trainsize": 0,
-        "cropsize": 64,
-        "train_batchsize": 2,
-        "epoch": 1,
-        "epoch3": 2,
-        "workers": 0,
-        "amp": "off",
-    }
-    first = run_script("train_script/train_all.sh", tmp_path, "levir", "--seed=1", **values)
-    assert first.returncode == 0, first.stderr
-    best = load_checkpoint(tmp_path / "run" / "best.pth")
-    assert [record.options["epoch"] for record in best.lineage] == [1, 1, 2]
-    assert all(record.options["seed"] == 1 for record in best.lineage)
-    again = run_script("train_script/train_all.sh", tmp_path, "levir", "--seed=1", **values)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("nothing left to do") == 3
-    tested = run_script(
-        "test_script/test_levir.sh",
-        tmp_path,
-        test_root=dataset / "val",
-        checkpoint_path="run/best.pth",
-        save_path="out",
-        device="cpu",
-    )
-    assert tested.returncode == 0, tested.stderr
-    assert len([*(tmp_path / "out" / "pred").iterdir()]) == len([*(tmp_path / "out" / "iou_map").iterdir()]) == 2
-
-
-def test_a_pass_that_fails_ends_train_all(tmp_path: Path) -> None:
-    failed = run_script("train_script/train_all.sh", tmp_path, "levir", root=tmp_path / "nowhere", save_path="run")
-    assert failed.returncode == 2
-    assert failed.stderr.count("error: ") == 1
+    for array, kind in (("train_options", TrainOptions), ("test_options", TestOptions)):
+        assert names_in_run_sh(array) == {spec.name for spec in fields(kind)}
 
 
 def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
@@ -153,7 +163,7 @@ def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
     dataset.rename(place)
     config = NetworkConfig()
     Checkpoint(config, build_network(config).state_dict()).save(place / "a net.pth")
-    result = run_script(
+    command = command_of(
         "test_script/test_levir.sh",
         tmp_path,
         test_root=place / "val",
@@ -161,112 +171,260 @@ def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
         save_path=place / "the results",
         device="cpu",
     )
-    assert result.returncode == 0, result.stderr
+    perform(command, tmp_path)
     assert (place / "the results" / "metrics.json").is_file()
 
 
-def test_demo_training(tmp_path: Path) -> None:
-    """Scenes, three passes and the packed checkpoint from one script; once more, nothing is drawn or trained again."""
-    values: dict[str, object] = {
-        "root": tmp_path / "scenes",
-        "save_path": tmp_path / "run",
-        "count": 2,
-        "cropsize": 32,
-        "train_batchsize": 2,
-        "epoch1": 1,
-        "epoch2": 1,
-        "epoch3": 1,
-        "workers": 0,
-        "device": "cpu",
-        "amp": "off",
-        "trainsize": 64,
-    }
-    (tmp_path / "scenes").mkdir()
-    write_pairs(tmp_path / "scenes" / "val", 1)
-    first = run_script("train_script/train_demo.sh", tmp_path, **values)
-    assert first.returncode == 0, first.stderr
-    assert len([*(tmp_path / "scenes" / "train" / "A").iterdir()]) == 2
-    packed = load_checkpoint(tmp_path / "run" / "packed.pth")
-    assert [record.name for record in packed.lineage] == ["base", "refine", "refine+cross"]
-    assert not any(str(tmp_path) in str(record.options) for record in packed.lineage)
-    again = run_script("train_script/train_demo.sh", tmp_path, **values)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("nothing left to do") == 3
+# --- style ---------------------------------------------------------------------------------------------------------
+
+# What may follow a semicolon, or two in a case.
+KEYWORDS = re.compile(r";\s*(?:then|do|;)\s*$|;;\s*$")
 
 
-TINY: dict[str, object] = {
-    "train_batchsize": 2,
-    "epoch": 1,
-    "warmup": 0,
-    "val_epoch": 1,
-    "workers": 0,
+def strip_bash(line: str) -> str:
+    """Return a line without quoted text and comment, neither of which holds statements; `;;` ends no statement."""
+    line = re.sub(r"'[^']*'", "''", line)
+    line = re.sub(r'"(?:\$\((?:[^()]|\([^()]*\))*\)|[^"$]|\$)*"', '""', line)
+    return re.sub(r"(^|\s)#.*", "", line).replace(";;", "")
+
+
+def style_faults(text: str) -> list[str]:
+    """Return the lines of a script that are too long, or hold more than one statement."""
+    faults = []
+    for line in text.splitlines():
+        code = strip_bash(line)
+        joined = ";" in re.sub(r";\s*(?:then|do)\s*$", "", code)
+        chained = len(re.findall(r"&&|\|\|", code)) > 1
+        one_line_block = re.search(r"\b(?:then|do|else)\s+\S", code) or re.search(r"\(\)\s*\{\s*\S", code)
+        if len(line) > 100 or joined or chained or one_line_block:
+            faults.append(line)
+    return faults
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_style_of_scripts(script: Path) -> None:
+    """Lines of at most 100 columns with one statement each."""
+    assert style_faults(script.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a=1; b=2",
+        "if true; then echo; fi",
+        "for x in 1 2; do echo; done",
+        "one && two && three",
+        "[ -f x ] || make x || exit 1",
+        "f() { echo; }",
+        'echo "a; b"; echo c',
+        "echo " + "x" * 100,
+    ],
+)
+def test_style_faults_are_found(line: str) -> None:
+    assert style_faults(f"{line}\n") == [line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["if true; then", "while true; do", 'echo "a; b && c && d"', "a=1  # b; c", 'here="$(cd "$x" && pwd)"', "    ;;"],
+)
+def test_plain_lines_are_no_fault(line: str) -> None:
+    assert style_faults(f"{line}\n") == []
+
+
+def test_shellcheck() -> None:
+    beside = Path(sys.executable).parent / "shellcheck"
+    shellcheck = str(beside) if beside.is_file() else shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    command = [shellcheck, "-x", *map(str, SCRIPTS)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+# --- what comes from the environment -------------------------------------------------------------------------------
+
+
+def environment_lines(script: str, place: Path, *arguments: str, **values: object) -> list[str]:
+    """Return the lines on stderr of a script whose interpreter is found on the PATH, as by a user."""
+    recorder = make_recorder(place)
+    (place / "bin").mkdir(exist_ok=True)
+    python3 = place / "bin" / "python3"  # stands for change/common/environment.py, which prints an interpreter
+    python3.write_text(f'#!/bin/sh\necho "{recorder}"\n')
+    python3.chmod(0o755)
+    path = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    result = run_script(script, place, *arguments, **{"python": "", "PATH": path, **values})
+    assert result.returncode == 0, result.stderr
+    assert recorded(place)
+    return result.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("script", "values", "expected"),
+    [
+        ("train_script/train_levir.sh", {}, ""),
+        ("train_script/train_levir.sh", {"seed": "", "test_root": "x", "seeds": "1", "count": 3}, ""),
+        ("train_script/train_levir.sh", {"seed": 3, "root": "/a b"}, "root=/a b, seed=3"),
+        ("train_script/train_levir.sh", {"nproc": 2, "epoch": 1000}, "nproc=2, epoch=1000"),
+        ("train_script/train_refine_levir.sh", {"cross": "True"}, "cross=True"),
+        ("train_script/train_refine_levir.sh", {}, ""),
+        ("test_script/test_dsifn.sh", {"list": "some.txt", "epoch": 3}, "list=some.txt"),
+        ("test_script/quick_start.sh", {"test_root": "mine"}, "test_root=mine"),
+        ("train_script/finetune.sh", {"data": "mine", "lr": 1}, "data=mine, lr=1"),
+        ("train_script/finetune.sh", {"data": "mine", "root": "x", "resume": "False"}, "data=mine"),
+        ("train_script/train_land.sh", {"root": "mine", "data": "other"}, "root=mine"),
+        ("train_script/train_buildings.sh", {"count": 3, "save_path": "x"}, "count=3, save_path=x"),
+        ("train_script/ablation.sh", {"swap": "True", "seed": 3, "cross": "True", "folds": "1"}, "swap=True"),
+        ("train_script/recipe.sh", {"list": "x", "seeds": "1", "seed": 4, "folds": "0 1"}, "seed=4, folds=0 1"),
+        ("train_script/train_all.sh levir", {}, ""),
+        ("train_script/train_all.sh levir", {"epoch2": 3, "lr": 1, "best_name": "x"}, "epoch2=3, lr=1"),
+        ("train_script/train_demo.sh", {"count": 2}, "count=2"),
+        ("train_script/train_demo.sh", {}, ""),
+    ],
+)
+def test_environment_is_logged(tmp_path: Path, script: str, values: Mapping[str, object], expected: str) -> None:
+    """One line with what the user has set and the script takes; neither its own defaults nor what it ignores."""
+    name, *arguments = script.split()
+    if "train_demo" in name:
+        values = {"root": tmp_path / "scenes", **values}
+        expected = ", ".join(part for part in (expected, f"root={tmp_path / 'scenes'}") if part)
+    lines = environment_lines(name, tmp_path, *arguments, **values)
+    assert lines == ([f"from the environment: {expected}"] if expected else [])
+
+
+def test_the_interpreter_is_logged_too(tmp_path: Path) -> None:
+    recorder = make_recorder(tmp_path)
+    result = run_script("train_script/train_levir.sh", tmp_path, python=recorder, seed=1)
+    assert result.stderr == f"from the environment: python={recorder}, seed=1\n"
+
+
+# --- the three passes ----------------------------------------------------------------------------------------------
+
+SMALL: dict[str, object] = {
     "device": "cpu",
+    "cropsize": 64,
+    "train_batchsize": 2,
+    "workers": 0,
     "amp": "off",
 }
 
 
-def large_enough(folder: Path, side: int) -> Path:
-    """A data folder for crops of 256: two train pairs, one for val."""
-    write_pairs(folder / "train", 2, side, side, seed=1)
-    write_pairs(folder / "val", 1, side, side, seed=2)
-    return folder
-
-
-def test_land_and_buildings(tmp_path: Path) -> None:
-    """Data put together, the pass on it, the packed checkpoint; once more, nothing is drawn or trained again."""
-    levir, small = large_enough(tmp_path / "levir", 512), large_enough(tmp_path / "ms", 256)
+def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
+    """train_all.sh to best.pth; once more, it has nothing to do; test_levir.sh scores it."""
     values = {
-        **TINY,
-        "root": tmp_path / "all",
-        "levir": levir,
-        "ms_bcd": small,
-        "count": 1,
+        **SMALL,
+        "root": dataset,
         "save_path": tmp_path / "run",
+        "pretrained": "none",
+        "trainsize": 0,
+        "epoch": 1,
+        "epoch3": 2,
     }
-    first = run_script("train_script/train_buildings.sh", tmp_path, **values)
-    assert first.returncode == 0, first.stderr
-    names = sorted(path.name for path in (tmp_path / "all" / "train" / "A").iterdir())
-    assert len(names) == 5 and {name.split("_")[0] for name in names} == {"levir", "ms", "scene"}
-    assert len([*(tmp_path / "all" / "val" / "label").iterdir()]) == 2
-    packed = load_checkpoint(tmp_path / "run" / "packed.pth")
-    assert [record.name for record in packed.lineage] == ["base", "refine", "refine+cross", "refine+cross"]
-    last = packed.lineage[-1].options
-    assert (last["cropsize"], last["recipe"], last["lr"]) == (256, "scratch", 7e-4)
-    again = run_script("train_script/train_buildings.sh", tmp_path, **values)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("nothing left to do") == 1
+    passes = commands_of("train_script/train_all.sh", tmp_path, "levir", "--seed=1", **values)
+    for command in passes:
+        perform(command, tmp_path)
+    best = load_checkpoint(tmp_path / "run" / "best.pth")
+    assert [record.options["epoch"] for record in best.lineage] == [1, 1, 2]
+    assert all(record.options["seed"] == 1 for record in best.lineage)
+    again = commands_of("train_script/train_all.sh", tmp_path, "levir", "--seed=1", **values)
+    assert len(again) == 3
+    assert all("nothing left to do" in perform(command, tmp_path) for command in again)
+    scored = {"test_root": dataset / "val", "checkpoint_path": "run/best.pth", "save_path": "out", "device": "cpu"}
+    perform(command_of("test_script/test_levir.sh", tmp_path, **scored), tmp_path)
+    assert len([*(tmp_path / "out" / "pred").iterdir()]) == len([*(tmp_path / "out" / "iou_map").iterdir()]) == 2
 
-    tuned = run_script(
-        "train_script/finetune.sh",
-        tmp_path,
-        data=small,
-        checkpoint_path="run/packed.pth",
-        save_path="tuned",
-        epoch=1,
-        workers=0,
-        device="cpu",
-        amp="off",
+
+def test_options_of_the_three_passes(tmp_path: Path) -> None:
+    """Only pass 1 starts from an encoder; a pass that goes on is not given the weights that it started from."""
+    values = {"root": "data", "save_path": "run", "pretrained": "none", "epoch2": 3}
+    first, second, third = (
+        options_in(command) for command in commands_of("train_script/train_all.sh", tmp_path, "levir", **values)
     )
+    assert (first["best_name"], second["best_name"], third["best_name"]) == ("1", "2", "best")
+    assert (first["epoch"], second["epoch"], third["epoch"]) == ("1000", "3", "800")
+    assert first["pretrained"] == "none"
+    assert "checkpoint_path" not in first
+    assert "pretrained" not in second.keys() | third.keys()
+    assert (second["checkpoint_path"], third["checkpoint_path"]) == ("run/1.pth", "run/2.pth")
+    assert (second["cross"], third["cross"]) == ("False", "True")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "2.state.pth").touch()
+    again = [options_in(command) for command in commands_of("train_script/train_all.sh", tmp_path, "levir", **values)]
+    second["continue_run"] = "run"
+    del second["checkpoint_path"]
+    assert again == [first, second, third]
+
+
+def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+    """The folder and the weights that a script would start a new run with are left out, unless the user gave them."""
+    script = "train_script/train_refine_levir.sh"
+    options = options_of(script, tmp_path, continue_run="mine")
+    assert options["continue_run"] == "mine"
+    assert not {"save_path", "checkpoint_path"} & options.keys()
+    given = options_of(script, tmp_path, continue_run="mine", save_path="other", checkpoint_path="x.pth")
+    assert (given["save_path"], given["checkpoint_path"]) == ("other", "x.pth")
+
+
+def test_a_pass_that_fails_ends_train_all(tmp_path: Path) -> None:
+    failed = run_script("train_script/train_all.sh", tmp_path, "levir", python=make_recorder(tmp_path, code=2))
+    assert failed.returncode == 2
+    assert len(recorded(tmp_path)) == 1
+
+
+def test_demo_training(tmp_path: Path) -> None:
+    """Scenes, three passes and the packed checkpoint from one script; once more, nothing is drawn or trained again."""
+    values = {
+        **SMALL,
+        "root": tmp_path / "scenes",
+        "save_path": tmp_path / "run",
+        "count": 2,
+        "cropsize": 32,
+        "epoch1": 1,
+        "epoch2": 1,
+        "epoch3": 1,
+        "trainsize": 64,
+    }
+    write_pairs(tmp_path / "scenes" / "val", 1)
+    for command in commands_of("train_script/train_demo.sh", tmp_path, **values):
+        perform(command, tmp_path)
+    assert len([*(tmp_path / "scenes" / "train" / "A").iterdir()]) == 2
+    packed = load_checkpoint(tmp_path / "run" / "packed.pth")
+    assert [record.name for record in packed.lineage] == ["base", "refine", "refine+cross"]
+    assert not any(str(tmp_path) in str(record.options) for record in packed.lineage)
+    again = commands_of("train_script/train_demo.sh", tmp_path, **values)
+    assert not (tmp_path / "run" / "packed.pth").exists()
+    said = [perform(command, tmp_path) for command in again]
+    assert sum("nothing left to do" in text for text in said) == 3 and len(again) == 4
+    assert load_checkpoint(tmp_path / "run" / "packed.pth").lineage == packed.lineage
+
+
+@pytest.mark.parametrize("script", ["train_all", "train_demo"])
+@pytest.mark.parametrize("option", ["--save_path", "--pretrained=none"])
+def test_some_options_stand_in_front(tmp_path: Path, script: str, option: str) -> None:
+    given = ["levir"] if script == "train_all" else []
+    result = run_script(f"train_script/{script}.sh", tmp_path, *given, option, "x", python=make_recorder(tmp_path))
+    name = option.partition("=")[0]
+    assert result.returncode == 2
+    assert result.stderr == f"error: {name}: set it in front, {name[2:]}=... bash {script}.sh\n"
+    assert recorded(tmp_path) == []
+
+
+# --- fine-tuning and experiments: the commands behind the scripts are tested in tests/experiments --------------------
+
+
+def test_finetuning(tmp_path: Path) -> None:
+    """In real processes: bash, python -m change finetune, train.py; the second time, the run is found done."""
+    data = tmp_path / "my data"
+    write_pairs(data / "train", 2, 256, 256, seed=1)
+    write_pairs(data / "val", 1, 256, 256, seed=2)
+    values = {**SMALL, "data": data, "save_path": "tuned", "epoch": 1, "cropsize": 64}
+    tuned = run_script("train_script/finetune.sh", tmp_path, **values)
     assert tuned.returncode == 0, tuned.stderr
-    assert len(load_checkpoint(tmp_path / "tuned" / "best.pth").lineage) == 5
-
-
-def test_finetuning_again_on_other_pairs(tmp_path: Path) -> None:
-    """A run that is done is not taken for one on them."""
-    first, second = large_enough(tmp_path / "1", 256), large_enough(tmp_path / "2", 320)
-    values = {"save_path": "tuned", "epoch": 1, "workers": 0, "device": "cpu", "amp": "off"}
-    assert run_script("train_script/finetune.sh", tmp_path, data=first, **values).returncode == 0
-    weights = (tmp_path / "tuned" / "best.pth").read_bytes()
-    again = run_script("train_script/finetune.sh", tmp_path, data=second, **values)
-    assert again.returncode == 2 and "choose another --save_path" in again.stderr.splitlines()[-1]
-    assert (tmp_path / "tuned" / "best.pth").read_bytes() == weights
-
-
-@pytest.mark.parametrize("name", ["train_all", "train_demo", "finetune", "train_land", "ablation", "recipe"])
-def test_save_path_stands_in_front(tmp_path: Path, name: str) -> None:
-    given = ["levir"] if name == "train_all" else []
-    result = run_script(f"train_script/{name}.sh", tmp_path, *given, "--save_path", "x", data=tmp_path, root=tmp_path)
-    assert result.returncode == 2 and result.stderr.startswith("error: --save_path: set it in front, save_path=FOLDER")
+    checkpoint = load_checkpoint(tmp_path / "tuned" / "best.pth")
+    assert len(checkpoint.lineage) == 5
+    assert checkpoint.lineage[-1].options["lr"] == 2e-4
+    again = run_script("train_script/finetune.sh", tmp_path, **values)
+    assert again.returncode == 0 and "nothing left to do" in again.stderr
 
 
 def test_finetuning_needs_data(tmp_path: Path) -> None:
@@ -274,100 +432,45 @@ def test_finetuning_needs_data(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (2, "error: which pairs? data=FOLDER bash finetune.sh\n")
 
 
+@pytest.mark.parametrize(
+    ("script", "values", "expected"),
+    [
+        ("finetune", {"data": "a b", "lr": 1}, ["finetune", "a b", "--lr=1", "--x"]),
+        (
+            "finetune",
+            {"data": "d", "nproc": 4, "save_path": "s"},
+            ["finetune", "d", "--nproc=4", "--save_path=s", "--x"],
+        ),
+        ("train_land", {"root": "r", "epoch": 2}, ["finetune", "r", "--epoch=2", "--settings", "land.toml", "--x"]),
+        ("ablation", {"root": "r", "seeds": "0 1"}, ["experiment", "ablation.toml", "--root=r", "--seeds=0 1", "--x"]),
+        ("ablation", {"model": "unet", "cross": "True", "within": "True"}, ["experiment", "ablation.toml", "--x"]),
+        ("recipe", {"lists": "l", "scale": "1 2"}, ["experiment", "recipe.toml", "--lists=l", "--x"]),
+        ("recipe", {"test_amp": "off", "out": "o"}, ["experiment", "recipe.toml", "--out=o", "--test_amp=off", "--x"]),
+    ],
+)
+def test_verbs(tmp_path: Path, script: str, values: dict[str, object], expected: list[str]) -> None:
+    """A script hands on what is set and what stands behind it; what an experiment sets itself is not taken."""
+    command = command_of(f"train_script/{script}.sh", tmp_path, "--x", **values)
+    place = f"{REPOSITORY}/change/experiments/"
+    assert command == ["-m", "change", *(place + word if word.endswith(".toml") else word for word in expected)]
+
+
+def test_buildings(tmp_path: Path) -> None:
+    values = {"root": "all", "levir": "l", "ms_bcd": "m", "count": 3, "epoch": 2}
+    data, training = commands_of("train_script/train_buildings.sh", tmp_path, **values)
+    module = "change.experiments.buildings_data"
+    assert data == ["-m", module, "all", "--levir", "l", "--ms_bcd", "m", "--count", "3"]
+    settings = f"{REPOSITORY}/change/experiments/buildings.toml"
+    assert training == ["-m", "change", "finetune", "all", "--epoch=2", "--settings", settings]
+
+
 def test_buildings_need_their_parts(tmp_path: Path) -> None:
-    """Said before anything is drawn; what is there stays."""
+    """Reported before anything is drawn; what is there stays."""
     (tmp_path / "all.part").mkdir()
     (tmp_path / "all.part" / "mine").touch()
     result = run_script("train_script/train_buildings.sh", tmp_path, root="all/", levir="nowhere", ms_bcd="nowhere")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "no folder nowhere/train/label" in result.stderr
+    assert result.returncode == 2
+    logged, error = result.stderr.splitlines()
+    assert logged.startswith("from the environment: ")
+    assert "no folder nowhere/train/label" in error
     assert (tmp_path / "all.part" / "mine").exists() and not (tmp_path / "all").exists()
-
-
-def recorded(script: str, place: Path, **values: object) -> list[list[str]]:
-    """What a script has run by now, by a stand-in for the interpreter that makes the files its programs would make."""
-    recorder = place / "recorder"
-    recorder.write_text(
-        """#!/bin/sh
-        echo "$@" >>"$0.log"
-        for word; do case "$word" in *.json|*.pth) ;; --save_path=*) mkdir -p "${word#*=}"; >"${word#*=}/w.pth" ;;
-          */test) mkdir -p "$word"; >"$word/metrics.json" ;; esac; done
-        """
-    )
-    recorder.chmod(0o755)
-    result = run_script(script, place, python=recorder, **values)
-    assert result.returncode == 0, result.stderr
-    return [line.split() for line in (place / "recorder.log").read_text().splitlines()]
-
-
-@pytest.mark.parametrize(
-    ("folder", "given", "expected"),
-    [
-        ("train/A", {}, ["--epoch=800", "--val_epoch=267", "--train_batchsize=4"]),
-        ("A", {}, ["--epoch=1200", "--val_epoch=400"]),
-        ("A", {"list": "names"}, ["--epoch=2400"]),
-        ("train/A", {"epoch": 5, "nproc": 8}, ["--epoch=5"]),
-        ("nothing", {"list": "nowhere"}, ["--epoch=1"]),
-    ],
-)
-def test_epochs_of_finetuning(tmp_path: Path, folder: str, given: dict[str, object], expected: list[str]) -> None:
-    """2,400 crops, whatever the number of pairs: those that train.py will find, in its own layouts."""
-    place = tmp_path / "my data"
-    (place / folder).mkdir(parents=True)
-    (place / "list").mkdir()
-    (place / "list" / "train.txt").write_text("1\n2\n\n")
-    (tmp_path / "names").mkdir()
-    (tmp_path / "names" / "train.txt").write_text("1\n")
-    for name in ("1.png", "2.TIF", "3.jpeg", "1.png.aux.xml", ".4.png"):
-        (place / folder / name).touch()
-    (words,) = recorded("train_script/finetune.sh", tmp_path, data=place, **given)
-    assert set(expected) <= set(words)
-    assert ("--train_batchsize=4" in words) == ("nproc" not in given)
-
-
-def test_ablation(tmp_path: Path) -> None:
-    """Every arm is trained, from where it should be, and scored; once more, nothing is done."""
-    stray = {"model": "unet", "refine": True, "cross": True}  # of the user's environment: no arm may take them
-    values = {"root": "data", "out": tmp_path / "arms", "seeds": 3, "epoch": 8, **stray}
-    lines = recorded("train_script/ablation.sh", tmp_path, **values)
-    trained = [TrainOptions(**parse_given(TrainOptions, words[1:], "")) for words in lines[::2]]
-    assert all(words[0].endswith("test.py") for words in lines[1::2])
-    arms = {Path(options.save_path).name: options for options in trained}
-    assert len(arms) == len(lines) / 2 == 10
-    start_of = {name: Path(options.checkpoint_path).parent.name for name, options in arms.items()}
-    assert start_of == {
-        **dict.fromkeys(("base1_3", "unet1_3"), ""),
-        **{f"{arm}_3": "base1_3" for arm in ("base", "refine", "cross", "within", "both", "turn2")},
-        **{"unet_3": "unet1_3", "turn3_3": "turn2_3"},
-    }
-    assert {name for name, options in arms.items() if options.epoch == 4} == {"turn2_3", "turn3_3"}
-    assert {name for name, options in arms.items() if options.cross and options.refine} == {"both_3", "turn3_3"}
-    assert all(options.seed == 3 and options.recipe == "scratch" for options in trained)
-    assert recorded("train_script/ablation.sh", tmp_path, **values) == lines
-
-
-def test_steps_of_the_recipe(tmp_path: Path) -> None:
-    """Optimizer adds to published, average to that, each other step to average, on every fold; all is the recipe."""
-    values = {"root": "data", "out": tmp_path / "steps", "lists": "lists", "folds": "0 2"}
-    lines = recorded("train_script/recipe.sh", tmp_path, **values)
-    assert len(lines) == 2 * 10 * 2
-    text = [" ".join(words[1:]) for words in lines[::2]]
-    for name in ("scale", "color_setting"):  # the recorder's words are split at spaces
-        text = [re.sub(rf"(--{name}=\S+(?: [\d.]+)*)", lambda m: m[0].replace(" ", "_"), line) for line in text]
-    given = [parse_given(TrainOptions, line.split(), "") for line in text]
-    given = [{k: v.replace("_", " ") if k in ("scale", "color_setting") else v for k, v in g.items()} for g in given]
-    assert [Path(g["save_path"]).name for g in given][:4] == [
-        "published_0",
-        "published_2",
-        "optimizer_0",
-        "optimizer_2",
-    ]
-    assert all(g["root"] == "data/train" and g["list"] == f"lists/{g['save_path'][-1]}" for g in given)
-    steps = {Path(g["save_path"]).name[:-2]: {k: v for k, v in g.items() if k != "save_path"} for g in given[::2]}
-    assert steps["published"].items() < steps["optimizer"].items() < steps["average"].items()
-    assert steps.pop("all") == {**steps["published"], "recipe": "scratch"}
-    own = {step: g.items() - steps["average"].items() for step, g in steps.items()}
-    assert all(len(own[step]) >= 1 for step in list(steps)[3:])
-    parts = steps["average"] | dict(item for step in own for item in own[step])
-    assert RECIPES["scratch"].items() <= parts.items()
-    assert recorded("train_script/recipe.sh", tmp_path, **values) == lines

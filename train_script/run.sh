@@ -1,15 +1,148 @@
-# Sourced by the others: runs train.py or test.py with every option that is set as a variable of its name, in $nproc
-# processes. The interpreter is $python, else the one that change/common/environment.py finds, or sets up.
+# shellcheck shell=bash
+# Sourced by every other script: runs the programs with the variables that are set.
+#
+# A variable named like an option of train.py or test.py is passed on as that option. The values in
+# a script are defaults: : "${epoch:=1000}" sets epoch only if the environment does not.
+# python names the interpreter; without it, change/common/environment.py finds one or sets one up.
+# nproc is the number of processes for torchrun.
+
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-case "$program" in
-  train) names="recipe root list trainsize cropsize color_setting scale symmetries swap epoch lr weight_decay decay_norms
-    eps train_batchsize grad_accum schedule power warmup model dice prior keep ema seed val_batchsize val_epoch decay_epoch
-    backbone refine cross within k beta l1 l2 save_path best_name save_freq save_minutes resume checkpoint_path pretrained
-    mixed_precision_training amp deterministic compile kept_activations cache cache_path device continue_run workers" ;;
-  test) names="test_root list checkpoint_path testsize test_batchsize protocol window overlap tta threshold check amp device
-    save_path save_result save_result_path save_iou_map save_iou_map_path save_panels save_panels_path report compile workers" ;;
-esac
-[ -n "${python:-}" ] || python="$(cd "$repo" && python3 -m change.common.environment requirements.txt)"
-options=() launch=(); [ "${nproc:-1}" = 1 ] || launch=(-m torch.distributed.run --standalone --nproc_per_node="$nproc")
-for name in $names; do [ -z "${!name:-}" ] || options+=("--$name=${!name}"); done
-exec "$python" ${launch[@]+"${launch[@]}"} "$repo/$program.py" ${options[@]+"${options[@]}"} "$@"
+
+train_options=(
+  recipe root list trainsize cropsize color_setting scale symmetries swap epoch lr weight_decay
+  decay_norms eps train_batchsize grad_accum schedule power warmup model dice prior keep ema seed
+  val_batchsize val_epoch decay_epoch backbone refine cross within k beta l1 l2 save_path best_name
+  save_freq save_minutes resume checkpoint_path pretrained mixed_precision_training amp
+  deterministic compile kept_activations cache cache_path device continue_run workers
+)
+test_options=(
+  test_root list checkpoint_path testsize test_batchsize protocol tile window overlap tta threshold check
+  amp device save_path save_result save_result_path save_iou_map save_iou_map_path save_panels
+  save_panels_path report compile workers
+)
+script_variables=(
+  python nproc epoch1 epoch2 epoch3 count data levir ms_bcd out seeds folds lists test_amp
+)
+
+# Remember which variables the user has set, before a script sets its defaults.
+if [ -z "${prx_from_user+set}" ]; then
+  prx_from_user=" "
+  for prx_name in "${train_options[@]}" "${test_options[@]}" "${script_variables[@]}"; do
+    if [ -n "${!prx_name:-}" ]; then
+      prx_from_user="$prx_from_user$prx_name "
+    fi
+  done
+fi
+
+# from_user NAME: whether the user has set this variable.
+from_user() {
+  [[ "$prx_from_user" == *" $1 "* ]]
+}
+
+# log_environment NAME...: log the variables among these that the user has set, once for a script
+# and all that it calls.
+log_environment() {
+  local name
+  local line=""
+  if [ -n "${PRX_ENVIRONMENT_LOGGED:-}" ]; then
+    return 0
+  fi
+  for name in "$@"; do
+    if from_user "$name" && [ -n "${!name:-}" ]; then
+      line="$line, $name=${!name}"
+    fi
+  done
+  if [ -n "$line" ]; then
+    echo "from the environment: ${line#, }" >&2
+  fi
+  export PRX_ENVIRONMENT_LOGGED=1
+}
+
+# find_python: set python unless it is set.
+find_python() {
+  if [ -z "${python:-}" ]; then
+    python="$(cd "$repo" && python3 -m change.common.environment requirements.txt)"
+  fi
+}
+
+# set_options NAME...: fill the array options with --NAME=VALUE of the variables that are set.
+set_options() {
+  local name
+  options=()
+  for name in "$@"; do
+    if [ -n "${!name:-}" ]; then
+      options+=("--$name=${!name}")
+    fi
+  done
+}
+
+# refuse_behind ARGUMENT...: exit if an option that a script of several passes needs itself, or that
+# only one of its passes takes, is among the arguments of the script.
+refuse_behind() {
+  local argument
+  local name
+  for argument in "$@"; do
+    case "${argument%%=*}" in
+      --save_path | --pretrained)
+        name="${argument%%=*}"
+        name="${name#--}"
+        echo "error: --$name: set it in front, $name=... bash $(basename "$0")" >&2
+        exit 2
+        ;;
+    esac
+  done
+}
+
+# run_program train|test [ARGUMENT...]: become train.py or test.py.
+run_program() {
+  local program="$1"
+  local launcher=()
+  local name
+  shift
+  if [ -n "${continue_run:-}" ]; then
+    # The run has its folder and its start already: these defaults are for a new one.
+    for name in save_path checkpoint_path; do
+      if ! from_user "$name"; then
+        unset "$name"
+      fi
+    done
+  fi
+  if [ "$program" = train ]; then
+    log_environment python nproc "${train_options[@]}"
+    set_options "${train_options[@]}"
+  else
+    log_environment python nproc "${test_options[@]}"
+    set_options "${test_options[@]}"
+  fi
+  if [ "${nproc:-1}" != 1 ]; then
+    launcher=(-m torch.distributed.run --standalone "--nproc_per_node=$nproc")
+  fi
+  find_python
+  set -- "$repo/$program.py" ${options[@]+"${options[@]}"} "$@"
+  exec "$python" ${launcher[@]+"${launcher[@]}"} "$@"
+}
+
+# run_module MODULE [ARGUMENT...]: run python -m MODULE of this clone, from any folder.
+run_module() {
+  find_python
+  PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}" "$python" -m "$@"
+}
+
+# run_verb experiment|finetune FILE|DATA [ARGUMENT...]: become python -m change VERB.
+run_verb() {
+  local verb="$1"
+  local subject="$2"
+  local names=(nproc "${train_options[@]}")
+  shift 2
+  if [ "$verb" = experiment ]; then
+    names+=(out seeds folds lists test_amp)
+  fi
+  log_environment python data "${names[@]}"
+  if [ "$verb" = finetune ]; then
+    unset root  # DATA is the root
+  fi
+  set_options "${names[@]}"
+  find_python
+  export PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}"
+  exec "$python" -m change "$verb" "$subject" ${options[@]+"${options[@]}"} "$@"
+}

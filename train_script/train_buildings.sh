@@ -1,10 +1,21 @@
 #!/usr/bin/env bash
-# Buildings that appear or vanish, on levir, ms_bcd and more scenes, put together in root, from weights of synthetic scenes:
-# packed.pth in save_path, how checkpoints/buildings_r18.pth was made. On one core: two hours.
+# Buildings that appear or vanish: put LEVIR-CD, MS-HS-BCD and synthetic scenes together in root,
+# and fine-tune weights of synthetic scenes on them, with the values of
+# change/experiments/buildings.toml. packed.pth lands in save_path: checkpoints/buildings_r18.pth
+# was made by this script, in two hours on one core.
 set -euo pipefail
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"; data="$here/../data" start="$here/../checkpoints/prx_change_r18.pth"
-[ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.common.environment requirements.txt)"
-: "${root:=$data/buildings}" "${levir:=$data/LEVIR-CD}" "${ms_bcd:=$data/MS-HS-BCD}" "${save_path:=$here/../results/buildings/train}"
-: "${epoch:=16}" "${val_epoch:=4}" "${count:=240}" "${train_batchsize:=4}" "${lr:=7e-4}"
-. "$here/buildings_data.sh"
-. "$here/from_weights.sh"
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# shellcheck source-path=SCRIPTDIR source=run.sh
+. "$here/run.sh"
+
+# Fine-tuning sets these itself.
+unset data best_name resume continue_run
+log_environment python nproc levir ms_bcd count "${train_options[@]}"
+: "${root:=$repo/data/buildings}"
+: "${levir:=$repo/data/LEVIR-CD}"
+: "${ms_bcd:=$repo/data/MS-HS-BCD}"
+: "${count:=240}"
+
+run_module change.experiments.buildings_data "$root" \
+  --levir "$levir" --ms_bcd "$ms_bcd" --count "$count"
+run_verb finetune "$root" --settings "$repo/change/experiments/buildings.toml" "$@"

@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# Any change of cropland and land cover, on CLCD (root, as prepare leaves it), from the weights for buildings: packed.pth
-# in save_path, how checkpoints/land_r18.pth was made. On one core: two and a half hours.
+# Any change of cropland and land cover: fine-tune the weights for buildings on CLCD, as prepared by
+# python -m change prepare, with the values of change/experiments/land.toml. packed.pth lands in
+# save_path: checkpoints/land_r18.pth was made by this script, in two and a half hours on one core.
 set -euo pipefail
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"; start="$here/../checkpoints/buildings_r18.pth"
-[ -n "${python:-}" ] || python="$(cd "$here/.." && python3 -m change.common.environment requirements.txt)"
-: "${root:=$here/../data/CLCD}" "${save_path:=$here/../results/land/train}" "${epoch:=130}" "${val_epoch:=10}"
-: "${train_batchsize:=8}" "${lr:=1e-3}"
-. "$here/from_weights.sh"
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# shellcheck source-path=SCRIPTDIR source=run.sh
+. "$here/run.sh"
+
+# Fine-tuning sets these itself.
+unset data best_name resume continue_run
+: "${root:=$repo/data/CLCD}"
+
+run_verb finetune "$root" --settings "$repo/change/experiments/land.toml" "$@"

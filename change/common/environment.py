@@ -1,14 +1,18 @@
-"""Which interpreter runs this repository, and setting it up: `python3 -m change.common.environment REQUIREMENTS...`.
+"""Find or set up the interpreter for this repository: `python3 -m change.common.environment REQUIREMENTS...`.
 
-The last line on stdout is the path of an interpreter that has what the requirement files name. Where the one that runs
-this has it all, that is it. Else, with no environment active, `.venv` is made and filled, once; in an active conda or
-virtual environment nothing is changed, and the line to run is printed, unless PRX_SETUP=1 asks to run it.
+The last line on stdout is the path of an interpreter that has everything in the requirement files:
 
-TORCH_INDEX names a package index to take torch and torchvision from. Uses the standard library alone.
+- the interpreter that runs this, if it has everything;
+- otherwise, if no environment is active, the one in `.venv`, which is created and filled once;
+- in an active conda or virtual environment, nothing is changed, and the line to run is printed as an error, unless
+  PRX_SETUP=1 asks to run it.
+
+TORCH_INDEX names a package index to install torch and torchvision from. Only the standard library is used.
 """
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import shlex
@@ -16,30 +20,66 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VENV = REPOSITORY / ".venv"
 OLDEST = (3, 10)
+PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-SIZE = "about 5 GB on Linux, where torch brings its CUDA packages"
-HINT = f"; without a GPU, TORCH_INDEX={CPU_INDEX} makes it about 1 GB"
+SIZE = "about 5 GB on Linux, because torch includes CUDA packages"
+HINT = f"; without a GPU, set TORCH_INDEX={CPU_INDEX} for about 1 GB"
+
+
+# A requirement: NAME or NAME>=VERSION, and a marker if only some versions of Python need it, as in
+# tomli>=2; python_version < "3.11"
+REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[\w, -]*\])?(?:\s*>=\s*([\w.+]+))?(?:\s*;\s*(.+))?")
+MARKER = re.compile(r"""python_version\s*(<|<=|>|>=|==|!=)\s*["']([\d.]+)["']""")
+COMPARISONS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
 
 
 def requirements(files: list[str]) -> list[tuple[str, str]]:
-    """The name and the least version of every line NAME>=VERSION."""
-    lines = [line.strip() for file in files for line in (REPOSITORY / file).read_text().splitlines()]
-    parts = [line.partition(">=") for line in lines if line and not line.startswith("#")]
-    return [(name.strip(), version.strip()) for name, _, version in parts]
+    """Return name and least version ("" if any will do) of every requirement for the Python that runs this.
+
+    Exits with an error if a line is none of the forms of REQUIREMENT.
+    """
+    found = []
+    for file in files:
+        for line in (REPOSITORY / file).read_text().splitlines():
+            text = line.partition("#")[0].strip()
+            if not text:
+                continue
+            match = REQUIREMENT.fullmatch(text)
+            if match is None:
+                stop(f'{file}: cannot read "{text}": write NAME>=VERSION, and ; python_version < "3.11" if needed')
+            if match[3] is None or applies(match[3], file):
+                found.append((match[1], match[2] or ""))
+    return found
+
+
+def applies(marker: str, file: str, running: str = PYTHON_VERSION) -> bool:
+    """Return whether a marker such as `python_version < "3.11"` holds for the Python that runs this."""
+    match = MARKER.fullmatch(marker.strip())
+    if match is None:
+        stop(f'{file}: cannot read the marker "{marker}": only comparisons of python_version are understood')
+    return bool(COMPARISONS[match[1]](numbers(running), numbers(match[2])))
 
 
 def numbers(version: str) -> list[int]:
-    """The leading numbers of a version, for comparing: "2.15.0+cpu" -> [2, 15, 0]."""
+    """Return the leading numbers of a version, for comparison: "2.15.0+cpu" -> [2, 15, 0]."""
     match = re.match(r"\d+(\.\d+)*", version)
     return [int(part) for part in match[0].split(".")] if match else []
 
 
 def lacking(files: list[str]) -> list[str]:
-    """The requirements that this interpreter's packages do not meet."""
+    """List the requirements that the packages of this interpreter do not meet."""
     missing = []
     for name, least in requirements(files):
         try:
@@ -53,7 +93,7 @@ def lacking(files: list[str]) -> list[str]:
 
 
 def lacking_in(python: str, files: list[str]) -> list[str]:
-    """The same of another interpreter, which may not be there or not work: then it lacks everything."""
+    """List the requirements that another interpreter does not meet: all if it is missing or does not work."""
     code = f"from change.common.environment import lacking; print(*lacking({files!r}), sep='\\n')"
     try:
         answer = subprocess.run([python, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -63,7 +103,7 @@ def lacking_in(python: str, files: list[str]) -> list[str]:
 
 
 def install_commands(python: str, files: list[str]) -> list[list[str]]:
-    """The pip calls that meet the requirements: torch and torchvision first where TORCH_INDEX names an index."""
+    """Return the pip commands that install the requirements: torch and torchvision first if TORCH_INDEX is set."""
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     everything = [*pip, *[part for file in files for part in ("-r", str(REPOSITORY / file))]]
     index = os.environ.get("TORCH_INDEX")
@@ -74,24 +114,22 @@ def install_commands(python: str, files: list[str]) -> list[list[str]]:
 
 
 def install(python: str, files: list[str]) -> None:
-    """Run pip; what it says goes to stderr. Raises SystemExit where it fails."""
+    """Run pip, with its output on stderr. Exits with an error if it fails."""
     for command in install_commands(python, files):
         if subprocess.run([*command, "--quiet"], stdout=sys.stderr, check=False).returncode:
-            stop(f"pip failed; its message stands above. To try again: {shlex.join(command)}")
+            stop(f"pip failed; see its message above. To try again, run: {shlex.join(command)}")
 
 
-def stop(message: str) -> None:
-    """Say one line and exit with code 2."""
+def stop(message: str) -> NoReturn:
+    """Print one line on stderr and exit with code 2."""
     sys.stderr.write(f"error: {message}\n")
     raise SystemExit(2)
 
 
 def main(files: list[str]) -> None:
-    """Find or make the interpreter and print its path."""
+    """Find or set up the interpreter and print its path."""
     if sys.version_info < OLDEST:
-        stop(
-            f"{sys.executable} is Python {sys.version.split()[0]}: 3.10 or newer is needed; name one: python=python3.12"
-        )
+        stop(f"{sys.executable} is Python {sys.version.split()[0]}, not 3.10 or newer: choose one: python=python3.12")
     missing = lacking(files)
     active = os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
     python = sys.executable
@@ -109,7 +147,7 @@ def main(files: list[str]) -> None:
             large = any(name.startswith("torch") for name in missing)
             sys.stderr.write(f"installing {', '.join(missing)} into {VENV}, once{size if large else ''}\n")
             if subprocess.run([sys.executable, "-m", "venv", str(VENV)], stdout=sys.stderr, check=False).returncode:
-                stop(f"{VENV} could not be made; the message stands above")
+                stop(f"{VENV} could not be created; see the message above")
             install(python, files)
     sys.stdout.write(python + "\n")
 

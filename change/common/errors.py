@@ -1,4 +1,4 @@
-"""Errors a user can mend, and how a command ends on them: one line, exit code 2, no traceback."""
+"""Errors for users: one line, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
@@ -13,9 +14,9 @@ from typing import Any, NoReturn
 EXIT_USER_ERROR = 2
 EXIT_CTRL_C = 130
 
-# Words in torch's errors, and what to do about them.
+# Parts of torch's error messages, and what to do about them.
 OUT_OF_MEMORY = {
-    "DataLoader worker": "a loader process died, probably for want of memory: use fewer --workers",
+    "DataLoader worker": "a loader process died, probably for lack of memory: use fewer --workers",
     "CUDA out of memory": "the GPU is out of memory: choose a smaller batch size, --cropsize or --tile",
     "MPS backend out of memory": "the GPU is out of memory: choose a smaller batch size, --cropsize or --tile",
     "DefaultCPUAllocator": "out of memory: choose a smaller batch size, --cropsize, --testsize or --tile",
@@ -23,11 +24,11 @@ OUT_OF_MEMORY = {
 
 
 class UserError(Exception):
-    """What is wrong, with which file or value, and what to do about it, in one line."""
+    """An error that the user can fix: what is wrong, which file or value, and what to do, in one line."""
 
 
 def needed(name: str, command: str) -> Any:
-    """An optional module. Raises UserError with the command that installs it."""
+    """Import an optional module. Raises UserError with the command that installs it if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -35,36 +36,50 @@ def needed(name: str, command: str) -> Any:
 
 
 def listed(names: Iterable[object], most: int = 3) -> str:
-    """Name the first few and count the rest: "a, b, c and 4 more"."""
+    """List the first few names and count the rest: "a, b, c and 4 more"."""
     every = [str(name) for name in names]
     rest = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + rest
 
 
 def run_command(command: Callable[[list[str]], int]) -> None:
-    """Run `command` on the arguments of this process and exit with its code; a user's error is one line and 2."""
+    """Run `command` with the arguments of this process and exit with its code.
+
+    A UserError, an OSError and running out of memory are reported in one line, with exit code 2. The environment
+    variable PRX_DEBUG=1 shows their traceback instead.
+    """
     try:
         code = command(sys.argv[1:])
-    except UserError as error:
-        code = fail(str(error))
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        code = fail(f"{place}{error.strerror or error}")
-    except RuntimeError as error:
-        remedy = next((remedy for sign, remedy in OUT_OF_MEMORY.items() if sign in str(error)), None)
-        if remedy is None:
-            raise
-        code = fail(remedy)
     except KeyboardInterrupt:
         code = EXIT_CTRL_C
+    except Exception as error:
+        message = message_for_users(error)
+        if not message or os.environ.get("PRX_DEBUG") == "1":
+            raise
+        code = fail(message)
     sys.exit(code)
 
 
+def message_for_users(error: Exception) -> str:
+    """Return the line that reports an error; empty for an error that users cannot fix."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY["DefaultCPUAllocator"]
+    if isinstance(error, RuntimeError):
+        return next((remedy for sign, remedy in OUT_OF_MEMORY.items() if sign in str(error)), "")
+    return ""
+
+
 def fail(message: str) -> int:
-    """Say one line, whatever `message` holds, on stderr and in the log file if there is one; return the exit code."""
+    """Report `message` as one line, on stderr and in the log file if there is one; return the exit code."""
     line = "error: " + " ".join(message.split())
     if logging.getLogger().handlers:
-        with contextlib.suppress(OSError):  # of a full disk: the console comes first, and has it
+        # The disk may be full: the console handler comes first, so the line is shown.
+        with contextlib.suppress(OSError):
             logging.getLogger().error(line)
     else:
         sys.stderr.write(line + "\n")
@@ -72,9 +87,9 @@ def fail(message: str) -> int:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Ends on a wrong argument with one line."""
+    """An argument parser that reports a wrong argument in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the line and exit."""
+        """Report the error and exit."""
         fail(f"{message}; --help lists the options")
         sys.exit(EXIT_USER_ERROR)

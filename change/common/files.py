@@ -1,4 +1,7 @@
-"""Files and folders: written aside and renamed, so that whatever exists is complete; and files of our own."""
+"""Writing files and folders whole, and finding the files that come with the program.
+
+What is written goes to a temporary name and is then renamed, so that whatever exists is complete.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from pathlib import Path
 from change.common.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-CLONE = PACKAGE.parent  # the repository, where this is not an installed package
+CLONE = PACKAGE.parent  # the repository, unless this is an installed package
 IS_CLONE = (CLONE / "train.py").is_file()
 
 
 def shipped_file(place: str) -> Path:
     """Find a file that comes with the program, such as "checkpoints/buildings_r18.pth".
 
-    In a clone it lies at that place; in an installed package, below change/shipped. Raises UserError if it is missing.
+    `place` is relative to the repository; in an installed package, to change/shipped. Raises UserError if the file is
+    missing.
     """
     path = (CLONE if IS_CLONE else PACKAGE / "shipped") / place
     if not path.exists():
@@ -33,7 +37,7 @@ def home_folder() -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path` or leave what was there. Raises UserError where it cannot be written."""
+    """Write `data` to `path`, or leave what was there. Raises UserError if it cannot be written."""
     if not path.name:
         raise UserError(f"cannot write {path}: name a file")
     aside = path.with_name(f".{path.name}.part")
@@ -53,7 +57,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder, and those above it. Raises UserError where it cannot be made."""
+    """Create a folder and its parents. Raises UserError if it cannot be created."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -62,7 +66,7 @@ def make_folder(path: Path) -> Path:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder beside `folder`, then put it in place of `folder`.
+    """Have `write` fill a new folder beside `folder`, then put it in place of `folder`.
 
     If anything fails, `folder` stays as it was. Raises UserError if it cannot be written.
     """
@@ -90,7 +94,7 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Set-up as real processes: real virtual environments and pip, with tiny packages from a folder for an index."""
+"""Set-up in processes, with real virtual environments and pip; the package index is a folder of tiny packages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from change.common.environment import lacking, numbers
+from change.common import environment
+from change.common.environment import applies, lacking, numbers, requirements
 from tests.conftest import REPOSITORY
 
 
 def make_wheel(folder: Path, name: str, version: str) -> None:
-    """A wheel of one empty module."""
+    """Write a wheel with one empty module."""
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": "",
@@ -42,7 +43,7 @@ def make_wheel(folder: Path, name: str, version: str) -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A repository of its own with two requirements, of which indexes in folders have packages."""
+    """Make a repository with two requirements, and two package indexes that have them."""
     place = tmp_path / "a clone"
     (place / "change" / "common").mkdir(parents=True)
     shutil.copy(REPOSITORY / "change" / "common" / "environment.py", place / "change" / "common")
@@ -125,3 +126,58 @@ def test_this_environment_has_everything() -> None:
 @pytest.mark.parametrize(("less", "more"), [("2.9.1", "2.10"), ("2.6", "2.6.0+cpu"), ("1.26.4", "2"), ("", "0.1")])
 def test_versions_are_ordered(less: str, more: str) -> None:
     assert numbers(less) < numbers(more)
+
+
+def write_requirements(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(environment, "REPOSITORY", folder)
+    (folder / "some.txt").write_text(text)
+
+
+def test_requirements_for_some_versions_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+        # a comment
+        torchlike>=2.6
+        plain  # any version
+        old>=2; python_version < "3.11"
+        new >= 1.5.2 ; python_version >= '3.10'
+        extra[some,more]>=3
+    """
+    write_requirements(tmp_path, monkeypatch, text)
+    old = [("old", "2")] if sys.version_info < (3, 11) else []
+    expected = [("torchlike", "2.6"), ("plain", ""), *old, ("new", "1.5.2"), ("extra", "3")]
+    assert requirements(["some.txt"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("marker", "running", "expected"),
+    [
+        ('python_version < "3.11"', "3.10", True),
+        ('python_version < "3.11"', "3.11", False),
+        ('python_version<"3.9"', "3.10", False),  # 10 is more than 9
+        ("python_version >= '3.10'", "3.13", True),
+        ('python_version != "3.12"', "3.12", False),
+        ('python_version == "3.12"', "3.12", True),
+    ],
+)
+def test_markers(marker: str, running: str, expected: bool) -> None:
+    assert applies(marker, "some.txt", running) == expected
+
+
+@pytest.mark.parametrize("line", ["small==1.0", "small>=1; sys_platform == 'linux'", "small>=1,<2"])
+def test_a_requirement_of_another_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    write_requirements(tmp_path, monkeypatch, line)
+    with pytest.raises(SystemExit) as error:
+        requirements(["some.txt"])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.startswith("error: some.txt: cannot read")
+
+
+def test_a_marker_keeps_a_package_out(clone: Path) -> None:
+    """Neither asked for nor installed: the set-up reads markers as pip does."""
+    (clone / "requirements.txt").write_text('torchlike>=2.6\nabsent>=1; python_version < "3.0"\n')
+    result = find(clone)
+    assert result.returncode == 0, result.stderr
+    assert "installing torchlike into" in result.stderr
+    assert find(clone).stderr == ""

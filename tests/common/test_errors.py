@@ -14,6 +14,7 @@ from change.common.errors import UserError, listed, run_command
         (OSError(28, "No space left on device", "out.png"), 2, "error: out.png: No space left on device"),
         (RuntimeError("DataLoader worker (pid 3) is killed"), 2, "error: a loader process died"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), 2, "error: out of memory"),
+        (MemoryError(), 2, "error: out of memory"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -25,6 +26,15 @@ def test_exit_codes(caplog: pytest.LogCaptureFixture, error: BaseException, code
         run_command(command)
     assert stop.value.code == code
     assert " ".join(caplog.messages).startswith(line)
+
+
+def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(_: list[str]) -> int:
+        raise UserError("a value is wrong")
+
+    monkeypatch.setenv("PRX_DEBUG", "1")
+    with pytest.raises(UserError, match="a value is wrong"):
+        run_command(command)
 
 
 def test_other_errors_keep_their_traceback() -> None:

@@ -1,0 +1,145 @@
+"""Fine-tune a checkpoint on labelled pairs: `python -m change finetune DATA`.
+
+One pass from weights that are there. best.pth lands in the folder of the run. Run again, the same command continues a
+run that was interrupted. What is not given on the command line comes from a TOML file, finetune.toml by default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from change.change_dataloader import SUFFIXES
+from change.common.errors import OneLineParser, UserError
+from change.common.files import PACKAGE, home_folder, shipped_file
+from change.common.names import files_by_stem, read_list
+from change.experiments.programs import program_command, run, verb_command
+from change.experiments.settings import Options, Value, build, parse_options, read_toml, refuse_own
+
+BEST = "best"  # --best_name of the run
+DEFAULT = PACKAGE / "experiments" / "finetune.toml"
+
+# Options of train.py that fine-tuning sets itself, and what to use instead.
+OWN = {
+    "root": "DATA names the data set",
+    "best_name": f"it is always {BEST}",
+    "resume": "fine-tuning always starts from weights: choose them with checkpoint_path",
+    "continue_run": "a run that has begun in the folder that save_path names is continued",
+}
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What a fine-tuning starts from, and how it trains."""
+
+    start: str  # checkpoint to start from, in the repository
+    train: Options  # options of train.py
+    save_path: str = ""  # folder of the run, in the repository; default: results/finetuned/NAME of the data set
+    crops: int = 0  # crops to see, in whole epochs, if no epoch is given
+    pack: bool = False  # whether to write packed.pth beside best.pth
+    one_process: Options = field(default_factory=dict)  # more options of train.py, unless it runs in several processes
+
+    def __post_init__(self) -> None:
+        if not self.start:
+            raise UserError("start is empty: name a checkpoint")
+        if self.crops < 0:
+            raise UserError(f"crops {self.crops}: choose 1 or more, or leave it out and set epoch in [train]")
+        if bool(self.crops) == ("epoch" in self.train):
+            raise UserError("choose either crops or epoch in [train]")
+        elsewhere = {"checkpoint_path": "use start", "save_path": "it stands outside of [train]"}
+        for options in (self.train, self.one_process):
+            refuse_own(options, {**OWN, **elsewhere})
+
+    def train_options(self, data: Path, given: Mapping[str, Value], nproc: str) -> Options:
+        """Return the options of train.py for a run; those in `given` come first.
+
+        A run that goes on gets the same options, which train.py compares with those in its state, except for those
+        that say how it starts.
+
+        Raises:
+            UserError: if the checkpoint that comes with the program is missing.
+        """
+        folder = self.folder(data, given)
+        going_on = (folder / f"{BEST}.state.pth").is_file()
+        options: Options = {"root": str(data), **self.train}
+        if not going_on:
+            options |= self.options_of_a_new_run(data, given, nproc)
+        options |= {**given, "best_name": BEST}
+        if "epoch" in options and "warmup" in self.train and "warmup" not in given:  # train.py wants fewer than epoch
+            options["warmup"] = min(int(self.train["warmup"]), int(options["epoch"]) - 1)
+        options.pop("save_path", None)
+        if going_on:
+            return {**options, "continue_run": str(folder)}
+        return {**options, "save_path": str(folder)}
+
+    def options_of_a_new_run(self, data: Path, given: Mapping[str, Value], nproc: str) -> Options:
+        """Return the options that depend on the pairs and the number of processes, and the start."""
+        options: Options = {"resume": True}
+        if nproc == "1":
+            options |= self.one_process
+        if self.crops and "epoch" not in given:
+            pairs = count_pairs(data, str(given.get("list", "")))
+            epochs = math.ceil(self.crops / pairs) if pairs else 1
+            options |= {"epoch": epochs, "val_epoch": math.ceil(epochs / 3)}
+        if "checkpoint_path" not in given:
+            options["checkpoint_path"] = str(shipped_file(self.start))
+        return options
+
+    def folder(self, data: Path, given: Mapping[str, Value]) -> Path:
+        """Return the folder of the run."""
+        if "save_path" in given:
+            return Path(str(given["save_path"]))
+        if self.save_path:
+            return home_folder() / self.save_path
+        name = data.name if data.name not in ("", "..") else data.resolve().name
+        return home_folder() / "results" / "finetuned" / name
+
+
+def count_pairs(data: Path, lists: str) -> int:
+    """Count the pairs that train.py will train on; 0 if something is wrong with them, which train.py reports.
+
+    Args:
+        data: data set with train/A, or with A and list/train.txt.
+        lists: folder of train.txt, or "".
+    """
+    before = data / "train" / "A"
+    try:
+        if before.is_dir() and not lists:
+            return len(files_by_stem(before, SUFFIXES))
+        return len(read_list(Path(lists or data / "list") / "train.txt", SUFFIXES))
+    except UserError:
+        return 0
+
+
+def build_parser() -> OneLineParser:
+    """Return the parser of the options that are not train.py's."""
+    parser = OneLineParser(
+        prog="python -m change finetune",
+        description="Fine-tune a checkpoint on labelled pairs. Any option of train.py can be added.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder of train and val, each with A, B and label")
+    parser.add_argument("--settings", metavar="FILE", type=Path, default=DEFAULT, help="TOML file with other values")
+    parser.add_argument("--nproc", default="1", help="training processes, or gpu: one for each GPU (default: 1)")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands instead of running them")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, train, pack; return the exit code."""
+    parsed, rest = build_parser().parse_known_args(list(arguments))
+    tuning = build(FineTuning, read_toml(parsed.settings), str(parsed.settings))
+    given = parse_options(rest)
+    refuse_own(given, OWN)
+    options = tuning.train_options(parsed.data, given, parsed.nproc)
+    if code := run(program_command("train.py", options, parsed.nproc), parsed.dry_run):
+        return code
+    if not tuning.pack:
+        return 0
+    folder = tuning.folder(parsed.data, given)
+    packed = folder / "packed.pth"
+    if not parsed.dry_run:
+        packed.unlink(missing_ok=True)
+    return run(verb_command("pack", folder / f"{BEST}.pth", packed), parsed.dry_run)

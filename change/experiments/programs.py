@@ -1,0 +1,79 @@
+"""train.py, test.py and the verbs as processes: their commands, and running them one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from change.common.errors import UserError
+from change.common.files import CLONE
+
+
+def program_command(program: str, options: Mapping[str, object], nproc: str = "1") -> list[str]:
+    """Return the command that runs train.py or test.py with this interpreter.
+
+    Args:
+        program: "train.py" or "test.py".
+        options: values by the name of the option.
+        nproc: number of processes for torchrun, or "gpu"; "1" runs without torchrun.
+
+    Raises:
+        UserError: if this is an installed package, which has neither program.
+    """
+    path = CLONE / program
+    if not path.is_file():
+        raise UserError(
+            f"{program} is not part of the installed package: clone the repository of PRX-Change, and run this there"
+        )
+    launcher = [] if nproc == "1" else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+    return [sys.executable, *launcher, str(path), *(f"--{name}={value}" for name, value in options.items())]
+
+
+def verb_command(verb: str, *arguments: object) -> list[str]:
+    """Return the command that runs `python -m change VERB` with this interpreter."""
+    return [sys.executable, "-m", "change", verb, *map(str, arguments)]
+
+
+def run(command: Sequence[str], dry_run: bool = False) -> int:
+    """Run a command and return its exit code, 128 and more if a signal ended it.
+
+    Ctrl-C and SIGTERM are left to the command, because train.py saves its state then; this waits for it.
+    With `dry_run`, the command is printed instead.
+    """
+    if dry_run:
+        sys.stdout.write(shlex.join(command) + "\n")
+        return 0
+    paths = [str(CLONE), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    process = subprocess.Popen(command, env=environment)
+    with signals_left_to(process):
+        code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def signals_left_to(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Ignore Ctrl-C, which a terminal sends to `process` as well, and pass SIGTERM on; restore both in the end."""
+
+    def ignore(number: int, frame: FrameType | None) -> None:
+        """Do nothing, unlike SIG_IGN also in programs that are started now."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, ignore),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,240 @@
+"""Experiments: the commands of every arm, against those of the published tables, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from change.common.errors import UserError
+from change.experiments import experiment
+from change.experiments.experiment import main, read_experiment
+from change.experiments.settings import parse_options
+from change.training.start import RECIPES
+from tests.conftest import REPOSITORY
+
+FOLDER = REPOSITORY / "change" / "experiments"
+ABLATION = str(FOLDER / "ablation.toml")
+RECIPE = str(FOLDER / "recipe.toml")
+
+SMALL = """
+root = "data"
+out = "out"
+seeds = [0]
+[train]
+epoch = 4
+[[arm]]
+name = "one"
+"""
+
+
+class Recorder:
+    """Stands for `run`: keeps the commands, and makes the files that the programs would make."""
+
+    def __init__(self, fails_at: int = 0) -> None:
+        self.commands: list[list[str]] = []
+        self.fails_at = fails_at
+
+    def __call__(self, command: Sequence[str], dry_run: bool = False) -> int:
+        assert not dry_run
+        self.commands.append(list(command))
+        options = given_in(command)
+        folder = Path(options.get("save_path") or options["continue_run"])
+        folder.mkdir(parents=True, exist_ok=True)
+        if len(self.commands) == self.fails_at:
+            (folder / "w.state.pth").touch()
+            return 3
+        (folder / ("metrics.json" if folder.name == "test" else "w.pth")).touch()
+        return 0
+
+
+def given_in(command: Sequence[str]) -> dict[str, str]:
+    """Return the options of a command as they are written."""
+    start = next(place for place, word in enumerate(command) if word.endswith(("train.py", "test.py")))
+    return dict(word.removeprefix("--").split("=", 1) for word in command[start + 1 :])
+
+
+def train_options(command: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a train.py command as train.py reads them."""
+    return parse_options(command[command.index(str(REPOSITORY / "train.py")) + 1 :])
+
+
+def record(monkeypatch: pytest.MonkeyPatch, *arguments: str, fails_at: int = 0) -> tuple[int, list[list[str]]]:
+    """Run the verb; return its exit code and the commands that it ran."""
+    recorder = Recorder(fails_at)
+    monkeypatch.setattr(experiment, "run", recorder)
+    return main(list(arguments)), recorder.commands
+
+
+def test_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arm is trained, from where it should be, and scored; once more, nothing is done."""
+    arguments = [ABLATION, "--root=data", f"--out={tmp_path}", "--seeds=3", "--epoch=8", "--device=cpu"]
+    code, commands = record(monkeypatch, *arguments)
+    assert code == 0
+    arms = {Path(given["save_path"]).name: given for given in map(train_options, commands[::2])}
+    order = ["unet1", "base1", "unet", "base", "refine", "cross", "within", "both", "turn2", "turn3"]
+    assert list(arms) == [f"{arm}_3" for arm in order]
+    start_of = {name: Path(given.get("checkpoint_path", "")).parent.name for name, given in arms.items()}
+    assert start_of == {
+        **dict.fromkeys(("base1_3", "unet1_3"), ""),
+        **{f"{arm}_3": "base1_3" for arm in ("base", "refine", "cross", "within", "both", "turn2")},
+        **{"unet_3": "unet1_3", "turn3_3": "turn2_3"},
+    }
+    assert {name for name, given in arms.items() if given.get("model") == "unet"} == {"unet1_3", "unet_3"}
+    assert {name: given["epoch"] for name, given in arms.items() if given["epoch"] != 8} == {"turn2_3": 4, "turn3_3": 4}
+    parts = {
+        part: {name.removesuffix("_3") for name, given in arms.items() if given.get(part)}
+        for part in ("refine", "cross", "within")
+    }
+    assert parts == {
+        "refine": {"refine", "both", "turn2", "turn3"},
+        "cross": {"cross", "within", "both", "turn3"},
+        "within": {"within"},
+    }
+    assert all(given["seed"] == 3 and given["recipe"] == "scratch" for given in arms.values())
+    for command in commands[::2]:
+        given = train_options(command)
+        assert given["root"] == "data" and given["best_name"] == "w" and given["device"] == "cpu"
+        shared = {"val_epoch": 9999, "cropsize": 128, "trainsize": 0, "val_batchsize": 1}
+        assert shared.items() <= given.items()
+        assert given.get("resume", False) == ("pretrained" not in given) == ("checkpoint_path" in given)
+    for training, scoring in zip(commands[::2], commands[1::2], strict=True):
+        folder = train_options(training)["save_path"]
+        assert scoring[1] == str(REPOSITORY / "test.py")
+        assert given_in(scoring) == {
+            "test_root": "data/val",
+            "checkpoint_path": f"{folder}/w.pth",
+            "save_path": f"{folder}/test",
+            "amp": "auto",
+            "device": "cpu",
+        }
+    assert record(monkeypatch, *arguments) == (0, [])
+
+
+def test_values_of_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What is trained without any option: three seeds of ten arms for 56 epochs, three folds of nine steps for 14."""
+    for file, runs, epochs, data in ((ABLATION, 30, {56, 28}, {"data/CLCD"}), (RECIPE, 27, {14}, {"data/CLCD/train"})):
+        assert main([file, f"--out={tmp_path}", "--dry_run"]) == 0
+        commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+        trained = [train_options(command) for command in commands[::2]]
+        assert len(trained) == len({options["save_path"] for options in trained}) == runs
+        assert {options["epoch"] for options in trained} == epochs
+        assert {options["root"] for options in trained} == {str(REPOSITORY / place) for place in data}
+        assert not [*tmp_path.iterdir()]
+    ablation, recipe = read_experiment(Path(ABLATION)), read_experiment(Path(RECIPE))
+    assert Path(ablation.out) == REPOSITORY / "results" / "ablation" and ablation.seeds == (0, 1, 2)
+    assert Path(recipe.out) == REPOSITORY / "results" / "recipe" and recipe.folds == (0, 1, 2)
+    assert Path(recipe.lists) == REPOSITORY / "list" / "CLCD-folds"
+
+
+def test_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimizer adds to published, average to that, each other step to average, on every fold; all is the recipe."""
+    arguments = [RECIPE, "--root=data", f"--out={tmp_path}", "--lists=lists", "--folds=0 2", "--nproc=2"]
+    code, commands = record(monkeypatch, *arguments)
+    assert code == 0 and len(commands) == 2 * 9 * 2
+    assert all(("--nproc_per_node=2" in command) == (index % 2 == 0) for index, command in enumerate(commands))
+    given = [train_options(command) for command in commands[::2]]
+    names = ["published", "optimizer", "average", "symmetries", "swap", "scale", "colour", "loss", "all"]
+    assert [Path(g["save_path"]).name for g in given] == [f"{name}_{fold}" for name in names for fold in (0, 2)]
+    assert all(g["root"] == "data/train" and g["list"] == f"lists/{g['save_path'][-1]}" for g in given)
+    for scoring in commands[1::2]:
+        options = given_in(scoring)
+        fold = Path(options["save_path"]).parent.name[-1]
+        assert options["test_root"] == "data/train" and options["list"] == f"lists/{fold}/val.txt"
+    steps = {Path(g["save_path"]).name[:-2]: {k: v for k, v in g.items() if k != "save_path"} for g in given[::2]}
+    assert steps["published"].items() < steps["optimizer"].items() < steps["average"].items()
+    assert steps["published"]["recipe"] == "published"
+    assert steps.pop("all") == {**steps["published"], "recipe": "scratch"}
+    own = {step: g.items() - steps["average"].items() for step, g in steps.items()}
+    assert all(len(own[step]) >= 1 for step in list(steps)[3:])
+    assert dict(own["swap"]) == {"swap": True}
+    parts = steps["average"] | dict(item for step in own for item in own[step])
+    assert RECIPES["scratch"].items() <= parts.items()
+    assert record(monkeypatch, *arguments) == (0, [])
+
+
+def test_an_interrupted_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """train.py is given the options again, to compare them with those of the run, except for how it starts."""
+    arguments = [ABLATION, f"--out={tmp_path}", "--root=data", "--seeds=1 2", "--epoch=9", "--swap"]
+    code, first = record(monkeypatch, *arguments, fails_at=5)
+    assert code == 3 and len(first) == 5
+    code, rest = record(monkeypatch, *arguments)
+    assert code == 0 and len(rest) == 40 - 4
+    begun, going_on = train_options(first[4]), train_options(rest[0])
+    assert going_on.pop("continue_run") == begun.pop("save_path") == str(tmp_path / "unet_1")
+    assert begun.pop("resume") and begun.pop("checkpoint_path") == str(tmp_path / "unet1_1" / "w.pth")
+    assert going_on == begun and going_on["model"] == "unet" and going_on["swap"] and going_on["epoch"] == 9
+
+
+def test_half_as_many_epochs_are_rounded_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when the run goes on."""
+    (tmp_path / "turn2_0").mkdir()
+    (tmp_path / "turn2_0" / "w.state.pth").touch()
+    for given, expected in ((["--epoch=9"], 5), ([], 28)):
+        assert main([ABLATION, f"--out={tmp_path}", "--seeds=0", "--dry_run", *given]) == 0
+        lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+        options = [train_options(words) for words in lines[::2]]
+        half = [given for given in options if given["epoch"] == expected]
+        assert [given.get("continue_run") for given in half] == [str(tmp_path / "turn2_0"), None]
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "message"),
+    [
+        (RECIPE, ["--lr=1"], r"--lr is set by the arm optimizer: leave it out, or change it in the TOML file"),
+        (RECIPE, ["--list=x"], "list cannot be chosen here: give lists"),
+        (RECIPE, ["--seeds=1"], "choose either seeds or folds"),
+        (ABLATION, ["--seed=1"], "seed cannot be chosen here: give seeds"),
+        (ABLATION, ["--save_path=x"], "save_path cannot be chosen here: every arm has a folder of its own"),
+        (ABLATION, ["--resume"], "resume cannot be chosen here: the key start of an arm"),
+        (ABLATION, ["--cross"], "--cross is set by the arm cross"),
+        ("nowhere.toml", [], "no settings at nowhere.toml"),
+    ],
+)
+def test_options_that_an_experiment_sets(file: str, given: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main([file, "--dry_run", *given])
+
+
+@pytest.mark.parametrize(("given", "message"), [("--seeds=a", "give whole numbers"), ("--epochs=3", "--epochs=3")])
+def test_wrong_options(caplog: pytest.LogCaptureFixture, given: str, message: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([ABLATION, "--dry_run", given])
+    assert stop.value.code == 2 and message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('root = "data"', "", "the key root is missing"),
+        ("seeds = [0]", "", "choose either seeds or folds, and give at least one"),
+        ("seeds = [0]", "folds = [0]", "lists names the folder of the folds' lists: give it with folds"),
+        ("epoch = 4", "", r"\[train\] needs epoch"),
+        ("epoch = 4", "epoch = 4\nseed = 1", "seed cannot be chosen here: give seeds"),
+        ("epoch = 4", 'epoch = 4\nsave_path = "x"', "save_path cannot be chosen here"),
+        ("epoch = 4", "epoch = 4\nepochs = 4", "train: unknown key epochs"),
+        ("seeds = [0]", "seeds = [0]\narms = 3", "unknown key arms"),
+        ("seeds = [0]", "seeds = [0]\nsplits = 3", "unknown key splits; the keys are root, out, train, seeds"),
+        ('name = "one"', 'name = "one"\nform = "x"', "arm one: unknown key form; the keys are name, start"),
+        ('name = "one"', 'name = "a/b"', "arm a/b: name 'a/b': choose one that can name a folder"),
+        ('name = "one"', "", "arm 1: the key name is missing"),
+        ('name = "one"', 'name = "one"\nstart = "two"', "arm one: two is no arm before it"),
+        ('name = "one"', 'name = "one"\nextends = "one"', "arm one: one is no arm before it"),
+        ('name = "one"', 'name = "one"\nepoch_share = 1.5', "arm one: epoch_share 1.5: choose a share above 0"),
+        ('name = "one"', 'name = "one"\ntrain.epoch = 3', "arm one: epoch cannot be chosen here: use epoch_share"),
+        ('name = "one"', 'name = "one"\ntrain.lrr = 3', "arm one: train: unknown key lrr"),
+        ('name = "one"', 'name = "one"\n[[arm]]\nname = "one"', "arm one is there twice"),
+        ('[[arm]]\nname = "one"', "", r"no arms: give at least one \[\[arm\]\]"),
+        ("[[arm]]", "[arm]", r"write each arm as \[\[arm\]\]"),
+    ],
+)
+def test_faults_in_a_file(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    assert old in SMALL
+    path.write_text(SMALL.replace(old, new))
+    with pytest.raises(UserError, match=message) as error:
+        read_experiment(path)
+    assert str(path) in str(error.value)
