@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import tests.benchmark
-import tests.benchmark_scenes
+import change.__main__
 from change.__main__ import VERBS
-from change.options import TestOptions, TrainOptions, parse_given
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_program
 
 PAGES = sorted(
     [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")]
@@ -29,6 +27,8 @@ VERB = re.compile(r"(?:-m change|prx-change) ([a-z]\w*)")
 SCRIPT = re.compile(r"\bbash (\S+\.sh)|\bpython (\S+\.py)|\btorchrun .* (\S+\.py)")
 MODULE = re.compile(r"\bpython -m (tests\.\w+)")
 VARIABLE = re.compile(r"(?:^|\s)([A-Za-z_]\w*)=")
+PROGRAMS = ("train", "test", *VERBS, "tests.benchmark", "tests.benchmark_scenes")
+TAKE_TRAINING_OPTIONS = ("finetune", "experiment")
 FOREIGN = {"node_rank", "logdir"}  # options of other programs that sentences name
 
 
@@ -73,19 +73,17 @@ def inline_code(text: str) -> list[str]:
 @cache
 def options(program: str) -> frozenset[str]:
     """The options that the help of a program lists; `program` is train, test, a verb or a module of tests."""
+    if program in ("train", "test"):
+        names = OPTION.findall(run_program(f"{program}.py", "--help").stdout)
+        return frozenset([*names, *(f"no-{name}" for name in names)])
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        if program in ("train", "test"):
-            parse_given(TrainOptions if program == "train" else TestOptions, ["--help"], "")
-        elif program in VERBS:
-            importlib.import_module(VERBS[program]).main(["--help"])
-        elif program == "tests.benchmark":
-            tests.benchmark.main(["--help"])
+        if program in VERBS:
+            change.__main__.main([program, "--help"])
         else:
-            tests.benchmark_scenes.main(["--help"])
-    names = frozenset(OPTION.findall(printed.getvalue()))
-    assert names, f"{program} --help lists no option"
-    return names | {f"no-{name}" for name in names if program in ("train", "test")}
+            importlib.import_module(program).main(["--help"])
+    names = OPTION.findall(printed.getvalue())
+    return frozenset(names) | (options("train") if program in TAKE_TRAINING_OPTIONS else frozenset())
 
 
 def program_of(command: str) -> str | None:
@@ -129,7 +127,7 @@ def test_options_exist(name: str) -> None:
         if program := program_of(command):
             ours = re.split(r"\.py\b|\.sh\b|-m change|-m tests", command, maxsplit=1)[1]
             wrong += [f"{command}: --{option}" for option in OPTION.findall(ours) if option not in options(program)]
-    known = FOREIGN.union(*map(options, ("train", "test", *VERBS, "tests.benchmark", "tests.benchmark_scenes")))
+    known = FOREIGN.union(*map(options, PROGRAMS))
     for code in inline_code(text_of(name)):
         if not code.startswith("pip "):
             wrong += [f"{code}: --{option}" for option in OPTION.findall(code) if option not in known]
@@ -161,5 +159,6 @@ def test_commands_are_read() -> None:
     text = "```bash\npython train.py --nothing 1 \\\n    --lr 2  # --comment\n```\n`python -m change fly`"
     assert [command.split() for command in commands(text)] == [["python", "train.py", "--nothing", "1", "--lr", "2"]]
     assert program_of(commands(text)[0]) == "train" and program_of("tensorboard --logdir x") is None
+    assert all(options(program) for program in PROGRAMS)
     assert {"lr", "cross", "no-cross"} <= options("train") and "nothing" not in options("train")
     assert [VERB.findall(code) for code in inline_code(text)] == [["fly"]]
