@@ -16,8 +16,8 @@ train_options=(
   deterministic compile kept_activations cache cache_path device continue_run workers
 )
 test_options=(
-  test_root list checkpoint_path testsize test_batchsize protocol tile window overlap tta threshold check
-  amp device save_path save_result save_result_path save_iou_map save_iou_map_path save_panels
+  test_root list checkpoint_path testsize test_batchsize protocol tile window overlap tta threshold
+  check amp device save_path save_result save_result_path save_iou_map save_iou_map_path save_panels
   save_panels_path report compile workers
 )
 script_variables=(
