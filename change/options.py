@@ -6,7 +6,6 @@ The command lines follow from them, and so does docs/options.md: `python -m chan
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from change.common.command_line import (
 from change.common.devices import AMP_CHOICES, TRAINING_AMP_CHOICES
 from change.common.errors import UserError
 from change.prediction.compiling import CHOICES as COMPILE_CHOICES
+from change.prediction.threshold import check_threshold
 from change.prediction.tiles import Protocol
 from models.encoders import ENCODERS, encoder_name
 from models.network import MODELS, NetworkConfig
@@ -367,18 +367,6 @@ def build_test_options(given: Mapping[str, Any]) -> TestOptions:
     options = from_flat(TestOptions, given)
     refuse_without_effect(TestOptions, given, flat(options))
     return options
-
-
-def check_threshold(text: str) -> None:
-    """Raise UserError for a --threshold that is neither empty, nor val, nor a number from 0 to below 1."""
-    if text in ("", "val"):
-        return
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise UserError(f"--threshold {text}: choose a number from 0 to below 1, or val")
 
 
 # --- docs/options.md -----------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ if [ "${1:-}" = quick ]; then
   set -- -m "not slow" "${@:2}"
 fi
 if [ -z "${python:-}" ]; then
-  requirements=(requirements.txt requirements-geo.txt tests/requirements-onnx.txt tests/requirements.txt)
+  requirements=(requirements.txt requirements-geo.txt)
+  requirements+=(tests/requirements-onnx.txt tests/requirements.txt)
   python="$(python3 -m change.common.environment "${requirements[@]}")"
 fi
 scripts="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')"

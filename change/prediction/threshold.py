@@ -1,7 +1,8 @@
-"""From probabilities to masks: the one place where the threshold is applied."""
+"""From probabilities to masks: the one place where a threshold is applied."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -33,3 +34,15 @@ def changed_pixels(probability: Tensor, threshold: float, names: Sequence[str]) 
             "happens there too"
         )
     return changed
+
+
+def check_threshold(text: str) -> None:
+    """Raise UserError for a --threshold that is neither empty, nor val, nor a number from 0 to below 1."""
+    if text in ("", "val"):
+        return
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise UserError(f"--threshold {text}: choose a number from 0 to below 1, or val")

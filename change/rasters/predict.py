@@ -24,9 +24,9 @@ from change.common.devices import AMP_CHOICES
 from change.common.errors import OneLineParser, UserError, listed
 from change.common.files import shipped_file, write_folder
 from change.common.logs import start_logging
-from change.options import check_threshold
 from change.prediction.compiling import CHOICES as COMPILING
 from change.prediction.detector import OVERLAP, TILE, ChangeDetector
+from change.prediction.threshold import check_threshold
 from change.rasters.gdal import quiet_gdal
 from change.rasters.jobs import Job, count_pixels, find_jobs
 from change.rasters.picture_pair import predict_pictures
