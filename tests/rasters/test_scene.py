@@ -143,7 +143,9 @@ def test_the_calling_program_is_left_as_it_was(tmp_path: Path) -> None:
         return pixelwise(first, second)
 
     state = host_state()
-    RasterPair(before, after).close()
+    pair = RasterPair(before, after)
+    assert not rasterio.env.hasenv() and host_state() == state
+    pair.close()
     with pytest.warns(NotGeoreferencedWarning):  # the filters are those of the calling program
         RasterPair(bare, bare, assume_aligned=True).close()
     assert host_state() == state
