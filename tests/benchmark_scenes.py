@@ -1,13 +1,14 @@
-"""What a large scene takes: `python -m tests.benchmark_scenes --data FOLDER`, FOLDER of A and B, images of one size.
+"""Memory and time of a large scene: `python -m tests.benchmark_scenes --data FOLDER`.
 
-Two rasters are made of the images, repeated and turned: `--size` pixels square, 0.5 m in UTM, and about 0.6 m in the
-Mercator projection of the web. `python -m change predict` runs on them as a process, and once more on a first raster
-that begins half a tile further down and right, so that no tile lies where one lay before. Given are peak memory of the
-process, its time and the network's share, and how far the two masks agree where both have data.
+FOLDER holds A and B, with images of one size. They are repeated and turned to make two rasters of `--size` pixels a
+side: one with pixels of 0.5 m in UTM, one of about 0.6 m in Web Mercator. `python -m change predict` runs on them as a
+process. It runs again on a first raster that begins half a tile further down and to the right, so that no tile covers
+the same ground as before. Reported are the peak memory of the process, its time, the network's share of it, and the
+agreement of the two masks.
 
-The floor: a row of tiles of before and after, 7 bytes a pixel, and its blended probabilities and weights, 16 bytes:
-0.28 GB for a width of 12,000 and tiles of 1024; torch and the network beside. The network's arithmetic is 264 GFLOP a
-tile of 1024 (`tests/benchmark.py`), of which 12,000 takes 16 x 16.
+The floor: a row of tiles of before and after takes 7 bytes per pixel, its blended probabilities and weights 16 bytes.
+That is 0.28 GB for a width of 12,000 and tiles of 1024, in addition to torch and the network. The network's arithmetic
+is 264 GFLOP per tile of 1024 (`tests/benchmark.py`); 12,000 pixels a side take 16 x 16 tiles.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ from change.common.images import read_image
 from change.rasters.predict import CHECKPOINT
 
 FORMAT: dict[str, Any] = {"driver": "GTiff", "dtype": "uint8", "count": 3, "nodata": 0, "tiled": True}
-PLACE = 600_000, 3_400_000, 0.5  # east, north, metres a pixel, in UTM zone 14
+PLACE = 600_000, 3_400_000, 0.5  # east and north in UTM zone 14, metres per pixel
 
 
 def write_mosaic(images: list[Path], size: int, path: Path) -> None:
-    """The images side by side, each time turned otherwise, on a grid in UTM; black is made the darkest grey."""
+    """Write the images side by side, repeated in different rotations, on a grid in UTM.
+
+    Black becomes the darkest grey, because 0 means nodata. Raises UserError for images that differ in size.
+    """
     east, north, metres = PLACE
     with rasterio.open(
         path,
@@ -62,7 +66,7 @@ def write_mosaic(images: list[Path], size: int, path: Path) -> None:
 
 
 def write_warped(source: Path, size: int, path: Path) -> None:
-    """A raster in the Mercator projection of the web, `size` pixels square."""
+    """Warp a raster to Web Mercator, `size` pixels a side."""
     with rasterio.open(source) as dataset:
         transform, width, height = calculate_default_transform(
             dataset.crs, "EPSG:3857", dataset.width, dataset.height, *dataset.bounds, dst_width=size, dst_height=size
@@ -80,7 +84,7 @@ def write_warped(source: Path, size: int, path: Path) -> None:
 
 
 def write_cut(source: Path, first: int, path: Path) -> None:
-    """A raster without its first rows and columns."""
+    """Copy a raster without its first rows and columns."""
     with rasterio.open(source) as dataset:
         window = Window(first, first, dataset.width - first, dataset.height - first)
         profile = dataset.profile | {
@@ -95,8 +99,8 @@ def write_cut(source: Path, first: int, path: Path) -> None:
                 out.write(part, window=Window(0, row, window.width, rows))
 
 
-def predicted(before: Path, after: Path, out: Path, given: list[str]) -> dict[str, Any]:
-    """Run the verb; what metadata.json says of it, with the seconds of the process."""
+def run_predict(before: Path, after: Path, out: Path, given: list[str]) -> dict[str, Any]:
+    """Run `python -m change predict`; return the content of metadata.json, and the seconds of the process."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "change", "predict", str(before), str(after), "-o", str(out), *given]
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
@@ -106,8 +110,8 @@ def predicted(before: Path, after: Path, out: Path, given: list[str]) -> dict[st
     return metadata | {"process": time.perf_counter() - began}
 
 
-def agreement(one: Path, other: Path) -> float:
-    """IoU of the changed class of two masks, where the second one lies."""
+def measure_agreement(one: Path, other: Path) -> float:
+    """Return the IoU of the changed class of two masks, in the area that both cover."""
     with rasterio.open(one) as first, rasterio.open(other) as second:
         shift = round((second.transform.c - first.transform.c) / first.transform.a)
         down = round((second.transform.f - first.transform.f) / first.transform.e)
@@ -118,16 +122,17 @@ def agreement(one: Path, other: Path) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Make the rasters, run, print."""
+    """Make the rasters, run the predictions and print the results; return the exit code."""
     parser = OneLineParser(prog="python -m tests.benchmark_scenes", description="Memory and time of a large scene.")
-    parser.add_argument("--data", type=Path, required=True, help="folder of A and B")
-    parser.add_argument("--size", type=int, default=12_000, help="pixels a side (default: 12000)")
-    parser.add_argument("--tile", type=int, default=1024, help="pixels (default: 1024)")
-    parser.add_argument("--overlap", type=int, default=256, help="pixels (default: 256)")
-    parser.add_argument("--checkpoint_path", type=Path, default=shipped_file(CHECKPOINT), help=f"default: {CHECKPOINT}")
-    parser.add_argument("--device", default="auto", help="default: auto")
-    parser.add_argument("--amp", default="auto", help="default: auto")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds A and B")
+    parser.add_argument("--size", type=int, default=12_000, help="side of the scene in pixels (default: 12000)")
+    parser.add_argument("--tile", type=int, default=1024, help="side of the tiles in pixels (default: 1024)")
+    parser.add_argument("--overlap", type=int, default=256, help="overlap of the tiles in pixels (default: 256)")
+    parser.add_argument("--checkpoint_path", type=Path, help=f"weights to use (default: {CHECKPOINT})")
+    parser.add_argument("--device", default="auto", help="as for predict (default: auto)")
+    parser.add_argument("--amp", default="auto", help="as for predict (default: auto)")
     options = parser.parse_args(arguments)
+    options.checkpoint_path = options.checkpoint_path or shipped_file(CHECKPOINT)
     given = [f"--{name}={getattr(options, name)}" for name in ("tile", "overlap", "checkpoint_path", "device", "amp")]
     images = [sorted((options.data / date).iterdir()) for date in ("A", "B")]
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,18 +144,18 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(
             f"{os.cpu_count()} cores, torch {torch.__version__}; {options.size} square, tile {options.tile}\n"
         )
-        for name, before in (("whole", "before.tif"), ("half a tile further", "cut.tif")):
-            found = predicted(folder / before, folder / "after.tif", folder / name, given)
+        for name, before in (("whole", "before.tif"), ("shifted by half a tile", "cut.tif")):
+            found = run_predict(folder / before, folder / "after.tif", folder / name, given)
             seconds, pixels = found["seconds"], found["pixels"]
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             sys.stdout.write(
-                f"{name}: {found['process']:.1f} s, of them the network {seconds['network']:.1f}, the rest "
+                f"{name}: {found['process']:.1f} s, of which the network takes {seconds['network']:.1f}, the rest "
                 f"{100 * (1 - seconds['network'] / seconds['all']):.1f}%; peak {peak:.2f} GiB; changed "
                 f"{pixels['changed']} of {pixels['data']} pixels, {found['polygons']['count']} polygons\n"
             )
             sys.stdout.flush()
-        both = (folder / name / "mask.tif" for name in ("whole", "half a tile further"))
-        sys.stdout.write(f"IoU of the two masks: {agreement(*both):.4f}\n")
+        both = (folder / name / "mask.tif" for name in ("whole", "shifted by half a tile"))
+        sys.stdout.write(f"IoU of the two masks: {measure_agreement(*both):.4f}\n")
     return 0
 
 

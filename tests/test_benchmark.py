@@ -1,4 +1,4 @@
-"""The benchmark as a process: a line a variant, the same numbers in the JSON, outputs that agree."""
+"""The benchmark as a process: one line per variant, the same numbers in the JSON file, outputs that agree."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_table_and_json(tmp_path: Path) -> None:
 
 def test_wrong_input() -> None:
     result = run_benchmark("--steps", "512")
-    assert result.returncode == 2 and "'512' is no SIZExBATCH" in result.stderr
+    assert result.returncode == 2 and "'512' is not SIZExBATCH" in result.stderr
     assert size_and_batch("512x8") == (512, 8)
 
 

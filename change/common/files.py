@@ -70,6 +70,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
     If anything fails, `folder` stays as it was. Raises UserError if it cannot be written.
     """
+    if not folder.name:
+        raise UserError(f"cannot write {folder}: name a folder")
     aside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
     try:
         make_folder(folder.parent)

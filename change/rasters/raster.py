@@ -193,8 +193,11 @@ class RasterPair:
                 overlap.
         """
         with ExitStack() as stack:
-            first = stack.enter_context(open_raster(before))
-            second = stack.enter_context(open_raster(after))
+            # Datasets that are entered as contexts would leave a rasterio.Env in the calling program until `close`.
+            first = open_raster(before)
+            stack.callback(first.close)
+            second = open_raster(after)
+            stack.callback(second.close)
             warped = None
             if assume_aligned:
                 check_sizes(first, second, before=before, after=after)
@@ -204,7 +207,8 @@ class RasterPair:
                 self.window = other = overlap_window(first, second, before=before, after=after)
                 shift = find_shift(first, second)
                 if shift is None:
-                    warped = stack.enter_context(warp_onto(second, first))
+                    warped = warp_onto(second, first)
+                    stack.callback(warped.close)
                 else:
                     other = shifted_window(self.window, shift)
             self.crs = first.crs

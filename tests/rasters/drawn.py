@@ -1,4 +1,4 @@
-"""What the tests of this folder share: small rasters of known content."""
+"""Small rasters of known content, for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRID = from_origin(EAST, NORTH, 2, 2)
 def write_raster(
     path: Path, levels: NDArray[Any], crs: CRS | None = UTM, transform: Affine = GRID, **profile: Any
 ) -> Path:
-    """Levels (bands, H, W) as a GeoTIFF."""
+    """Write levels (bands, H, W) as a GeoTIFF."""
     count, height, width = levels.shape
     shape = {"count": count, "height": height, "width": width, "dtype": levels.dtype.name}
     with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **shape, **profile) as dataset:
@@ -32,7 +32,7 @@ def write_raster(
 
 
 def write_vrt(path: Path, bands: list[tuple[str, Path, str]]) -> Path:
-    """Bands of a type each, the first ones of rasters of 20 x 30 on GRID, with further content each."""
+    """Write a virtual raster of 20 x 30 pixels on GRID; each band has a GDAL type, a source file and more XML."""
     sources = (
         f'<VRTRasterBand dataType="{kind}" band="{i}">{extra}<SimpleSource><SourceFilename>{source}</SourceFilename>'
         "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
@@ -50,7 +50,7 @@ def noise(height: int, width: int, bands: int = 3, seed: int = 0) -> NDArray[np.
 
 
 def ground(transform: Affine, crs: CRS, height: int, width: int) -> NDArray[np.uint8]:
-    """A smooth landscape as a raster on any grid sees it: a function of the place alone."""
+    """Draw a smooth landscape on any grid: the value depends only on the place."""
     rows, columns = np.mgrid[:height, :width]
     x, y = (np.array(v) for v in xy(transform, rows.ravel(), columns.ravel()))
     east, north = (np.array(v).reshape(height, width) for v in transform_points(crs, UTM, x.tolist(), y.tolist()))
@@ -59,12 +59,12 @@ def ground(transform: Affine, crs: CRS, height: int, width: int) -> NDArray[np.u
 
 
 def pixelwise(before: Tensor, after: Tensor) -> Tensor:
-    """Depends on the pixel alone."""
+    """Predict each pixel by itself."""
     return before[:, :1].float() / 510 + after[:, 1:2].float() / 510
 
 
 def scene(folder: Path, height: int = 96, width: int = 128) -> list[Path]:
-    """Two georeferenced rasters on one grid."""
+    """Write two georeferenced rasters on one grid."""
     before, after, _ = draw_pair(np.random.default_rng(1), width, height)
     folder.mkdir(exist_ok=True)
     return [

@@ -12,7 +12,7 @@ from change.rasters.result_folder import folders_to_keep, has_result
 
 
 def test_text_files_of_pairs(tmp_path: Path) -> None:
-    """As spreadsheets write them, too."""
+    """Tabs or commas separate, also with the byte order mark that spreadsheets write."""
     (tmp_path / "pairs.csv").write_text("a.tif,b.tif,one\n\nc.tif,d.tif,\n", encoding="utf-8-sig")
     (tmp_path / "pairs.txt").write_text("a, b.tif\tc.tif\td e\n")
     found = {(j.before.name, j.after.name, j.folder.name) for j in find_jobs(tmp_path / "pairs.csv", None, tmp_path)}
@@ -26,7 +26,7 @@ def test_text_files_of_pairs(tmp_path: Path) -> None:
 
 
 def test_many_pairs_take_linear_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted: comparisons of paths, and paths that are resolved; each pair may take a few, whatever their number."""
+    """The number of paths compared and resolved grows with the number of pairs, not with its square."""
     count = 20_000
     (tmp_path / "pairs.txt").write_text("".join(f"a/{i}.tif\tb/{i}.tif\tpair{i}\n" for i in range(count)))
     done = {"compared": 0, "resolved": 0}

@@ -21,7 +21,7 @@ from tests.rasters.drawn import GRID, UTM, WORLD, read_band, write_raster
 
 
 def polygons(folder: Path, changed: NDArray[np.uint8], levels: NDArray[np.uint8], grid: Affine, crs: CRS) -> Any:
-    """Of a mask and a probability: a function of the highest level, the least area and by how much to simplify."""
+    """Number the changes of a mask and return `change_polygons` for them, without its keyword arguments."""
     mask = write_raster(folder / "mask.tif", changed[None], crs, grid, nodata=NO_DATA)
     height, width = changed.shape
     numbering = Numbering(folder / "numbers.tif", {"height": height, "width": width, "crs": crs, "transform": grid})
@@ -31,7 +31,7 @@ def polygons(folder: Path, changed: NDArray[np.uint8], levels: NDArray[np.uint8]
 
 
 def test_polygons_in_degrees(tmp_path: Path) -> None:
-    """A square of 0.01 degrees at 60 degrees north: its area by the formula of the sphere; a hole and a corner."""
+    """Compare areas in degrees at 60 degrees north with those on a sphere; one change has a hole and a corner."""
     changed = np.zeros((40, 60), np.uint8)
     changed[10:20, 10:20], changed[13:15, 13:15], changed[20, 20], changed[35, 50] = 1, 0, 1, 1
     changed[30:33, 3:9] = NO_DATA
@@ -46,7 +46,7 @@ def test_polygons_in_degrees(tmp_path: Path) -> None:
 
 
 def test_changes_across_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looked at three rows at a time, changes are those of the whole; their outlines are valid, areas add up."""
+    """Changes that are labelled three rows at a time equal those of the whole mask; outlines are valid."""
     monkeypatch.setattr("change.rasters.numbering.ROWS", 3)
     rng = np.random.default_rng(0)
     changed = (rng.random((31, 40)) < 0.35).astype(np.uint8)

@@ -30,7 +30,7 @@ def arguments(*given: object) -> list[str]:
 
 
 def test_rasters(tmp_path: Path) -> None:
-    """Every file of a scene: where it lies, what it holds, and what the others say of it."""
+    """Check the place and content of every file of a scene, and that the files agree."""
     out = tmp_path / "out"
     pair = scene(tmp_path / "in")
     assert main(arguments(*pair, "-o", out)) == 0
@@ -53,15 +53,13 @@ def test_rasters(tmp_path: Path) -> None:
 
 
 def test_lists(tmp_path: Path) -> None:
-    """Several pairs by several processes; once more, what is there is skipped and what failed is tried again."""
+    """Two processes share three pairs; a second run skips the finished ones and tries the failed one again."""
     scene(tmp_path / "a", 64, 64)
     scene(tmp_path / "b", 64, 80)
     lines = ["a/before.tif\ta/after.tif\tone", "b/before.tif\tb/after.tif\ttwo", "a/before.tif\tnowhere.tif\tthree"]
     (tmp_path / "pairs.txt").write_text("\n".join(lines))
     given = arguments("predict", tmp_path / "pairs.txt", "-o", tmp_path / "out")
-    result = run_verb(
-        *given, processes=2
-    )  # of which the second has one pair, and the first goes on where its own fails
+    result = run_verb(*given, processes=2)  # the first has two pairs, and goes on after one of them failed
     assert result.returncode != 0 and "1 of 3 pairs failed: three" in result.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one", "two"]
     begun = (tmp_path / "out" / "one" / "mask.tif").stat().st_mtime_ns
@@ -83,7 +81,7 @@ def test_folders_of_images(tmp_path: Path) -> None:
         assert mask.shape == probability.shape == (70, 90)
         assert ((mask == 255) == (probability >= 128)).mean() > 0.999
         assert json.loads((folder / "metadata.json").read_text())["pixels"]["changed"] == (mask == 255).sum()
-    (tmp_path / "B" / "._1.png").write_bytes(b"of another system")
+    (tmp_path / "B" / "._1.png").write_bytes(b"metadata of macOS")
     assert len(find_jobs(tmp_path / "A", tmp_path / "B", tmp_path / "out")) == 2
     (tmp_path / "B" / "1.png").rename(tmp_path / "B" / "0.jpg")
     with pytest.raises(UserError, match=r"0.jpg and 0.png: keep one"):
@@ -94,7 +92,7 @@ def test_folders_of_images(tmp_path: Path) -> None:
 
 
 def test_images_of_other_kinds(tmp_path: Path) -> None:
-    """Where either one is transparent no change is reported; more than 8 bits are refused."""
+    """No change is reported where either image is transparent; more than 8 bits are refused."""
     before, after, _ = draw_pair(np.random.default_rng(1), 90, 70)
     PIL.Image.fromarray(before).save(tmp_path / "before.png")
     opaque = np.full((70, 90, 1), 255, np.uint8)
@@ -112,7 +110,7 @@ def test_images_of_other_kinds(tmp_path: Path) -> None:
 
 
 def test_nothing_is_lost(tmp_path: Path) -> None:
-    """What is there stays, unless it is a result to be replaced, and then until its successor is whole."""
+    """An earlier result stays until the new one is complete; anything else is never replaced."""
     out, pair = tmp_path / "out", scene(tmp_path / "in")
     out.mkdir()
     assert main(arguments(*pair, "-o", out)) == 0
@@ -148,7 +146,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that holds the input, one of other files, a file, the one that the user is in."""
+    """Refused: a folder with the input, with other files, a file, and the current folder."""
     pair = scene(tmp_path / "in")
     (tmp_path / "in" / "metadata.json").write_text("{}")
     (tmp_path / "mine").mkdir()
@@ -172,7 +170,7 @@ def test_folders_that_are_not_replaced(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_killed_in_the_middle(tmp_path: Path) -> None:
-    """No folder of that name; the next run makes it, and leaves nothing beside it."""
+    """A killed run leaves no folder of that name; the next run writes it and cleans up."""
     folder = tmp_path / "in"
     folder.mkdir()
     pair = [write_raster(folder / f"{i}.tif", noise(1500, 200, seed=i)) for i in (1, 2)]
@@ -206,8 +204,8 @@ def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list
     assert not (tmp_path / "out").exists()
 
 
-def test_where_scenes_lie(tmp_path: Path) -> None:
-    """A second raster in degrees: the mask lies on the first one's grid, cut to what both cover."""
+def test_rasters_of_two_reference_systems(tmp_path: Path) -> None:
+    """If the second raster is in degrees, the mask lies on the grid of the first, cut to what both cover."""
     first, _ = scene(tmp_path / "in")
     grid = from_origin(15.0003, 45.1535, 2e-5, 2e-5)
     other = write_raster(tmp_path / "in" / "degrees.tif", noise(80, 60), WORLD, grid)
@@ -226,7 +224,7 @@ def test_where_scenes_lie(tmp_path: Path) -> None:
 def test_a_missing_file_of_ours_is_named_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    """As in a package that was built without it: nothing is predicted, and nothing is written."""
+    """If the package was built without a file, nothing is predicted and nothing is written."""
     monkeypatch.setattr(f"change.rasters.scene.{missing}", tmp_path / "lost.file")
     before, after = scene(tmp_path / "in")
     (tmp_path / "pairs.txt").write_text(f"{before}\t{after}\tone\n")

@@ -1,4 +1,4 @@
-"""Two rasters on one grid: warped, shifted, stretched, masked; and files that are refused."""
+"""Pairs of rasters on one grid: warped, shifted, stretched, masked; and files that are refused."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.rasters.drawn import EAST, GRID, NORTH, UTM, WEB, WORLD, ground, nois
 
 
 def read(pair: RasterPair) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
-    """All of both dates, and where data is."""
+    """Read all of both dates, and where both hold data."""
     before, after, data = pair.rows(0, pair.height)
     return before[0].numpy(), after[0].numpy(), data
 
 
 def test_one_grid(tmp_path: Path) -> None:
-    """The very bytes, by rows too."""
+    """Two rasters on one grid are read unchanged, also by rows."""
     first, second = noise(40, 50, seed=1), noise(40, 50, seed=2)
     pair = RasterPair(write_raster(tmp_path / "1.tif", first), write_raster(tmp_path / "2.tif", second))
     before, after, data = read(pair)
@@ -38,7 +38,7 @@ def test_one_grid(tmp_path: Path) -> None:
 
 
 def test_whole_shift(tmp_path: Path) -> None:
-    """A second raster that begins 6 rows lower and 4 columns to the left: what both cover, not resampled."""
+    """A second raster that begins 6 rows lower and 4 columns to the left is cut, not resampled."""
     first, second = noise(40, 50, seed=1), noise(30, 30, seed=2)
     other = write_raster(tmp_path / "2.tif", second, transform=from_origin(EAST - 8, NORTH - 12, 2, 2))
     pair = RasterPair(write_raster(tmp_path / "1.tif", first), other)
@@ -52,7 +52,7 @@ def test_whole_shift(tmp_path: Path) -> None:
     ("crs", "pixel"), [(UTM, 1.3), (UTM, 3.0), (WEB, 2.0), (WORLD, 2e-5)], ids=["finer", "coarser", "web", "degrees"]
 )
 def test_warped(tmp_path: Path, crs: CRS, pixel: float) -> None:
-    """Another grid sees the same ground in the same place."""
+    """A raster on another grid shows the same ground in the same place."""
     (x,), (y,) = transform_points(UTM, crs, [EAST + 20], [NORTH - 30])
     grid = from_origin(x, y, pixel, pixel)
     second = write_raster(tmp_path / "2.tif", ground(grid, crs, 150, 150), crs, grid)
@@ -60,12 +60,12 @@ def test_warped(tmp_path: Path, crs: CRS, pixel: float) -> None:
     before, after, data = read(pair)
     assert 0.5 < data.mean() <= 1 and pair.height < 100
     apart = np.abs(before.astype(int) - after.astype(int))[:, data]
-    assert np.percentile(apart, 99) <= 4  # of waves of 120; half a pixel aside it is 6
+    assert np.percentile(apart, 99) <= 4  # the waves span 120 levels; a shift of half a pixel gives 6
     assert not before[:, ~data].any() and not after[:, ~data].any()
 
 
 def test_warped_in_strips(tmp_path: Path) -> None:
-    """More rows than are warped at once: what GDAL gives for all of them."""
+    """Warping a few rows at a time gives what GDAL gives for all of them."""
     first, transform = noise(300, 90), from_origin(EAST, NORTH, 2.1, 2.1)
     other = write_raster(tmp_path / "2.tif", ground(transform, UTM, 300, 90), transform=transform, nodata=0)
     pair = RasterPair(write_raster(tmp_path / "1.tif", first), other)
@@ -76,7 +76,7 @@ def test_warped_in_strips(tmp_path: Path) -> None:
 
 
 def test_no_data(tmp_path: Path) -> None:
-    """Nodata, alpha and NaN, of either date."""
+    """Nodata, alpha and NaN of either date mean no data."""
     first = noise(20, 30, seed=1)
     first[:, :5] = 0
     second = np.concatenate((noise(20, 30, seed=2), np.full((1, 20, 30), 255, np.uint8)))
@@ -105,7 +105,7 @@ def test_no_data(tmp_path: Path) -> None:
     ],
 )
 def test_outside_of_a_warped_raster(tmp_path: Path, dtype: str, bands: int, profile: dict[str, Any]) -> None:
-    """The corners around a raster that lies turned hold no data, whatever its type."""
+    """The corners around a rotated raster hold no data, whatever its type."""
     turned = Affine(1.53, -1.28, EAST + 50, -1.28, -1.53, NORTH - 10)  # by 40 degrees
     second = write_raster(tmp_path / "2.tif", noise(60, 60, bands).astype(dtype), transform=turned, **profile)
     pair = RasterPair(write_raster(tmp_path / "1.tif", noise(100, 120)), second)
@@ -118,11 +118,11 @@ def test_outside_of_a_warped_raster(tmp_path: Path, dtype: str, bands: int, prof
 
 
 def test_masks_of_files(tmp_path: Path) -> None:
-    """Alpha in any number of bands and type, and a file's own mask, on its grid and warped."""
+    """Alpha bands, in any type and number of bands, and masks in files count, warped or not."""
     first = write_raster(tmp_path / "1.tif", noise(40, 60))
     for dtype, bands in (("uint8", 5), ("uint16", 4), ("float32", 4)):
         levels = noise(40, 60, bands).astype(dtype)
-        levels[3] = 255  # GDAL takes the first band after blue
+        levels[3] = 255  # the alpha band: GDAL takes the first one after blue
         levels[3, :, 30:] = 0
         path = tmp_path / "alpha.tif"
         for grid in (GRID, from_origin(EAST, NORTH, 2.01, 2.01)):
@@ -138,7 +138,7 @@ def test_masks_of_files(tmp_path: Path) -> None:
 
 
 def test_nodata_of_the_bands_that_are_read(tmp_path: Path) -> None:
-    """Of integers, a pixel is none where all bands are; of floats, where any is. It is no level to stretch by."""
+    """Integers are nodata if all chosen bands are, floats if any is; the stretch leaves nodata out."""
     deep = np.random.default_rng(0).integers(200, 3000, (4, 20, 30)).astype(np.uint16)
     deep[:3, :, :10] = deep[0, :, 20:] = 0
     other = write_raster(tmp_path / "2.tif", noise(20, 30))
@@ -154,7 +154,7 @@ def test_nodata_of_the_bands_that_are_read(tmp_path: Path) -> None:
 
 
 def test_a_sliver_of_data(tmp_path: Path) -> None:
-    """Too narrow for the sample that is looked at first."""
+    """Data that the squares of the sample miss is found."""
     levels = np.zeros((3, 30, 5000), np.uint8)
     levels[:, :, 4999] = 7
     path = write_raster(tmp_path / "1.tif", levels, nodata=0)
@@ -162,7 +162,7 @@ def test_a_sliver_of_data(tmp_path: Path) -> None:
 
 
 def test_stretch_of_little_data(tmp_path: Path) -> None:
-    """Where the squares that are looked at hit a pixel or two, more is looked at."""
+    """If the squares of the sample hold few pixels with data, more pixels are read."""
     levels = np.zeros((3, 1600, 1600), np.uint16)
     levels[:, 127:190, 127:200] = np.random.default_rng(0).integers(3000, 9000, (3, 63, 73))
     first, second = (write_raster(tmp_path / f"{name}.tif", levels, nodata=0) for name in "12")
@@ -173,7 +173,7 @@ def test_stretch_of_little_data(tmp_path: Path) -> None:
 
 
 def test_stretch(tmp_path: Path) -> None:
-    """16 bits: the 2nd and 98th percentile become 0 and 255; or others; 8 bits stay as they are unless asked."""
+    """16 bits are stretched from the 2nd and 98th percentile, or from those that are given."""
     deep = np.random.default_rng(0).integers(200, 3000, (3, 60, 60)).astype(np.uint16)
     path = write_raster(tmp_path / "1.tif", deep)
     before, _, _ = read(RasterPair(path, path))
@@ -203,7 +203,7 @@ def test_palette_and_bands(tmp_path: Path) -> None:
     for name, kind, held in (("1.vrt", "Byte", levels[0] != 1), ("wide.vrt", "UInt16", levels[0] == 0)):
         extra = f"<ColorInterp>Palette</ColorInterp><ColorTable>{table}</ColorTable>"
         source = write_vrt(tmp_path / name, [(kind, wide if kind == "UInt16" else path, extra)])
-        before, _, data = read(RasterPair(source, path))  # transparent, or no level of the table
+        before, _, data = read(RasterPair(source, path))  # a level is transparent, or not in the table
         assert np.array_equal(data, held) and (before[:, levels[0] == 0].T == (9, 8, 7)).all()
     radar = write_raster(tmp_path / "4.tif", noise(20, 30, 2))
     with pytest.raises(UserError, match=r"4.tif has 2 bands, not 3: choose --bands from 1 to 2"):
@@ -214,7 +214,7 @@ def test_palette_and_bands(tmp_path: Path) -> None:
 
 
 def test_a_pole_and_the_date_line(tmp_path: Path) -> None:
-    """Ground that the second raster's edges do not tell of: it lies further in, or beyond 180 degrees."""
+    """The overlap is found even if the edges of the second raster do not show it."""
     north = write_raster(tmp_path / "n.tif", noise(60, 720), WORLD, from_origin(-180, 90, 0.5, 0.5))
     polar = write_raster(
         tmp_path / "p.tif", noise(400, 400), CRS.from_epsg(3413), from_origin(-2e6, 2e6, 10_000, 10_000)
@@ -232,7 +232,7 @@ def test_a_pole_and_the_date_line(tmp_path: Path) -> None:
     assert data.sum() * (0.05 * 111_000) ** 2 == pytest.approx(250_000 * 50_000, rel=0.05)
 
 
-def test_aligned_by_decree(tmp_path: Path) -> None:
+def test_assume_aligned(tmp_path: Path) -> None:
     first, second = (
         write_raster(tmp_path / f"{i}.tif", noise(20, 30, seed=i), crs=None, transform=Affine.identity())
         for i in (1, 2)
@@ -245,8 +245,8 @@ def test_aligned_by_decree(tmp_path: Path) -> None:
         RasterPair(first, smaller, assume_aligned=True)
 
 
-def test_what_cannot_be(tmp_path: Path) -> None:
-    """Each in one sentence that names the file."""
+def test_files_that_are_refused(tmp_path: Path) -> None:
+    """Each error names the file."""
     good = write_raster(tmp_path / "good.tif", noise(20, 30))
     PIL.Image.fromarray(noise(20, 30).transpose(1, 2, 0)).save(tmp_path / "photo.jpg")
     (tmp_path / "photo.jpg").rename(tmp_path / "jpeg.tif")

@@ -1,4 +1,4 @@
-"""One scene from two rasters to files, through the library: what the files hold, and errors that leave nothing."""
+"""One scene from two rasters to files, by library calls: the content of the files, and errors that leave nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ABOUT: dict[str, Any] = {"precision": "float32", "checkpoint": {}}
 
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 16), (32, 0), (512, 128)])
 def test_a_pixelwise_network_passes_bit_for_bit(tmp_path: Path, tile: int, overlap: int) -> None:
-    """Through the rows, the tiles, their blending and the files; where there is no data, none is claimed."""
+    """Rows, tiles, blending and files change no value; pixels without data are marked."""
     first, second = noise(150, 210, seed=1), noise(150, 210, seed=2)
     first[:, 20:40, :70] = 0
     paths = write_raster(tmp_path / "1.tif", first, nodata=0), write_raster(tmp_path / "2.tif", second)
@@ -51,8 +51,8 @@ def test_a_pixelwise_network_passes_bit_for_bit(tmp_path: Path, tile: int, overl
     assert np.array_equal(mask, np.where(data, expected > 0.5, NO_DATA))
 
 
-def test_the_share_that_a_report_gives(tmp_path: Path) -> None:
-    """That of the scene, not of its small picture, in which no change is too small to be seen."""
+def test_changed_share_in_the_report(tmp_path: Path) -> None:
+    """The report gives the changed share of the scene, not of the overview, in which changes look larger."""
     first, second = np.full((3, 1500, 1500), 100, np.uint8), np.full((3, 1500, 1500), 100, np.uint8)
     second[:, ::5, ::5] = 255
     paths = write_raster(tmp_path / "1.tif", first), write_raster(tmp_path / "2.tif", second)
@@ -64,7 +64,7 @@ def test_the_share_that_a_report_gives(tmp_path: Path) -> None:
 
 
 def test_black_is_a_colour(tmp_path: Path) -> None:
-    """A tile that is black at one date holds data, unless the file says that it does not."""
+    """A tile that is black at one date holds data, unless black is nodata."""
     first = np.zeros((3, 32, 64), np.uint8)
     paths = write_raster(tmp_path / "1.tif", first), write_raster(tmp_path / "2.tif", noise(32, 64) // 2 + 128)
     (tmp_path / "out").mkdir()
@@ -74,7 +74,7 @@ def test_black_is_a_colour(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [2_000, 30_000, 60_000, 100_000, 235_000])
 def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """One line, and nothing is left; what reads ahead is waited for, since the rasters are closed then."""
+    """The error is one line and nothing is left; the reading thread ends before the rasters are closed."""
     before, after = scene(tmp_path / "in", 240, 256)
     rows, seen = RasterPair.rows, [0, 0]
 
@@ -102,7 +102,7 @@ def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) 
 
 
 def test_without_geopandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said before the work; without polygons it is not needed."""
+    """The error comes before the work; without polygons, geopandas is not needed."""
     monkeypatch.setitem(sys.modules, "geopandas", None)
     before, after = scene(tmp_path / "in")
     shown: list[str] = []
@@ -120,7 +120,7 @@ def test_without_geopandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def host_state() -> dict[str, object]:
-    """What a library must not change in the program that calls it."""
+    """Return what a library must not change in the program that calls it."""
     loggers = {name: logging.getLogger(name).level for name in (None, "rasterio", "pyogrio", "fiona", "change")}
     return {
         "loggers": loggers,
@@ -131,7 +131,7 @@ def host_state() -> dict[str, object]:
 
 
 def test_the_calling_program_is_left_as_it_was(tmp_path: Path) -> None:
-    """Log levels, filters of warnings, environment and GDAL's cache: after opening, predicting, and the program."""
+    """Opening and predicting keep log levels, warning filters, environment and GDAL's cache size."""
     before, after = scene(tmp_path / "in")
     bare = tmp_path / "bare.tif"
     PIL.Image.fromarray(noise(96, 128).transpose(1, 2, 0)).save(bare)
@@ -143,7 +143,9 @@ def test_the_calling_program_is_left_as_it_was(tmp_path: Path) -> None:
         return pixelwise(first, second)
 
     state = host_state()
-    RasterPair(before, after).close()
+    pair = RasterPair(before, after)
+    assert not rasterio.env.hasenv() and host_state() == state
+    pair.close()
     with pytest.warns(NotGeoreferencedWarning):  # the filters are those of the calling program
         RasterPair(bare, bare, assume_aligned=True).close()
     assert host_state() == state
@@ -157,8 +159,8 @@ def test_the_calling_program_is_left_as_it_was(tmp_path: Path) -> None:
     assert host_state() == state
 
 
-def test_the_program_says_nothing_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Remarks of rasterio that our own messages cover are silenced, and the host's levels and filters come back."""
+def test_the_program_silences_rasterio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The program silences remarks of rasterio, and puts levels and filters back."""
     bare = tmp_path / "bare.tif"
     PIL.Image.fromarray(noise(96, 128).transpose(1, 2, 0)).save(bare)
     state = host_state()
@@ -170,7 +172,7 @@ def test_the_program_says_nothing_twice(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_probabilities_that_are_nan(tmp_path: Path) -> None:
-    """An error that names the scene, and nothing is left: for rasters, and for pictures."""
+    """The error names the scene and nothing is left, for rasters and for pictures."""
     before, after = scene(tmp_path / "in")
 
     def predict(first: Tensor, second: Tensor) -> Tensor:
