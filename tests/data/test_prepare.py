@@ -367,10 +367,10 @@ def test_sources_that_are_not_clear(shop: Workshop) -> None:
         shop.prepare("LEVIR-CD", levir)
 
 
-def test_lists_name_twice(shop: Workshop) -> None:
+def test_lists_with_duplicate_names(shop: Workshop) -> None:
     top = download(shop.source, "LEVIR-CD-256")
     (top / "list" / "val.txt").write_text("val_2_1.png\nval_2_1.png\n")
-    shop.refused("LEVIR-CD-256", top, match=r"val\.txt names twice: val_2_1")
+    shop.refused("LEVIR-CD-256", top, match=r"val\.txt has duplicate names: val_2_1;")
 
 
 @pytest.mark.parametrize("options", [("--tile", -1), ("--overlap", 4), ("--tile", 8, "--overlap", 8)])
