@@ -117,7 +117,7 @@ def save_red_palette(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "others", "reason"),
     [
-        (save_faint, 1, "goes up to 1 "),
+        (save_faint, 1, "goes up to 1, "),
         (save_deep_colour, 0, "16 bit"),
         (save_deep_colour, 1, "16 bit"),
         (save_red, 0, "in colour"),
