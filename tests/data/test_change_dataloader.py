@@ -1,4 +1,4 @@
-"""Splits: layouts, lists, shared images, and errors that name files."""
+"""Splits: layouts, lists, images shared by two splits, and errors that name files."""
 
 from __future__ import annotations
 
