@@ -465,12 +465,12 @@ def test_buildings(tmp_path: Path) -> None:
 
 
 def test_buildings_need_their_parts(tmp_path: Path) -> None:
-    """Reported before anything is drawn; what is there stays."""
-    (tmp_path / "all.part").mkdir()
-    (tmp_path / "all.part" / "mine").touch()
+    """Missing parts are reported before anything is written or removed."""
+    (tmp_path / ".all.part").mkdir()
+    (tmp_path / ".all.part" / "mine").touch()
     result = run_script("train_script/train_buildings.sh", tmp_path, root="all/", levir="nowhere", ms_bcd="nowhere")
     assert result.returncode == 2
     logged, error = result.stderr.splitlines()
     assert logged.startswith("from the environment: ")
     assert "no folder nowhere/train/label" in error
-    assert (tmp_path / "all.part" / "mine").exists() and not (tmp_path / "all").exists()
+    assert (tmp_path / ".all.part" / "mine").exists() and not (tmp_path / "all").exists()
