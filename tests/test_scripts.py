@@ -1,4 +1,4 @@
-"""The bash scripts, run from another folder: which commands they give, and what those do."""
+"""The bash scripts, run from another folder: the commands that they run, and what these do."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
 DATASETS = ("levir", "dsifn", "s2looking")
 SCRIPTS = sorted(REPOSITORY.glob("*_script/*.sh"))
 
-# An interpreter that only records its arguments, one per line, with a line of dots behind each command.
+# An interpreter that only records its arguments, one per line, with a line of dots after each command.
 RECORDER = """#!/bin/sh
 printf '%s\\n' "$@" ... >>"$0.log"
 """
 
 
 def run_script(script: str, cwd: Path, *arguments: str, **values: object) -> subprocess.CompletedProcess[str]:
-    """Run a script with `values` as the only environment variables among those that scripts take."""
+    """Run a script. Of the environment variables that scripts take, only `values` and a few defaults are set."""
     environment = {name: value for name, value in os.environ.items() if name not in names_in_run_sh()}
     environment |= {"python": sys.executable, "OMP_NUM_THREADS": "2", **{k: str(v) for k, v in values.items()}}
     command = ["bash", str(REPOSITORY / script), *arguments]
@@ -38,7 +38,7 @@ def run_script(script: str, cwd: Path, *arguments: str, **values: object) -> sub
 
 @cache
 def names_in_run_sh(array: str = r"\w+") -> frozenset[str]:
-    """Return the words in the arrays of variables in run.sh whose name matches, all of them by default."""
+    """Return the words in the arrays of run.sh whose name matches the pattern `array`: by default, in all arrays."""
     text = (REPOSITORY / "train_script" / "run.sh").read_text()
     arrays = re.findall(rf"^{array}=\(\n([^)]*)\)", text, re.MULTILINE)
     return frozenset(word for words in arrays for word in words.split())
@@ -74,7 +74,7 @@ def command_of(script: str, cwd: Path, *arguments: str, **values: object) -> lis
 
 
 def options_in(command: list[str]) -> dict[str, str]:
-    """Return the options of a command; the last one of a name counts, as it does for the programs."""
+    """Return the options of a command. If one is repeated, the last counts, as it does for the programs."""
     options = [word.removeprefix("--").split("=", 1) for word in command if word.startswith("--") and "=" in word]
     return dict(options)
 
@@ -145,12 +145,12 @@ def test_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", ["train_script/train_refine_dsifn.sh", "test_script/test_levir.sh"])
 def test_number_of_processes(tmp_path: Path, script: str) -> None:
     """`nproc` puts torch's launcher before the same program with the same options; 1 is the same as none."""
-    alone = command_of(script, tmp_path)
-    assert alone[0].endswith(("/train.py", "/test.py"))
-    assert command_of(script, tmp_path, nproc=1) == alone
+    plain = command_of(script, tmp_path)
+    assert plain[0].endswith(("/train.py", "/test.py"))
+    assert command_of(script, tmp_path, nproc=1) == plain
     for number in ("2", "gpu"):
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
-        assert command_of(script, tmp_path, nproc=number) == [*launcher, *alone]
+        assert command_of(script, tmp_path, nproc=number) == [*launcher, *plain]
 
 
 def test_every_option_can_be_set() -> None:
@@ -246,7 +246,7 @@ def test_shellcheck() -> None:
 
 
 def environment_lines(script: str, place: Path, *arguments: str, **values: object) -> list[str]:
-    """Return the lines on stderr of a script whose interpreter is found on the PATH, as by a user."""
+    """Return the lines on stderr of a script that finds its interpreter on the PATH, as it does for a user."""
     recorder = make_recorder(place)
     (place / "bin").mkdir(exist_ok=True)
     python3 = place / "bin" / "python3"  # stands for change/common/environment.py, which prints an interpreter
@@ -283,7 +283,7 @@ def environment_lines(script: str, place: Path, *arguments: str, **values: objec
     ],
 )
 def test_environment_is_logged(tmp_path: Path, script: str, values: Mapping[str, object], expected: str) -> None:
-    """One line with what the user has set and the script takes; neither its own defaults nor what it ignores."""
+    """One line has the variables that the user has set and the script takes, but no defaults and no ignored ones."""
     name, *arguments = script.split()
     if "train_demo" in name:
         values = {"root": tmp_path / "scenes", **values}
@@ -310,7 +310,7 @@ SMALL: dict[str, object] = {
 
 
 def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
-    """train_all.sh to best.pth; once more, it has nothing to do; test_levir.sh scores it."""
+    """train_all.sh trains best.pth, has nothing to do when it is run again, and test_levir.sh scores the result."""
     values = {
         **SMALL,
         "root": dataset,
@@ -335,7 +335,7 @@ def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_options_of_the_three_passes(tmp_path: Path) -> None:
-    """Only pass 1 starts from an encoder; a pass that goes on is not given the weights that it started from."""
+    """Only pass 1 starts from an encoder. A pass that is continued does not get the weights that it started from."""
     values = {"root": "data", "save_path": "run", "pretrained": "none", "epoch2": 3}
     first, second, third = (
         options_in(command) for command in commands_of("train_script/train_all.sh", tmp_path, "levir", **values)
@@ -356,7 +356,7 @@ def test_options_of_the_three_passes(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
-    """The folder and the weights that a script would start a new run with are left out, unless the user gave them."""
+    """The script's defaults for the folder and the start of a new run are left out; what the user sets is not."""
     script = "train_script/train_refine_levir.sh"
     options = options_of(script, tmp_path, continue_run="mine")
     assert options["continue_run"] == "mine"
@@ -371,8 +371,16 @@ def test_a_pass_that_fails_ends_train_all(tmp_path: Path) -> None:
     assert len(recorded(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("arguments", [[], ["levri"], ["demo"]], ids=["none", "misspelt", "not a data set"])
+def test_train_all_needs_a_data_set(tmp_path: Path, arguments: list[str]) -> None:
+    result = run_script("train_script/train_all.sh", tmp_path, *arguments, python=make_recorder(tmp_path))
+    expected = "error: name a data set: bash train_all.sh levir|dsifn|s2looking\n"
+    assert (result.returncode, result.stderr) == (2, expected)
+    assert recorded(tmp_path) == []
+
+
 def test_demo_training(tmp_path: Path) -> None:
-    """Scenes, three passes and the packed checkpoint from one script; once more, nothing is drawn or trained again."""
+    """One script draws scenes, trains three passes and packs the checkpoint. A second run only packs it again."""
     values = {
         **SMALL,
         "root": tmp_path / "scenes",
@@ -393,27 +401,27 @@ def test_demo_training(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in str(record.options) for record in packed.lineage)
     again = commands_of("train_script/train_demo.sh", tmp_path, **values)
     assert not (tmp_path / "run" / "packed.pth").exists()
-    said = [perform(command, tmp_path) for command in again]
-    assert sum("nothing left to do" in text for text in said) == 3 and len(again) == 4
+    messages = [perform(command, tmp_path) for command in again]
+    assert sum("nothing left to do" in text for text in messages) == 3 and len(again) == 4
     assert load_checkpoint(tmp_path / "run" / "packed.pth").lineage == packed.lineage
 
 
 @pytest.mark.parametrize("script", ["train_all", "train_demo"])
 @pytest.mark.parametrize("option", ["--save_path", "--pretrained=none"])
-def test_some_options_stand_in_front(tmp_path: Path, script: str, option: str) -> None:
+def test_some_options_are_only_taken_before_the_command(tmp_path: Path, script: str, option: str) -> None:
     given = ["levir"] if script == "train_all" else []
     result = run_script(f"train_script/{script}.sh", tmp_path, *given, option, "x", python=make_recorder(tmp_path))
     name = option.partition("=")[0]
     assert result.returncode == 2
-    assert result.stderr == f"error: {name}: set it in front, {name[2:]}=... bash {script}.sh\n"
+    assert result.stderr == f"error: {name}: set it before the command: {name[2:]}=... bash {script}.sh\n"
     assert recorded(tmp_path) == []
 
 
-# --- fine-tuning and experiments: the commands behind the scripts are tested in tests/experiments --------------------
+# --- fine-tuning and experiments: tests/experiments tests the commands that these scripts call -----------------------
 
 
 def test_finetuning(tmp_path: Path) -> None:
-    """In real processes: bash, python -m change finetune, train.py; the second time, the run is found done."""
+    """bash, python -m change finetune and train.py run as real processes. A second run finds nothing left to do."""
     data = tmp_path / "my data"
     write_pairs(data / "train", 2, 256, 256, seed=1)
     write_pairs(data / "val", 1, 256, 256, seed=2)
@@ -429,7 +437,10 @@ def test_finetuning(tmp_path: Path) -> None:
 
 def test_finetuning_needs_data(tmp_path: Path) -> None:
     result = run_script("train_script/finetune.sh", tmp_path)
-    assert (result.returncode, result.stderr) == (2, "error: which pairs? data=FOLDER bash finetune.sh\n")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: name the folder of your pairs: data=FOLDER bash finetune.sh\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -449,7 +460,7 @@ def test_finetuning_needs_data(tmp_path: Path) -> None:
     ],
 )
 def test_verbs(tmp_path: Path, script: str, values: dict[str, object], expected: list[str]) -> None:
-    """A script hands on what is set and what stands behind it; what an experiment sets itself is not taken."""
+    """A script passes on variables and arguments, but not the variables that the experiment sets itself."""
     command = command_of(f"train_script/{script}.sh", tmp_path, "--x", **values)
     place = f"{REPOSITORY}/change/experiments/"
     assert command == ["-m", "change", *(place + word if word.endswith(".toml") else word for word in expected)]
