@@ -22,6 +22,7 @@ SCENE_PASSES = ["base", "refine", "refine+cross"]
 CHECKPOINT, LAND, SCENES = (REPOSITORY / "checkpoints" / f"{n}_r18.pth" for n in ("buildings", "land", "prx_change"))
 
 
+@pytest.mark.slow
 def test_quick_start(tmp_path: Path) -> None:
     """In a real process, from inside test_script: it finds the changes; Otsu's threshold on differences does not."""
     values = {"save_path": tmp_path / "qs", "device": "cpu"}
@@ -44,6 +45,7 @@ def test_quick_start(tmp_path: Path) -> None:
     assert otsu_f1(before, after, mask) <= 0.3
 
 
+@pytest.mark.slow
 def test_quick_start_on_pairs_without_labels(tmp_path: Path) -> None:
     for sub in ("A", "B"):
         (tmp_path / "mine" / sub).mkdir(parents=True)

@@ -168,6 +168,7 @@ def test_every_option_can_be_set() -> None:
         assert names <= names_in_run_sh(array) <= names | {spec.metadata["alias"] for spec in options}
 
 
+@pytest.mark.slow
 def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
     place = tmp_path / "a folder"
     dataset.rename(place)
@@ -319,6 +320,7 @@ SMALL: dict[str, object] = {
 }
 
 
+@pytest.mark.slow
 def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
     """train_all.sh to best.pth; once more, it has nothing to do; test_levir.sh scores it."""
     values = {
@@ -378,12 +380,14 @@ def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
     assert (given["save_path"], given["checkpoint_path"]) == ("other", "x.pth")
 
 
+@pytest.mark.slow
 def test_a_pass_that_fails_ends_train_all(tmp_path: Path) -> None:
     failed = run_script("train_script/train_all.sh", tmp_path, "levir", python=make_recorder(tmp_path, code=2))
     assert failed.returncode == 2
     assert len(recorded(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_demo_training(tmp_path: Path) -> None:
     """Scenes, three passes and the packed checkpoint from one script; once more, nothing is drawn or trained again."""
     values = {
@@ -425,6 +429,7 @@ def test_some_options_stand_in_front(tmp_path: Path, script: str, option: str) -
 # --- fine-tuning and experiments: the commands behind the scripts are tested in tests/experiments --------------------
 
 
+@pytest.mark.slow
 def test_finetuning(tmp_path: Path) -> None:
     """In real processes: bash, python -m change finetune, train.py; the second time, the run is found done."""
     data = tmp_path / "my data"

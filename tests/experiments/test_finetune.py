@@ -236,6 +236,7 @@ class Programs:
         return result.returncode
 
 
+@pytest.mark.slow
 def test_buildings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data put together, the pass on it, the packed checkpoint; once more, nothing is drawn or trained again."""
     levir, small = write_data(tmp_path / "levir", 512), write_data(tmp_path / "ms", 256)
@@ -263,6 +264,7 @@ def test_buildings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_checkpoint(tmp_path / "run" / "packed.pth").lineage == packed.lineage
 
 
+@pytest.mark.slow
 def test_again_on_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is done is not taken for one on them."""
     first, second = write_data(tmp_path / "1", 64), write_data(tmp_path / "2", 96)
