@@ -21,7 +21,7 @@ from change.common.names import files_by_stem
 from change.data.check import main
 from change.data.masks import read_mask
 from change.synthetic.render import draw_scene
-from tests.conftest import write_pairs
+from tests.conftest import run_verb, write_pairs
 
 PARTS = ("A", "B", "label")
 
