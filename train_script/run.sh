@@ -76,8 +76,8 @@ set_options() {
   done
 }
 
-# refuse_arguments ARGUMENT...: exit if --save_path or --pretrained is among the arguments of a script
-# of several passes. The script itself needs the first, and only pass 1 takes the second.
+# refuse_arguments ARGUMENT...: exit if --save_path or --pretrained is among the arguments of a
+# script of several passes. The script itself needs the first, and only pass 1 takes the second.
 refuse_arguments() {
   local argument
   local name
