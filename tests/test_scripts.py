@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,87 +14,21 @@ from change.common.command_line import flat
 from change.options import TestOptions, TrainOptions
 from change.training.start import new_run, resumed_run
 from models.network import NetworkConfig, build_network
-from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
+from tests.conftest import REPOSITORY, write_pairs
+from tests.scripts import (
+    command_of,
+    commands_of,
+    make_recorder,
+    names_in_run_sh,
+    options_in,
+    options_of,
+    perform,
+    read_options,
+    recorded,
+    run_script,
+)
 
 DATASETS = ("levir", "dsifn", "s2looking")
-SCRIPTS = sorted(REPOSITORY.glob("*_script/*.sh"))
-
-# An interpreter that only records its arguments, one per line, with a line of dots after each command.
-RECORDER = """#!/bin/sh
-printf '%s\\n' "$@" ... >>"$0.log"
-"""
-
-
-def run_script(script: str, cwd: Path, *arguments: str, **values: object) -> subprocess.CompletedProcess[str]:
-    """Run a script. Of the environment variables that scripts take, only `values` and a few defaults are set."""
-    environment = {name: value for name, value in os.environ.items() if name not in names_in_run_sh()}
-    environment |= {"python": sys.executable, "OMP_NUM_THREADS": "2", **{k: str(v) for k, v in values.items()}}
-    command = ["bash", str(REPOSITORY / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
-
-
-@cache
-def names_in_run_sh(array: str = r"\w+") -> frozenset[str]:
-    """Return the words in the arrays of run.sh whose name matches the pattern `array`: by default, in all arrays."""
-    text = (REPOSITORY / "train_script" / "run.sh").read_text()
-    arrays = re.findall(rf"^{array}=\(\n([^)]*)\)", text, re.MULTILINE)
-    return frozenset(word for words in arrays for word in words.split())
-
-
-def make_recorder(place: Path, code: int = 0) -> Path:
-    """Write an interpreter that records its arguments and exits with `code`."""
-    recorder = place / "recorder"
-    recorder.write_text(f"{RECORDER}exit {code}\n")
-    recorder.chmod(0o755)
-    recorder.with_suffix(".log").unlink(missing_ok=True)
-    return recorder
-
-
-def recorded(place: Path) -> list[list[str]]:
-    """Return the arguments of every command that the recorder in `place` was given."""
-    log = place / "recorder.log"
-    text = log.read_text() if log.exists() else ""
-    return [command.splitlines() for command in text.split("...\n") if command]
-
-
-def commands_of(script: str, cwd: Path, *arguments: str, **values: object) -> list[list[str]]:
-    """Return the commands that a script gives its interpreter, without running them."""
-    result = run_script(script, cwd, *arguments, **{**values, "python": make_recorder(cwd)})
-    assert result.returncode == 0, result.stderr
-    return recorded(cwd)
-
-
-def command_of(script: str, cwd: Path, *arguments: str, **values: object) -> list[str]:
-    """Return the only command that a script gives."""
-    (command,) = commands_of(script, cwd, *arguments, **values)
-    return command
-
-
-def options_in(command: list[str]) -> dict[str, str]:
-    """Return the options of a command. If one is repeated, the last counts, as it does for the programs."""
-    options = [word.removeprefix("--").split("=", 1) for word in command if word.startswith("--") and "=" in word]
-    return dict(options)
-
-
-def options_of(script: str, cwd: Path, *arguments: str, **values: object) -> dict[str, str]:
-    """Return the options that a script gives its program."""
-    return options_in(command_of(script, cwd, *arguments, **values))
-
-
-def read_options(options: Mapping[str, str]) -> dict[str, Any]:
-    """Return options of train.py as train.py reads them."""
-    return command_line.parse_given(TrainOptions, [f"--{name}={value}" for name, value in options.items()], "")
-
-
-def perform(command: list[str], cwd: Path) -> str:
-    """Run a recorded command; return what it writes on stderr."""
-    if command[:2] == ["-m", "change"]:
-        result = run_verb(*command[2:])
-    else:
-        result = run_program(Path(command[0]), *command[1:], cwd=cwd)
-    assert result.returncode == 0, result.stderr
-    return result.stderr
-
 
 # data set: image, crop, batch, jitter, epochs of pass 1 and of passes 2 and 3, learning rate of pass 1, validate every
 PUBLISHED = {
@@ -186,73 +114,6 @@ def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
     assert (place / "the results" / "metrics.json").is_file()
 
 
-# --- style ---------------------------------------------------------------------------------------------------------
-
-# What may follow a semicolon, or two in a case.
-KEYWORDS = re.compile(r";\s*(?:then|do|;)\s*$|;;\s*$")
-
-
-def strip_bash(line: str) -> str:
-    """Return a line without quoted text and comment, neither of which holds statements; `;;` ends no statement."""
-    line = re.sub(r"'[^']*'", "''", line)
-    line = re.sub(r'"(?:\$\((?:[^()]|\([^()]*\))*\)|[^"$]|\$)*"', '""', line)
-    return re.sub(r"(^|\s)#.*", "", line).replace(";;", "")
-
-
-def style_faults(text: str) -> list[str]:
-    """Return the lines of a script that are too long, or hold more than one statement."""
-    faults = []
-    for line in text.splitlines():
-        code = strip_bash(line)
-        joined = ";" in re.sub(r";\s*(?:then|do)\s*$", "", code)
-        chained = len(re.findall(r"&&|\|\|", code)) > 1
-        one_line_block = re.search(r"\b(?:then|do|else)\s+\S", code) or re.search(r"\(\)\s*\{\s*\S", code)
-        if len(line) > 100 or joined or chained or one_line_block:
-            faults.append(line)
-    return faults
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_style_of_scripts(script: Path) -> None:
-    """Lines of at most 100 columns with one statement each."""
-    assert style_faults(script.read_text()) == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "a=1; b=2",
-        "if true; then echo; fi",
-        "for x in 1 2; do echo; done",
-        "one && two && three",
-        "[ -f x ] || make x || exit 1",
-        "f() { echo; }",
-        'echo "a; b"; echo c',
-        "echo " + "x" * 100,
-    ],
-)
-def test_style_faults_are_found(line: str) -> None:
-    assert style_faults(f"{line}\n") == [line]
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["if true; then", "while true; do", 'echo "a; b && c && d"', "a=1  # b; c", 'here="$(cd "$x" && pwd)"', "    ;;"],
-)
-def test_plain_lines_are_no_fault(line: str) -> None:
-    assert style_faults(f"{line}\n") == []
-
-
-def test_shellcheck() -> None:
-    beside = Path(sys.executable).parent / "shellcheck"
-    shellcheck = str(beside) if beside.is_file() else shutil.which("shellcheck")
-    if shellcheck is None:
-        pytest.skip("shellcheck is not installed")
-    command = [shellcheck, "-x", *map(str, SCRIPTS)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
-
-
 # --- what comes from the environment -------------------------------------------------------------------------------
 
 
@@ -311,13 +172,7 @@ def test_the_interpreter_is_logged_too(tmp_path: Path) -> None:
 
 # --- the three passes ----------------------------------------------------------------------------------------------
 
-SMALL: dict[str, object] = {
-    "device": "cpu",
-    "cropsize": 64,
-    "train_batchsize": 2,
-    "workers": 0,
-    "amp": "off",
-}
+SMALL: dict[str, object] = {"device": "cpu", "cropsize": 64, "train_batchsize": 2, "workers": 0, "amp": "off"}
 
 
 @pytest.mark.slow

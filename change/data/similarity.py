@@ -28,7 +28,7 @@ SAME_COARSE = 0.9
 SAME_FINE = 0.8
 FLAT = 2.0  # grey levels: images and edges that vary less are not compared
 SIDES = ("right", "left", "bottom", "top")
-SIDES_THAT_MEET = (  # if tiles continue each other, and if one was cut from the other
+SIDES_THAT_MEET = (  # the first two if tiles continue each other, the others if one was cut from the other
     ("right", "left"),
     ("bottom", "top"),
     ("right", "right"),
