@@ -1,30 +1,37 @@
-"""`python -m change VERB ...`: the commands beside train.py and test.py."""
+"""`python -m change VERB ...`, or `prx-change VERB ...`: the commands beside train.py and test.py."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 
 from change.common.errors import UserError, run_command
 
+# Every verb: the module whose `main` runs it, and what it does.
 VERBS = {
-    "prepare": "change.data.prepare",
-    "check": "change.data.check",
-    "folds": "change.data.folds",
-    "compare": "change.evaluation.compare",
-    "samples": "change.synthetic.render",
-    "predict": "change.rasters.predict",
-    "pack": "change.prediction.pack",
-    "export": "change.prediction.export",
-    "experiment": "change.experiments.experiment",
-    "finetune": "change.experiments.finetune",
+    "prepare": ("change.data.prepare", "bring a downloaded data set into the expected layout"),
+    "check": ("change.data.check", "look for faults and leaks in a data set"),
+    "folds": ("change.data.folds", "write lists for grouped cross-validation"),
+    "samples": ("change.synthetic.render", "draw synthetic scenes"),
+    "compare": ("change.evaluation.compare", "compare runs of test.py"),
+    "predict": ("change.rasters.predict", "find change between two rasters or images, or many pairs of them"),
+    "finetune": ("change.experiments.finetune", "fine-tune a checkpoint on labelled pairs"),
+    "experiment": ("change.experiments.experiment", "train and score several arms, as a TOML file says"),
+    "pack": ("change.prediction.pack", "write a small checkpoint to hand out"),
+    "export": ("change.prediction.export", "write a checkpoint as ONNX or plain weights"),
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Hand the arguments to the verb's own main; return its exit code."""
+    """Hand the arguments to the main function of the verb; return its exit code."""
+    if arguments[:1] in (["--help"], ["-h"]):
+        lines = [f"  {verb:<12}{text}" for verb, (_, text) in VERBS.items()]
+        sys.stdout.write("\n".join(["usage: python -m change VERB ...; VERB --help lists its options", "", *lines, ""]))
+        return 0
     if not arguments or arguments[0] not in VERBS:
         raise UserError(f"python -m change VERB: choose one of {', '.join(VERBS)}; VERB --help lists its options")
-    code: int = importlib.import_module(VERBS[arguments[0]]).main(arguments[1:])
+    module, _ = VERBS[arguments[0]]
+    code: int = importlib.import_module(module).main(arguments[1:])
     return code
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import change.__main__
 from change.__main__ import VERBS
-from tests.conftest import REPOSITORY, run_program
+from tests.conftest import REPOSITORY, run_program, run_verb
 
 FOLDERS = ("", "list", "data", "checkpoints")  # with a README
 PAGES = sorted([REPOSITORY / folder / "README.md" for folder in FOLDERS] + list((REPOSITORY / "docs").rglob("*.md")))
@@ -172,3 +172,11 @@ def test_commands_are_read() -> None:
     assert all(options(program) for program in PROGRAMS)
     assert {"lr", "cross", "no-cross"} <= options("train") and "nothing" not in options("train")
     assert [VERB.findall(code) for code in inline_code(text)] == [["fly"]]
+
+
+def test_help_lists_the_verbs() -> None:
+    for flag in ("--help", "-h"):
+        shown = run_verb(flag)
+        assert shown.returncode == 0 and all(f"  {verb} " in shown.stdout for verb in VERBS)
+    wrong = run_verb("paint")
+    assert wrong.returncode == 2 and "choose one of prepare, check" in wrong.stderr

@@ -129,7 +129,7 @@ INSIDE = """
 import importlib
 from change.__main__ import VERBS
 from change.common.files import shipped_file
-for module in VERBS.values():
+for module, _ in VERBS.values():
     assert callable(importlib.import_module(module).main), module
 for date in ("A", "B"):
     print(min((shipped_file("test_samples") / date).iterdir()))
