@@ -28,6 +28,7 @@ from torch.export import Dim
 from torch.torch_version import TorchVersion
 
 from change.checkpoint import Checkpoint, load_checkpoint, network_for_prediction, save_tensors
+from change.common.command_line import refuse_idle
 from change.common.errors import OneLineParser, UserError, needed
 from change.common.files import shipped_file, write_whole
 from change.common.images import read_image
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 INSTALL = "pip install onnx onnxscript onnxruntime"
 FORMATS = ("onnx", "deepness", "pth")
+# The options of --format deepness and their defaults.
+DEEPNESS: dict[str, float] = {"tile": 512, "overlap": 15, "resolution": 50, "min_segment": 9}
 SAMPLES = ("test_samples/A/0_0000.jpg", "test_samples/B/0_0000.jpg")
 NOISY = ("onnx_ir", "onnxscript")  # packages that log every step
 OPSET = 18
@@ -97,8 +100,8 @@ def padding(length: int) -> Tensor:
     return torch.where(reflected.min() >= 0, reflected, repeated)
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line. Raises UserError for values that do not fit."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = OneLineParser(prog="python -m change export", description="Write a checkpoint for other programs.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="weights: ours or published")
     parser.add_argument("-o", "--out", required=True, type=Path, help="file to write")
@@ -112,19 +115,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar=("BEFORE", "AFTER"),
         help="images for the comparison with PyTorch (default: a pair of test_samples)",
     )
-    parser.add_argument("--tile", type=int, default=512, help="deepness: side of the tiles in pixels (default: 512)")
-    parser.add_argument("--overlap", type=int, default=15, help="deepness: overlap of tiles in percent (default: 15)")
-    parser.add_argument("--resolution", type=float, default=50, help="deepness: cm per pixel (default: 50)")
-    parser.add_argument(
-        "--min_segment", type=int, default=9, help="deepness: drop smaller segments, in pixels (default: 9)"
-    )
-    given = parser.parse_args(arguments)
+    group = parser.add_argument_group("deepness", "Only for --format deepness.", argument_default=argparse.SUPPRESS)
+    for name, kind, text in (
+        ("tile", int, "side of the tiles in pixels"),
+        ("overlap", int, "overlap of the tiles in percent"),
+        ("resolution", float, "size of a pixel in centimetres"),
+        ("min_segment", int, "smallest segment to keep, in pixels"),
+    ):
+        group.add_argument(f"--{name}", type=kind, help=f"{text} (default: {DEEPNESS[name]})")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line. Raises UserError for a value out of range and for an option without effect."""
+    given = make_parser().parse_args(arguments)
     if given.out.exists() and not given.overwrite:
         raise UserError(f"{given.out} already exists: choose another name, or add --overwrite")
+    if given.format != "deepness":
+        refuse_idle(vars(given), DEEPNESS, f"--format {given.format}")
+    if given.format == "pth":
+        used = [name for name in ("half", "pair") if getattr(given, name)]
+        refuse_idle(vars(given), used, "--format pth, which holds only float32 weights")
+    for name, value in DEEPNESS.items():
+        setattr(given, name, getattr(given, name, value))
     if given.tile < MULTIPLE or given.tile % MULTIPLE:
         raise UserError(f"--tile {given.tile}: choose a multiple of {MULTIPLE}")
-    if (given.half or given.pair) and given.format == "pth":
-        raise UserError("--half and --pair are for onnx and deepness; --format pth holds only float32 weights")
     if not 0 <= given.overlap < 100 or not 0 < given.resolution < 1e6 or given.min_segment < 0:
         raise UserError("choose --overlap 0 to 99, --resolution above 0, and --min_segment 0 or more")
     return given
