@@ -33,7 +33,7 @@ def predict_pictures(
         before: image file of 8 bits per channel.
         after: image file of the same size, of the later date.
         folder: exists and is empty.
-        detector: what predicts.
+        detector: predicts the probabilities.
         threshold: 0 to below 1; a pixel is changed if its probability exceeds it.
         about: further entries of metadata.json.
 

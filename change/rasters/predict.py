@@ -167,7 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("before", metavar="BEFORE", type=Path, help="raster, image or folder; or a text file of pairs")
     parser.add_argument(
-        "after", metavar="AFTER", type=Path, nargs="?", help="raster, image or folder of the later date"
+        "after", metavar="AFTER", type=Path, nargs="?", help="the same for the later date; none with a text file"
     )
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")

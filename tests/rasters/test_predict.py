@@ -268,7 +268,7 @@ def test_rasters_of_two_reference_systems(tmp_path: Path) -> None:
     assert geopandas.read_file(tmp_path / "out" / "changes.geojson").crs == WORLD
 
 
-@pytest.mark.parametrize("missing", ["STYLE", "REPORT_PAGE"])
+@pytest.mark.parametrize("missing", ["STYLE", "TEMPLATE"])
 def test_a_missing_file_of_ours_is_named_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
