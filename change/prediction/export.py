@@ -46,7 +46,7 @@ SAMPLES = ("test_samples/A/0_0000.jpg", "test_samples/B/0_0000.jpg")
 NOISY = ("onnx_ir", "onnxscript")  # packages that log every step
 OPSET = 18
 SIDES = ("batch", "channels", "height", "width")
-OLDEST = "2.9"  # first torch tried whose exporter leaves sizes open; 2.6 does not
+OLDEST = "2.9"  # oldest torch known to leave sizes open when it exports; 2.6 does not
 # Largest difference of probabilities; half precision was measured to change them by up to 0.002.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
 
@@ -90,8 +90,8 @@ class Stacked(nn.Module):
 def padding(length: int) -> Tensor:
     """Return the positions that a side of `length` reads when it is padded at its end to a multiple of 32.
 
-    As in `models.padding.pad_side`, the end is reflected, or the last position is repeated if the side is too short for
-    that. The choice is made with tensors, so that an exported network makes it for each size.
+    As in `models.padding.pad_side`, the end is reflected; if the side is too short for that, the last position is
+    repeated. Tensors make this choice, so that an exported network makes it for each size.
     """
     place = torch.arange((length + MULTIPLE - 1) // MULTIPLE * MULTIPLE)
     inside = place < length
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
         cases, metadata = pairs_of_sizes(pair), {}
     else:
         module = Stacked(fused, checkpoint)
-        cases, metadata = [stacked(pair, given.tile)], deepness_metadata(given, checkpoint.threshold)
+        cases, metadata = [stack_dates(pair, given.tile)], deepness_metadata(given, checkpoint.threshold)
     write_onnx(module.eval(), cases, given.out, tolerance=TOLERANCE[dtype], metadata=metadata)
     return 0
 
@@ -198,7 +198,8 @@ def write_onnx(
         metadata: values that are stored in the file as JSON.
 
     Raises:
-        UserError: if a package is missing, torch is too old, an output differs by more, or the file cannot be written.
+        UserError: if a package is missing, torch is too old, an output differs by more than `tolerance`, or the file
+            cannot be written.
     """
     if TorchVersion(torch.__version__) < OLDEST:
         raise UserError(f"torch {torch.__version__} cannot export this network to ONNX: pip install 'torch>={OLDEST}'")
@@ -227,7 +228,7 @@ def export_model(module: nn.Module, cases: Sequence[dict[str, Tensor]]) -> Any:
     with torch.no_grad(), quiet_exporter():
         program = torch.onnx.export(
             module,
-            # Two pairs: the exporter would take a batch size of 1 as fixed.
+            # Two pairs, because the exporter takes a batch size of 1 as fixed.
             tuple(torch.cat((tensor, tensor)) for tensor in first.values()),
             input_names=list(first),
             output_names=["probability"],
@@ -241,7 +242,7 @@ def export_model(module: nn.Module, cases: Sequence[dict[str, Tensor]]) -> Any:
     for value in (*model.graph.input, *model.graph.output):
         for side, name in zip(value.type.tensor_type.shape.dim, SIDES, strict=True):
             if not side.HasField("dim_value"):
-                side.dim_param = name  # instead of the exporter's own symbols
+                side.dim_param = name  # in place of the exporter's symbol
     return model
 
 
@@ -270,27 +271,27 @@ def read_pair(paths: Sequence[Path]) -> list[NDArray[np.uint8]]:
 
 
 def pairs_of_sizes(pair: Sequence[NDArray[np.uint8]]) -> list[dict[str, Tensor]]:
-    """Return inputs of `AnySize`: a whole pair of images, uint8 (H, W, 3), and a part of it with odd sides.
+    """Return two inputs of `AnySize`: a whole pair of images, uint8 (H, W, 3), and a part of it with odd sides.
 
-    Small images are repeated: if sides are equal, or need no padding, the exporter would not leave all sizes open.
+    Small images are repeated. The exporter would not leave all sizes open if sides were equal or needed no padding.
     """
     whole = max(160, pair[0].shape[0]), max(128, pair[0].shape[1])
     return [
         {
-            name: torch.from_numpy(repeated(image, height, width).transpose(2, 0, 1).copy())[None]
+            name: torch.from_numpy(repeat_to_size(image, height, width).transpose(2, 0, 1).copy())[None]
             for name, image in zip(("before", "after"), pair, strict=True)
         }
         for height, width in (whole, (101, 67))
     ]
 
 
-def repeated(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Return the upper left part of an image (H, W, C), repeated beyond its end."""
+def repeat_to_size(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Return the upper left (height, width, C) of an image (H, W, C), which is repeated if it is smaller."""
     rows, columns = np.arange(height) % len(image), np.arange(width) % image.shape[1]
     return image[rows][:, columns]
 
 
-def stacked(pair: Sequence[NDArray[np.uint8]], side: int) -> dict[str, Tensor]:
-    """Return the upper left square of a pair as the input of `Stacked`, repeated beyond the end of the images."""
-    both = repeated(np.concatenate(pair, axis=2), side, side)
+def stack_dates(pair: Sequence[NDArray[np.uint8]], side: int) -> dict[str, Tensor]:
+    """Return the upper left square of a pair as the input of `Stacked`; small images are repeated."""
+    both = repeat_to_size(np.concatenate(pair, axis=2), side, side)
     return {"both": torch.from_numpy(both.transpose(2, 0, 1).astype(np.float32) / 255)[None]}

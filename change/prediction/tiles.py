@@ -32,7 +32,7 @@ class Protocol:
     overlap: int = 0
     tta: bool = False
 
-    def applied(self, predict: Predict) -> Predict:
+    def apply(self, predict: Predict) -> Predict:
         """Wrap `predict` so that it follows this protocol on images of any size."""
         each = symmetric(predict) if self.tta else predict
         return sliding(each, self.tile, self.overlap) if self.tile else each
@@ -123,7 +123,7 @@ def bands(
         along += down
         done = starts[index + 1][0] - top if index + 1 < len(starts) else tall
         yield total[..., :done, :].div_(along[:done, None]).div_(across).float()
-        for sums in (total.movedim(-2, 0), along):  # move up what the next row of tiles adds to
+        for sums in (total.movedim(-2, 0), along):  # move up the sums that the next row of tiles adds to
             sums[: tall - done] = sums[done:].clone()
             sums[tall - done :] = 0
 
