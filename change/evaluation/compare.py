@@ -69,7 +69,8 @@ def read_run(folder: Path) -> Run:
         counts = np.array([[int(row[kind]) for kind in COUNTS] for row in rows], np.int64)
     except (csv.Error, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{images_path} is not what test.py writes ({error!r}): run test.py again") from error
-    return Run(folder, metrics, images, [row.get("group") or "" for row in rows], counts)
+    groups = [row.get("group") or "" for row in rows]
+    return Run(folder=folder, metrics=metrics, images=images, groups=groups, counts=counts)
 
 
 def read_folds(text: str) -> Run:
@@ -98,7 +99,13 @@ def read_folds(text: str) -> Run:
         "trained_on": [image for run in runs for image in run.metrics.get("trained_on") or []],
         "data": {"fingerprint": None if "None" in fingerprints else "+".join(fingerprints)},
     }
-    return Run(Path(text), metrics, images, [row[1] for row in rows], np.stack([row[2] for row in rows]))
+    return Run(
+        folder=Path(text),
+        metrics=metrics,
+        images=images,
+        groups=[row[1] for row in rows],
+        counts=np.stack([row[2] for row in rows]),
+    )
 
 
 def check_same_images(run: Run, other: Run) -> None:

@@ -158,11 +158,12 @@ class Evaluation:
         with tqdm(total=share, desc="pairs", leave=False, disable=distributed.rank() > 0) as bar:
             for batch in or_raise(loader):
                 probability = predict(batch.before, batch.after)
-                self.add(tally, batch, probability, seen_in_training(batch, trained), outputs)
+                seen = seen_in_training(batch, trained)
+                self.add(tally, batch, probability, seen=seen, outputs=outputs)
                 bar.update(len(batch.names))
         return tally
 
-    def add(self, tally: Tally, batch: Batch, probability: Tensor, seen: list[str], outputs: Outputs) -> None:
+    def add(self, tally: Tally, batch: Batch, probability: Tensor, *, seen: list[str], outputs: Outputs) -> None:
         """Count one batch and draw its pictures.
 
         Args:
@@ -211,7 +212,7 @@ class Evaluation:
             size = before.shape[:2]
             changed = np.unpackbits(tally.masks[name], count=math.prod(size)).reshape(size) > 0
             mask = batch.mask[0, 0].numpy() > 0 if self.split.labelled else None
-            yield ImageCase(name, before, after, changed, mask)
+            yield ImageCase(name, before=before, after=after, changed=changed, mask=mask)
 
 
 def image_arrays(batch: Batch, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

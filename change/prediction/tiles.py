@@ -75,13 +75,14 @@ def sliding(predict: Predict, tile: int, overlap: int, batch: int = 0) -> Predic
         tiles = batch or max(1, height * width // (tall * wide))
         starts = [start for start, _ in weighted_starts(height, tile, overlap)]
         rows = ((before[..., row : row + tall, :], after[..., row : row + tall, :]) for row in starts)
-        return torch.cat(list(bands(rows, predict, height, tile, overlap, tiles)), dim=2)
+        parts = bands(rows, predict, height=height, tile=tile, overlap=overlap, batch=tiles)
+        return torch.cat(list(parts), dim=2)
 
     return blended
 
 
 def bands(
-    rows: Iterable[tuple[Tensor, Tensor]], predict: Predict, height: int, tile: int, overlap: int, batch: int
+    rows: Iterable[tuple[Tensor, Tensor]], predict: Predict, *, height: int, tile: int, overlap: int, batch: int
 ) -> Iterator[Tensor]:
     """Predict an image in tiles and blend them from top to bottom, without holding the whole image in memory.
 

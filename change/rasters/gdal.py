@@ -42,7 +42,7 @@ def limited_cache() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_gdal() -> Iterator[None]:
-    """Silence rasterio and pyogrio inside this context, for example their warning that a raster has no georeference.
+    """Silence rasterio and pyogrio inside this context, for example their warning that a raster has no georeferencing.
 
     Library code must not use it: filters and log levels belong to the whole process. They are restored at the end.
     """

@@ -24,12 +24,12 @@ class Job:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether both files are pictures without georeference, not rasters."""
+        """Whether both files are pictures without georeferencing, not rasters."""
         return is_picture(self.before) and is_picture(self.after)
 
 
 def is_picture(path: Path) -> bool:
-    """Tell by its suffix whether a file is a picture without georeference."""
+    """Tell by its suffix whether a file is a picture without georeferencing."""
     return path.suffix.lower() in PICTURES
 
 

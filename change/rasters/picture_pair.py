@@ -1,4 +1,4 @@
-"""One pair of pictures without georeference: from two image files to the files of a folder.
+"""One pair of pictures without georeferencing: from two image files to the files of a folder.
 
 probability.png  grey, 255 stands for probability 1; 0 where either picture is transparent
 mask.png         255 where changed, 0 elsewhere

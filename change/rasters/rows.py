@@ -132,5 +132,5 @@ def predict_rows(
     Yields:
         Probability, float32 (h, W), and where there is data, bool (h, W), from the top down without a gap.
     """
-    for part in bands(rows, predict, rows.pair.height, tile, overlap, batch):
+    for part in bands(rows, predict, height=rows.pair.height, tile=tile, overlap=overlap, batch=batch):
         yield part[0, 0].numpy(), rows.data[: part.shape[2]]

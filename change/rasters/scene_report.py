@@ -31,13 +31,14 @@ def scene_cases(rows: RowReader, mask: Path, changes: Changes) -> list[ImageCase
     """
     pair = rows.pair
     before, after = rows.overviews
-    cases = [ImageCase("the whole scene", before, after, shrink_mask(mask, before.shape[:2]), None)]
+    changed = shrink_mask(mask, before.shape[:2])
+    cases = [ImageCase("the whole scene", before=before, after=after, changed=changed, mask=None)]
     if before.shape[:2] == (pair.height, pair.width):
         return cases  # the overview has full resolution
     for block in detail_blocks(changes, pair.height, pair.width):
-        images = [raster.read(block)[0].transpose(1, 2, 0) for raster in (pair.before, pair.after)]
-        changed = read_changed(mask, block)
-        cases.append(ImageCase(f"row {block.top}, column {block.left}", images[0], images[1], changed, None))
+        before, after = (raster.read(block)[0].transpose(1, 2, 0) for raster in (pair.before, pair.after))
+        name = f"row {block.top}, column {block.left}"
+        cases.append(ImageCase(name, before=before, after=after, changed=read_changed(mask, block), mask=None))
     return cases
 
 
