@@ -54,12 +54,12 @@ def main(arguments: Sequence[str]) -> int:
     jobs = [replace(job, folder=job.folder.resolve()) for job in find_jobs(given.before, given.after, out)]
     if all(job.has_pictures for job in jobs):
         refuse_idle(given.rasters, RASTER_OPTIONS, "PNG, JPEG and BMP images")
+    else:
+        check_own_files(given.rasters.get("vectors", Settings.vectors))
     is_single = len(jobs) == 1 and jobs[0].folder == out
     kept = folders_to_keep(input_paths(given, jobs))
     if is_single and has_result(out, kept, given.overwrite) and not given.overwrite:
         raise UserError(f"{given.out} already holds a result: choose another -o, or add --overwrite")
-    if not all(job.has_pictures for job in jobs):
-        check_own_files(given.rasters.get("vectors", Settings.vectors))
     own = jobs[process::processes]
     detector = make_detector(given, pixels=sum(count_pixels(job.before) for job in own))
     settings = make_settings(given, threshold=detector.checkpoint.chosen_threshold(given.threshold))
