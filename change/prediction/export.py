@@ -288,7 +288,7 @@ def pairs_of_sizes(pair: Sequence[NDArray[np.uint8]]) -> list[dict[str, Tensor]]
 def repeat_to_size(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Return the upper left (height, width, C) of an image (H, W, C), which is repeated if it is smaller."""
     rows, columns = np.arange(height) % len(image), np.arange(width) % image.shape[1]
-    return image[rows][:, columns]
+    return np.asarray(image[rows][:, columns], np.uint8)
 
 
 def stack_dates(pair: Sequence[NDArray[np.uint8]], side: int) -> dict[str, Tensor]:

@@ -220,6 +220,7 @@ class Training:
         """Score val and return the scores; keep the weights if they are the best so far (or the last ones)."""
         at = self.progress
         self.bring_together()
+        self.check_weights()
         with self.bar("validation", len(self.data.val_loader)) as bar:
 
             def after_batch() -> None:
