@@ -1,6 +1,6 @@
 """Speed and memory beside the textbook: `python -m tests.benchmark` prints a table, and writes JSON on request.
 
-Each variant runs in its own process. The processes take turns, so that a ratio compares runs that are close in time.
+Each variant runs in its own process. The processes take turns, so that each ratio compares runs close in time.
 The table gives medians, and the lowest and highest ratio over the rounds. *Textbook* is the plain graph as the paper
 describes it (`tests/textbook.py`): explicit attention matrices, a head of three layers, NCHW, eager, float32 or
 autocast. Its loader decodes the files of a pair with Pillow, crops, then jitters with torchvision, in one worker.
@@ -18,7 +18,7 @@ Memory traffic for a pair of 1024 in float32, if each feature map is written onc
     fusion              four maps each, of 17, 8, 4 and 2 MB
     logits              4 MB
 
-These are about 0.9 GB written, and 1.9 GB with the reads. The floor is the larger of arithmetic / matrix rate and
+In total, about 0.9 GB are written, and 1.9 GB with the reads. The floor is the larger of arithmetic / matrix rate and
 bytes / copy rate; both rates are measured in the same run. With 160 GFLOP/s and 13 GB/s, as on two cores with AVX2, it
 is the arithmetic: 1.65 s against 0.14 s.
 """
@@ -63,7 +63,15 @@ from change.training.precision import Precision
 from models.losses import TrainingLoss
 from models.network import NetworkConfig, PRXChange, build_network
 from models.padding import normalise
-from tests.benchmark_rounds import HEADER, Variant, compare, format_row, measure_rates, plan_groups
+from tests.benchmark_rounds import (
+    HEADER,
+    Variant,
+    add_share_of_floor,
+    compare,
+    format_row,
+    measure_rates,
+    plan_groups,
+)
 from tests.textbook import textbook
 
 JITTER = (0.2, 0.2, 0.1, 0.1)
@@ -132,8 +140,8 @@ def make_step(variant: Variant, device: torch.device) -> Callable[[Tensor, Tenso
 
 def step(variant: Variant, device: torch.device) -> Callable[[], Any]:
     """Do a training step on a batch that is already on the device."""
-    do, batch = make_step(variant, device), make_batch(variant, device)
-    return lambda: do(*batch)
+    train, batch = make_step(variant, device), make_batch(variant, device)
+    return lambda: train(*batch)
 
 
 class TextbookSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -194,11 +202,11 @@ def load(variant: Variant, device: torch.device) -> Callable[[], Any]:
 def files(variant: Variant, device: torch.device) -> Callable[[], Any]:
     """Do a training step on a batch from files: loader, transfer, step."""
     workers = max(1, default_workers() - (device.type == "cpu"))
-    do, source = make_step(variant, device), batches(variant, workers)
+    train, source = make_step(variant, device), batches(variant, workers)
 
     def run() -> Any:
         before, after, mask = (tensor.to(device, non_blocking=True) for tensor in next(source))
-        return do(before, after, mask)
+        return train(before, after, mask)
 
     return run
 
@@ -249,7 +257,7 @@ KINDS = {"infer": infer, "step": step, "load": load, "files": files, "count": co
 
 
 def serve(text: str) -> int:
-    """Build a variant and write a line with its outcome and memory; then time some runs for each line that is read."""
+    """Build a variant and write a line with its outcome and memory. Then time as many runs as each input line says."""
     variant = Variant(**json.loads(text))
     device = choose_device(variant.device)
 
@@ -279,7 +287,8 @@ def serve(text: str) -> int:
     sys.stdout.flush()
     for line in sys.stdin:
         seconds = []
-        for _ in range(ahead):  # not timed: batches that loaders had ready, threads and caches that were idle
+        # Not timed: batches that loaders had ready are used up, and idle threads and caches warm up.
+        for _ in range(ahead):
             run()
         for _ in range(int(line)):
             began = time.perf_counter()
@@ -375,7 +384,8 @@ def main(arguments: list[str]) -> int:
         for group in plan_groups(options, device, options.data or scratch):
             found = compare(group, rounds=options.rounds, calls=options.calls, threads=default_workers())
             for row, variant in zip(found, group, strict=True):
-                sys.stdout.write(format_row(row, variant, rates) + "\n")
+                add_share_of_floor(row, variant, rates)
+                sys.stdout.write(format_row(row, variant) + "\n")
                 sys.stdout.flush()
                 rows.append(row)
     if options.json:

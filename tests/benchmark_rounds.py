@@ -28,7 +28,7 @@ HEADER = f"{'work':<16}{'variant':<30}{'ms':>10}{'ratio to first':>20}{'of floor
 def gflop(size: int) -> float:
     """Return the GFLOP of the forward pass of a pair of images with sides of `size` pixels.
 
-    For sizes that were not counted it is estimated: most parts grow with the area, attention with its square.
+    Sizes that are not in `GFLOP` are estimated: most parts grow with the area, attention with its square.
     """
     if size in GFLOP:
         return GFLOP[size]
@@ -43,12 +43,12 @@ class Variant:
         kind: infer, step, load, files or count.
         form: textbook or ours.
         size: side of the images or crops in pixels.
-        batch: pairs at once.
+        batch: number of pairs per call.
         amp: off (float32), bf16 or fp16.
-        compiled: with torch.compile.
-        cached: with the cache of decoded images.
-        kept: share of activations kept for the backward pass.
-        device: as torch names it.
+        compiled: whether torch.compile is used.
+        cached: whether the cache of decoded images is used.
+        kept: share of the activations that are kept for the backward pass.
+        device: name of the device in torch.
         data: data folder with a train split.
     """
 
@@ -96,10 +96,10 @@ class Worker:
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
         self.seconds: list[float] = []  # per call, the mean of each round
-        self.built: dict[str, Any] = {}
+        self.answer: dict[str, Any] = {}  # the first line that it writes: outcome, memory and time to build
 
     def read(self) -> Any:
-        """Read a line of its answer. Raises UserError if the process has ended."""
+        """Read a line that the process writes. Raises UserError if it has ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -166,9 +166,9 @@ def compare(variants: list[Variant], *, rounds: int, calls: int, threads: int) -
 
     Args:
         variants: the first one is the reference.
-        rounds: turns of each variant.
-        calls: timed calls per turn; loaders take 8 at least.
-        threads: of each process.
+        rounds: number of turns of each variant.
+        calls: number of timed calls per turn; loaders make at least 8.
+        threads: number of threads of each process.
 
     Returns:
         One row of the table per variant.
@@ -176,7 +176,7 @@ def compare(variants: list[Variant], *, rounds: int, calls: int, threads: int) -
     workers = [Worker(variant, threads) for variant in variants]
     try:
         for worker in workers:
-            worker.built = worker.read()
+            worker.answer = worker.read()
         for _ in range(rounds):
             for worker in workers:
                 worker.round(max(calls, 8) if worker.variant.kind == "load" else calls)
@@ -194,23 +194,27 @@ def compare(variants: list[Variant], *, rounds: int, calls: int, threads: int) -
             "ratio": statistics.median(ratios),
             "lowest": min(ratios),
             "highest": max(ratios),
-            "megabytes": worker.built["bytes"] / 1e6,
-            "built": worker.built["built"],
+            "megabytes": worker.answer["bytes"] / 1e6,
+            "built": worker.answer["built"],
         }
-        if "outcome" in worker.built:
-            one, own = (np.array(w.built["outcome"]) for w in (reference, worker))
+        if "outcome" in worker.answer:
+            one, own = (np.array(w.answer["outcome"]) for w in (reference, worker))
             row["difference"] = float(np.abs(one - own).max() / np.abs(one).max())
         rows.append(row)
     return rows
 
 
-def format_row(row: dict[str, Any], variant: Variant, found: dict[str, float]) -> str:
-    """Format a row as a line of the table, and add its share of the floor to the row."""
+def add_share_of_floor(row: dict[str, Any], variant: Variant, rates: dict[str, float]) -> None:
+    """Add the TFLOP/s of a variant to its row, and their share of what the machine reaches."""
     passes = {"infer": 1, "step": 3}.get(variant.kind)
-    rate = found.get("float32" if variant.amp == "off" else variant.amp)
+    rate = rates.get("float32" if variant.amp == "off" else variant.amp)
     if passes and rate:
         row["TFLOP/s"] = passes * variant.batch * gflop(variant.size) / 1e3 / row["seconds"]
         row["of floor"] = row["TFLOP/s"] / rate
+
+
+def format_row(row: dict[str, Any], variant: Variant) -> str:
+    """Format a row as a line of the table."""
     share = f"{100 * row['of floor']:8.0f}%" if "of floor" in row else f"{'':>9}"
     difference = f"{row['difference']:11.1e}" if "difference" in row else f"{'':>11}"
     memory = f"{row['megabytes']:9.0f}" if variant.kind in ("infer", "step") else f"{'':>9}"

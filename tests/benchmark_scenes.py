@@ -3,7 +3,7 @@
 FOLDER holds A and B, with images of one size. They are repeated and turned to make two rasters of `--size` pixels a
 side: one with pixels of 0.5 m in UTM, one of about 0.6 m in Web Mercator. `python -m change predict` runs on them as a
 process. It runs again on a first raster that begins half a tile further down and to the right, so that no tile covers
-the same ground as before. Reported are the peak memory of the process, its time, the network's share of it, and the
+the same ground as before. The output is the peak memory of the process, its time, the network's share of it, and the
 agreement of the two masks.
 
 The floor: a row of tiles of before and after takes 7 bytes per pixel, its blended probabilities and weights 16 bytes.
@@ -141,9 +141,8 @@ def main(arguments: list[str]) -> int:
         write_mosaic(images[1], options.size, folder / "flat.tif")
         write_warped(folder / "flat.tif", options.size, folder / "after.tif")
         write_cut(folder / "before.tif", options.tile // 2, folder / "cut.tif")
-        sys.stdout.write(
-            f"{os.cpu_count()} cores, torch {torch.__version__}; {options.size} square, tile {options.tile}\n"
-        )
+        size = f"{options.size} x {options.size} pixels"
+        sys.stdout.write(f"{os.cpu_count()} cores, torch {torch.__version__}; {size}, tile {options.tile}\n")
         for name, before in (("whole", "before.tif"), ("shifted by half a tile", "cut.tif")):
             found = run_predict(folder / before, folder / "after.tif", folder / name, given)
             seconds, pixels = found["seconds"], found["pixels"]

@@ -5,7 +5,7 @@
 #   bash tests/run.sh quick     the same checks, without the tests marked slow
 #
 # Further arguments go to pytest. jobs=N runs the tests in N processes (default: 2); jobs=0 in one.
-# It uses the active environment, or else .venv, which it makes once.
+# It uses the active environment, or .venv, which it creates if it does not exist.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ "${1:-}" = quick ]; then

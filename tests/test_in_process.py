@@ -64,7 +64,9 @@ torch.use_deterministic_algorithms(True)
 torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(2)
-torch.manual_seed(1), numpy.random.seed(1), random.seed(1)
+torch.manual_seed(1)
+numpy.random.seed(1)
+random.seed(1)
 PIL.Image.MAX_IMAGE_PIXELS = 1
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

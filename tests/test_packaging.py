@@ -44,7 +44,7 @@ def run(command: list[str], folder: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the files that a build reads."""
+    """Build the wheel from a copy of the files that a build reads."""
     source = tmp_path_factory.mktemp("source")
     for place in SOURCES:
         (source / place).parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the wheel is installed into."""
+    """Install the wheel into a folder and return that folder."""
     folder = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(folder), str(wheel)]
     run(pip, folder)
@@ -96,7 +96,7 @@ def test_extras_are_those_of_the_requirement_files(wheel: Path) -> None:
 
 
 def requirements(file: str) -> list[str]:
-    """The lines of a requirement file that name a package."""
+    """Return the lines of a requirement file that name a package."""
     return [line for line in (REPOSITORY / file).read_text().splitlines() if line and not line.startswith("#")]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields
 from typing import Any, TypeVar
 
@@ -134,6 +134,19 @@ def refuse_without_effect(kind: type, given: Mapping[str, Any], values: Mapping[
         if not is_on:
             remedy = f"--{needed} {value}" if value else f"--{needed}"
             raise UserError(f"--{spec.name} does nothing without {remedy}: add that, or leave out --{spec.name}")
+
+
+def refuse_idle(given: Mapping[str, Any], names: Iterable[str], mode: str) -> None:
+    """Raise UserError for the first of `names` that is given: none of these options has an effect in this mode.
+
+    Args:
+        given: the options on the command line, without defaults.
+        names: the options without effect.
+        mode: what makes them so, for the error: "--format onnx".
+    """
+    for name in names:
+        if name in given:
+            raise UserError(f"--{name} does nothing with {mode}: leave it out")
 
 
 def at_least(options: object, bound: int, *names: str) -> None:

@@ -1,7 +1,7 @@
 """The five scores, and bootstrap intervals that show how far chance may have moved them or their difference.
 
-Units are resampled. A unit is what was drawn independently: a group of connected tiles, or an image on its own. Tiles
-of one place share their ground, their season and their errors, so intervals over single tiles are too narrow. This
+Whole units are resampled. A unit is a group of connected tiles, or a single image if it belongs to no group. Tiles of
+one place share their ground, their season and their errors, so intervals over single tiles would be too narrow. This
 module knows no files, no network and no torch.
 """
 
@@ -22,14 +22,14 @@ Floats = NDArray[np.float64]
 SCORES = ("precision", "recall", "f1", "iou", "oa")
 TOO_FEW = 30  # with fewer units, an interval is only a rough guide
 RESAMPLES, SEED, LEVEL = 10_000, 0, 0.95
-CHUNK = 1 << 22  # number of draws made at once, about 100 MB
+CHUNK = 1 << 22  # number of draws that are made at once, about 100 MB
 
 
 def scores(counts: NDArray[np.number[Any]]) -> dict[str, Floats]:
     """Compute the five scores from pixel counts.
 
     Args:
-        counts: (..., 4) of TP, FP, FN, TN, each sum of them below 2 ** 53.
+        counts: TP, FP, FN, TN, (..., 4), with sums below 2 ** 53.
 
     Returns:
         The scores by name, in the order of `SCORES`, each float64 (...), 0 to 1. Precision, recall, F1 and IoU are of
@@ -67,7 +67,7 @@ def pool(counts: Ints, units: Sequence[str]) -> Ints:
 
 @dataclass(frozen=True)
 class Intervals:
-    """The bounds of every score: NaN if it is undefined, and for a single unit, which shows no spread."""
+    """The bounds of every score. They are NaN if the score is undefined or if there is only one unit."""
 
     low: dict[str, float]
     high: dict[str, float]
@@ -133,7 +133,8 @@ def bootstrap(counts: Ints, resamples: int = RESAMPLES, seed: int = SEED, level:
     """
     rng = np.random.default_rng(seed)
     drawn = np.concatenate([weights @ counts for weights in draw_units(len(counts), resamples, rng)])
-    return Intervals(*bounds(scores(drawn), level, len(counts)), len(counts), level, resamples, seed)
+    low, high = bounds(scores(drawn), level, len(counts))
+    return Intervals(low=low, high=high, units=len(counts), level=level, resamples=resamples, seed=seed)
 
 
 def paired_difference(
@@ -163,8 +164,11 @@ def paired_difference(
         - np.take_along_axis(values[: len(a)], picked[0], 0).mean(0)
         for name, values in scores(drawn).items()
     }
+    low, high = bounds(differences, level, units)
     means = [{name: float(v.mean()) for name, v in scores(side.sum(1)).items()} for side in (a, b)]
-    return Difference(*bounds(differences, level, units), units, level, resamples, seed, *means)
+    return Difference(
+        low=low, high=high, units=units, level=level, resamples=resamples, seed=seed, a=means[0], b=means[1]
+    )
 
 
 def draw_units(units: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:

@@ -1,8 +1,8 @@
 """Comparison of two systems on the same images: `python -m change compare RUN_A RUN_B`.
 
 A run is a folder that test.py wrote: metrics.json, and images.csv with the counts of every image. Separate several runs
-of one system, trained from different seeds, by commas. Join the folds of a cross-validation, which have no image in
-common, by plus signs.
+of one system, trained from different seeds, by commas. Join the folds of a cross-validation, which share no image, by
+plus signs.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def read_run(folder: Path) -> Run:
         counts = np.array([[int(row[kind]) for kind in COUNTS] for row in rows], np.int64)
     except (csv.Error, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{images_path} is not what test.py writes ({error!r}): run test.py again") from error
-    return Run(folder, metrics, images, [row.get("group") or "" for row in rows], counts)
+    groups = [row.get("group") or "" for row in rows]
+    return Run(folder=folder, metrics=metrics, images=images, groups=groups, counts=counts)
 
 
 def read_folds(text: str) -> Run:
@@ -92,28 +93,36 @@ def read_folds(text: str) -> Run:
     images = [row[0] for row in rows]
     if twice := sorted({image for image, after in pairwise(images) if image == after}):
         raise UserError(f"{text}: folds must not share images, but these share {listed(twice)}")
-    prints = sorted(str(run.metrics["data"].get("fingerprint")) for run in runs)
+    fingerprints = sorted(str(run.metrics["data"].get("fingerprint")) for run in runs)
     metrics = {
         **runs[0].metrics,
         "trained_on": [image for run in runs for image in run.metrics.get("trained_on") or []],
-        "data": {"fingerprint": None if "None" in prints else "+".join(prints)},
+        "data": {"fingerprint": None if "None" in fingerprints else "+".join(fingerprints)},
     }
-    return Run(Path(text), metrics, images, [row[1] for row in rows], np.stack([row[2] for row in rows]))
+    return Run(
+        folder=Path(text),
+        metrics=metrics,
+        images=images,
+        groups=[row[1] for row in rows],
+        counts=np.stack([row[2] for row in rows]),
+    )
 
 
 def check_same_images(run: Run, other: Run) -> None:
     """Raise UserError if two runs were not tested on the same images and labels."""
     both = f"{run.folder} and {other.folder}"
-    if apart := sorted(set(run.images) ^ set(other.images)):
-        raise UserError(f"{both} have different images: only one has {listed(apart)}; test both on the same folder")
+    unshared = sorted(set(run.images) ^ set(other.images))
+    if unshared:
+        raise UserError(f"{both} have different images: only one has {listed(unshared)}; test both on the same folder")
     truths = [np.stack((r.counts[:, 0] + r.counts[:, 2], r.counts.sum(1)), axis=1) for r in (run, other)]
-    if differ := [run.images[i] for i in np.flatnonzero((truths[0] != truths[1]).any(axis=1))]:
+    differ = [run.images[i] for i in np.flatnonzero((truths[0] != truths[1]).any(axis=1))]
+    if differ:
         raise UserError(
             f"{both} differ in the changed pixels or the size of {listed(differ)}; test both on the same labels, at "
             "the same size"
         )
-    prints = [r.metrics["data"].get("fingerprint") for r in (run, other)]
-    if None not in prints and prints[0] != prints[1]:
+    fingerprints = [r.metrics["data"].get("fingerprint") for r in (run, other)]
+    if None not in fingerprints and fingerprints[0] != fingerprints[1]:
         raise UserError(
             f"{both} have different data, although names and counts agree (data.fingerprint differs); test both on "
             "the same folder"
@@ -158,7 +167,7 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> dict[str, Any]:
         The content of the file for --json.
 
     Raises:
-        UserError: if the runs are not of the same images and labels.
+        UserError: if the runs were not tested on the same images and labels.
     """
     runs = [*a, *b]
     for other in runs[1:]:
@@ -202,8 +211,8 @@ def entry(result: Difference, name: str) -> dict[str, float | bool | None]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """Format the result as it is printed, with scores in percent."""
+def format_comparison(result: dict[str, Any]) -> str:
+    """Format the result of `compare` for the terminal, with scores in percent."""
     lines = [
         f"A: {', '.join(result['a'])}",
         f"B: {', '.join(result['b'])}",
@@ -223,13 +232,13 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, read, compare, print; return the exit code."""
     parser = OneLineParser(prog="python -m change compare", description="Compare two systems on the same images.")
     for side in ("A", "B"):
-        text = f"folder that test.py wrote for {side}; separate seeds of one system by commas, join folds by +"
+        text = f"folder that test.py wrote for {side}; separate several seeds by commas, join folds by +"
         parser.add_argument(side.lower(), metavar=f"RUN_{side}", help=text)
     parser.add_argument("--json", metavar="PATH", type=Path, help="also write the result to this file")
     given = parser.parse_args(arguments)
     a, b = ([read_folds(run) for run in side.split(",")] for side in (given.a, given.b))
     result = compare(a, b)
-    sys.stdout.write(table(result))
+    sys.stdout.write(format_comparison(result))
     if given.json:
         write_whole(given.json, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     return 0

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outputs:
-    """Places of the results; None for those that are not wanted.
+    """Paths of the results; None for those that are not wanted.
 
     Attributes:
         folder: folder of metrics.json and images.csv.
@@ -88,7 +88,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint, a split, and how the one is evaluated on the other.
+    """A checkpoint, a split, and the settings for evaluating one on the other.
 
     Attributes:
         checkpoint: the weights.
@@ -109,12 +109,12 @@ class Evaluation:
     def run(self, network: PRXChange, loader: DataLoader[Batch | UserError], outputs: Outputs) -> None:
         """Predict every pair, write the results and print the table.
 
-        If several processes run, each draws the pictures of its own share of the pairs; the first one does the rest.
+        If several processes run, each draws the pictures of its own share of the pairs. The first one writes the rest.
 
         Args:
             network: the network of the checkpoint, on the device of the settings.
             loader: this process's share of the pairs.
-            outputs: places of the results.
+            outputs: paths of the results.
 
         Raises:
             UserError: if a file does not decode, a result cannot be written, or a probability is not finite.
@@ -149,7 +149,7 @@ class Evaluation:
             pixels=pixels * (8 if protocol.tta else 1) / distributed.processes(),
             compiling=self.compiling,
         )
-        return protocol.applied(each)
+        return protocol.apply(each)
 
     def count(self, predict: Predict, loader: DataLoader[Batch | UserError], outputs: Outputs) -> Tally:
         """Predict and count this process's share of the pairs, and draw their pictures."""
@@ -158,19 +158,20 @@ class Evaluation:
         with tqdm(total=share, desc="pairs", leave=False, disable=distributed.rank() > 0) as bar:
             for batch in or_raise(loader):
                 probability = predict(batch.before, batch.after)
-                self.add(tally, batch, probability, seen_in_training(batch, trained), outputs)
+                seen = seen_in_training(batch, trained)
+                self.add(tally, batch, probability, seen=seen, outputs=outputs)
                 bar.update(len(batch.names))
         return tally
 
-    def add(self, tally: Tally, batch: Batch, probability: Tensor, seen: list[str], outputs: Outputs) -> None:
+    def add(self, tally: Tally, batch: Batch, probability: Tensor, *, seen: list[str], outputs: Outputs) -> None:
         """Count one batch and draw its pictures.
 
         Args:
-            tally: is added to.
+            tally: the counts are added to it.
             batch: images and masks.
             probability: float32 (B, 1, H, W).
             seen: names of the pairs that were trained on.
-            outputs: places of the pictures.
+            outputs: paths of the pictures.
         """
         mask = batch.mask.to(probability.device) > 0
         changed = changed_pixels(probability, self.settings.threshold, batch.names)
@@ -211,7 +212,7 @@ class Evaluation:
             size = before.shape[:2]
             changed = np.unpackbits(tally.masks[name], count=math.prod(size)).reshape(size) > 0
             mask = batch.mask[0, 0].numpy() > 0 if self.split.labelled else None
-            yield ImageCase(name, before, after, changed, mask)
+            yield ImageCase(name, before=before, after=after, changed=changed, mask=mask)
 
 
 def image_arrays(batch: Batch, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -26,13 +26,13 @@ Floats = NDArray[np.float64]
 
 BINS = 1024  # a power of two: p * BINS is exact in float32
 OBJECT_SIZES = ("1-99", "100-999", "1000 and more")  # pixels
-LARGER_FROM = (100, 1000)  # smallest objects of the second and of the third size, in pixels
+LARGER_FROM = (100, 1000)  # smallest objects of the second and the third size, in pixels
 TOLERANCE = 2  # pixels by which a boundary may be off
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels by prediction and truth; `+` pools them. `scores` in `change.evaluation.bootstrap` defines the scores."""
+    """Pixel counts by prediction and truth; `+` pools them. The scores are those of `change.evaluation.bootstrap`."""
 
     tp: int = 0
     fp: int = 0
@@ -53,7 +53,7 @@ class Counts:
 
     @property
     def f1(self) -> float:
-        """F1, the score that models are chosen by."""
+        """F1, the score by which models are chosen."""
         return self.scores()["f1"]
 
 
@@ -126,7 +126,8 @@ def histogram(probability: Tensor, mask: Tensor) -> Tensor:
 class Curve:
     """Scores at every threshold k / BINS, k from 0 to BINS - 1.
 
-    A pixel is changed if its probability exceeds the threshold. At k = 0 every pixel is, even at probability 0.
+    A pixel is changed if its probability exceeds the threshold. At k = 0 every pixel counts as changed, even one of
+    probability 0.
 
     Attributes:
         histogram: the result of `histogram` summed over images, int64 (2, BINS).
@@ -164,7 +165,7 @@ class Curve:
         """Return the threshold of the highest F1, the nearest to 0.5 if there are several; None if nothing changed."""
         if not self.histogram[1].any():
             return None
-        f1 = self.scores()["f1"][1:]  # without k = 0, where p > threshold does not hold
+        f1 = self.scores()["f1"][1:]  # without k = 0, at which every pixel counts as changed
         best = 1 + np.flatnonzero(f1 == np.max(f1))
         return float(best[np.argmin(np.abs(best - BINS // 2))]) / BINS
 
@@ -265,7 +266,7 @@ def count_objects(changed: Mask, mask: Mask) -> Objects:
 
 
 def objects_by_size(mask: Mask, other: Mask) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Count by size, (3,) each, the objects in `mask`, and those with at least half of their pixels in `other`."""
+    """Count by size the objects in `mask`, (3,), and those with at least half of their pixels in `other`, (3,)."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     area = stats[1:, cv2.CC_STAT_AREA]  # without label 0, the background
     covered = np.bincount(labels[other].astype(np.int32, copy=False), minlength=count)[1:]
@@ -288,18 +289,18 @@ def count_boundary(changed: Mask, mask: Mask, tolerance: int = TOLERANCE) -> Mat
         tolerance: largest Euclidean distance of matching pixels.
     """
     predicted, true = boundary(changed), boundary(mask)
-    found, right = true & widened(predicted, tolerance), predicted & widened(true, tolerance)
+    found, right = true & widen(predicted, tolerance), predicted & widen(true, tolerance)
     kinds = (true, found, predicted, predicted & ~right)
     return Matches(*(int(np.count_nonzero(kind)) for kind in kinds))
 
 
 def boundary(mask: Mask) -> Mask:
     """Return the pixels of `mask` that have a 4-neighbour in the image outside `mask`."""
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # erode takes pixels beyond the image as changed
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # erode treats pixels beyond the image as changed
     return np.asarray(mask & (cv2.erode(mask.astype(np.uint8), cross) == 0))
 
 
-def widened(mask: Mask, radius: int) -> Mask:
+def widen(mask: Mask, radius: int) -> Mask:
     """Return the pixels at most `radius` away from a pixel of `mask`, by dilation with an exact disc."""
     reach = np.arange(-radius, radius + 1)
     disc = (reach[:, None] ** 2 + reach**2 <= radius**2).astype(np.uint8)

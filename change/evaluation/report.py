@@ -26,7 +26,7 @@ from change.common.pictures import BLUE, GREEN, RED, Image
 TEMPLATE = Path(__file__).with_name("report.html")
 BEST, WORST = 6, 12  # number of images shown large
 SIDE = 768  # longest side of these images in pixels
-QUALITIES = (85, 70, 55, 40)  # of JPEG files; the first one is taken that keeps the file below PHOTO_BYTES
+QUALITIES = (85, 70, 55, 40)  # JPEG qualities; the first that keeps the file below PHOTO_BYTES is used
 PHOTO_BYTES = 300_000
 YELLOW = (255, 210, 0)  # predicted change if the truth is not known
 NUMBERS = ("predicted_share", "tp", "fp", "fn", "tn", "precision", "recall", "f1", "iou", "oa")
@@ -89,12 +89,12 @@ def image_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """Convert text or a number to float; None for an empty value and for NaN."""
+    """Convert text or a number to float, and an empty value or NaN to None."""
     return None if value is None or value == "" or math.isnan(float(value)) else float(value)
 
 
 def read_template() -> str:
-    """Read the page. Raises UserError if it is missing; call this before long work whose end is a report."""
+    """Read the page. Raises UserError if it is missing; call this before long work that ends with a report."""
     try:
         return TEMPLATE.read_text(encoding="utf-8")
     except OSError as error:
@@ -159,10 +159,10 @@ def photo(picture: Image, size: tuple[int, int]) -> str:
 
 
 def overlay(changed: NDArray[np.bool_], mask: NDArray[np.bool_] | None, size: tuple[int, int]) -> str:
-    """Draw errors, or the predicted change if there is no mask, over transparent ground.
+    """Draw errors, or the predicted change if there is no mask, on a transparent background.
 
-    A pixel of the picture takes the colour that covers most of it, even if most of it is transparent, so that even the
-    smallest object is visible.
+    A pixel of the picture takes the colour that covers the largest part of it, even if most of it has no colour. So the
+    smallest object stays visible.
 
     Args:
         changed: predicted change, bool (H, W).

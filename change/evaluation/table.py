@@ -46,7 +46,7 @@ def format_table(result: dict[str, Any], settings: Settings, split: Split, check
 
 
 def headline(result: dict[str, Any], settings: Settings, split: Split, checkpoint: Checkpoint) -> str:
-    """Return the line that says what was evaluated and how."""
+    """Return the line that tells what was evaluated and how."""
     protocol, config = settings.protocol, checkpoint.config
     parts = [f"{pass_name(config)} {config.backbone}", f"{result['images']} pairs of {split.name}"]
     if settings.size:
@@ -76,5 +76,5 @@ def score_lines(name: str, part: dict[str, Any]) -> list[str]:
 
 
 def percent(value: float | None) -> str:
-    """Format a score of 0 to 1 in percent; an undefined one is a dash."""
+    """Format a score, 0 to 1, in percent; an undefined score gives a dash."""
     return "-" if value is None else f"{100 * value:.2f}"

@@ -1,4 +1,4 @@
-"""Counts that an evaluation collects image by image, and how the counts of several processes become one."""
+"""Counts that an evaluation collects image by image, and the merging of those of several processes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Tally:
 
 
 def merge(tallies: Sequence[Tally], names: Sequence[str]) -> Tally:
-    """Merge the tallies of several processes; images are ordered as in `names`, which holds each of them."""
+    """Merge the tallies of several processes; the images take the order of `names`, which holds all of them."""
     places = {name: index for index, name in enumerate(names)}
     images = [image for t in tallies for image in zip(t.rows, t.counts, t.at_half, strict=True)]
     images.sort(key=lambda image: places[image[0]["image"]])

@@ -1,6 +1,6 @@
-"""torch.compile where it pays, with a fall-back to the plain call where it does not work.
+"""torch.compile if it pays, with a fallback to the plain call if it does not work.
 
-Compiling takes about a minute for each input shape and saves a share of every later call. In training, all steps of an
+Compiling takes about a minute for each input shape and shortens every later call. In training, all steps of an
 epoch but the last have the same shape. Whether to compile follows only from the options, so that a run that is
 continued stays the same. In prediction, shapes differ and there may be little work: the second call of each shape is
 timed, and the shape is compiled if enough work is left. At most two shapes are compiled.
@@ -38,8 +38,8 @@ def worth_compiling(choice: str, device: torch.device, steps: int) -> bool:
     On a CPU, convolutions stay the same and compiling takes minutes, so it is done only on request. If several
     processes share the statistics of batch norms, the graph would break at each batch norm.
     """
-    alone = distributed.processes() == 1
-    return choice == "on" or (choice == "auto" and device.type == "cuda" and alone and steps >= STEPS)
+    single = distributed.processes() == 1
+    return choice == "on" or (choice == "auto" and device.type == "cuda" and single and steps >= STEPS)
 
 
 class Compiled:
@@ -54,13 +54,16 @@ class Compiled:
                 computed again.
         """
         self.module, self.kept = module, kept
-        # Every shape is compiled for itself: one graph for all of them is slower.
+        # Every shape is compiled separately: one graph for all shapes is slower.
         self.form: Callable[..., Any] = torch.compile(module, dynamic=False)
-        self.proven: set[Hashable] = set()  # what was called before and worked
-        self.plain: set[Hashable] = set()  # what failed to compile
+        self.proven: set[Hashable] = set()  # cases that have worked
+        self.plain: set[Hashable] = set()  # cases that failed to compile
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Return what the module returns. Raises what it raises, and errors about memory."""
+        """Return what the module returns.
+
+        Raises what the module raises, errors about memory, and errors of cases that have worked before.
+        """
         case = self.case(inputs)
         if case in self.plain:
             return self.module(*inputs)
@@ -90,13 +93,13 @@ class Compiled:
         return outputs
 
     def case(self, inputs: Sequence[Tensor]) -> Hashable:
-        """Return what torch compiles a form of its own for: shapes and types, training or not, gradients or not."""
+        """Return the shapes and dtypes, the training mode and the gradient mode: torch compiles once for each case."""
         tensors = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         return tensors, self.module.training, torch.is_grad_enabled()
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error means that memory is exhausted, also if a compiler wraps it."""
+    """Return whether an error means that memory is exhausted, even if a compiler has wrapped it."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(sign in str(error) for sign in OUT_OF_MEMORY)
@@ -126,13 +129,13 @@ class WhenItPays:
             if self.choice == "on":
                 self.compiled[shape] = Compiled(self.network)
             elif self.choice == "auto" and self.calls[shape] == 2:  # the first call also initialises libraries
-                return self.timed(before, after, pixels)
+                return self.call_timed(before, after, pixels)
         self.left -= pixels
         logits: Tensor = self.compiled.get(shape, self.network)(before, after)
         return logits
 
-    def timed(self, before: Tensor, after: Tensor, pixels: int) -> Tensor:
-        """Call the network and decide by the time taken whether to compile it for later calls of this shape."""
+    def call_timed(self, before: Tensor, after: Tensor, pixels: int) -> Tensor:
+        """Call the network; the time that this takes decides whether later calls of this shape are compiled."""
         self.synchronise()
         began = time.perf_counter()
         logits: Tensor = self.network(before, after)

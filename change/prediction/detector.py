@@ -51,7 +51,7 @@ class ChangeDetector:
         """Load a checkpoint.
 
         Args:
-            checkpoint: weights: ours or published.
+            checkpoint: file of weights, one of ours or a published one.
             device: auto, cpu, cuda, mps or the number of a GPU.
             amp: number format: off (float32), bf16, fp16 or auto.
             tile: images with a side of more pixels are predicted in tiles of this side, which are blended.

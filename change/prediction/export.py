@@ -28,6 +28,7 @@ from torch.export import Dim
 from torch.torch_version import TorchVersion
 
 from change.checkpoint import Checkpoint, load_checkpoint, network_for_prediction, save_tensors
+from change.common.command_line import refuse_idle
 from change.common.errors import OneLineParser, UserError, needed
 from change.common.files import shipped_file, write_whole
 from change.common.images import read_image
@@ -39,11 +40,13 @@ log = logging.getLogger(__name__)
 
 INSTALL = "pip install onnx onnxscript onnxruntime"
 FORMATS = ("onnx", "deepness", "pth")
+# The options of --format deepness and their defaults.
+DEEPNESS: dict[str, float] = {"tile": 512, "overlap": 15, "resolution": 50, "min_segment": 9}
 SAMPLES = ("test_samples/A/0_0000.jpg", "test_samples/B/0_0000.jpg")
 NOISY = ("onnx_ir", "onnxscript")  # packages that log every step
 OPSET = 18
 SIDES = ("batch", "channels", "height", "width")
-OLDEST = "2.9"  # first torch tried whose exporter leaves sizes open; 2.6 does not
+OLDEST = "2.9"  # oldest torch known to leave sizes open when it exports; 2.6 does not
 # Largest difference of probabilities; half precision was measured to change them by up to 0.002.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
 
@@ -87,8 +90,8 @@ class Stacked(nn.Module):
 def padding(length: int) -> Tensor:
     """Return the positions that a side of `length` reads when it is padded at its end to a multiple of 32.
 
-    As in `models.padding.pad_side`, the end is reflected, or the last position is repeated if the side is too short for
-    that. The choice is made with tensors, so that an exported network makes it for each size.
+    As in `models.padding.pad_side`, the end is reflected; if the side is too short for that, the last position is
+    repeated. Tensors make this choice, so that an exported network makes it for each size.
     """
     place = torch.arange((length + MULTIPLE - 1) // MULTIPLE * MULTIPLE)
     inside = place < length
@@ -97,8 +100,8 @@ def padding(length: int) -> Tensor:
     return torch.where(reflected.min() >= 0, reflected, repeated)
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line. Raises UserError for values that do not fit."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = OneLineParser(prog="python -m change export", description="Write a checkpoint for other programs.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="weights: ours or published")
     parser.add_argument("-o", "--out", required=True, type=Path, help="file to write")
@@ -112,19 +115,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar=("BEFORE", "AFTER"),
         help="images for the comparison with PyTorch (default: a pair of test_samples)",
     )
-    parser.add_argument("--tile", type=int, default=512, help="deepness: side of the tiles in pixels (default: 512)")
-    parser.add_argument("--overlap", type=int, default=15, help="deepness: overlap of tiles in percent (default: 15)")
-    parser.add_argument("--resolution", type=float, default=50, help="deepness: cm per pixel (default: 50)")
-    parser.add_argument(
-        "--min_segment", type=int, default=9, help="deepness: drop smaller segments, in pixels (default: 9)"
-    )
-    given = parser.parse_args(arguments)
+    group = parser.add_argument_group("deepness", "Only for --format deepness.", argument_default=argparse.SUPPRESS)
+    for name, kind, text in (
+        ("tile", int, "side of the tiles in pixels"),
+        ("overlap", int, "overlap of the tiles in percent"),
+        ("resolution", float, "size of a pixel in centimetres"),
+        ("min_segment", int, "smallest segment to keep, in pixels"),
+    ):
+        group.add_argument(f"--{name}", type=kind, help=f"{text} (default: {DEEPNESS[name]})")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line. Raises UserError for a value out of range and for an option without effect."""
+    given = make_parser().parse_args(arguments)
     if given.out.exists() and not given.overwrite:
         raise UserError(f"{given.out} already exists: choose another name, or add --overwrite")
+    if given.format != "deepness":
+        refuse_idle(vars(given), DEEPNESS, f"--format {given.format}")
+    if given.format == "pth":
+        used = [name for name in ("half", "pair") if getattr(given, name)]
+        refuse_idle(vars(given), used, "--format pth, which holds only float32 weights")
+    for name, value in DEEPNESS.items():
+        setattr(given, name, getattr(given, name, value))
     if given.tile < MULTIPLE or given.tile % MULTIPLE:
         raise UserError(f"--tile {given.tile}: choose a multiple of {MULTIPLE}")
-    if (given.half or given.pair) and given.format == "pth":
-        raise UserError("--half and --pair are for onnx and deepness; --format pth holds only float32 weights")
     if not 0 <= given.overlap < 100 or not 0 < given.resolution < 1e6 or given.min_segment < 0:
         raise UserError("choose --overlap 0 to 99, --resolution above 0, and --min_segment 0 or more")
     return given
@@ -148,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
         cases, metadata = pairs_of_sizes(pair), {}
     else:
         module = Stacked(fused, checkpoint)
-        cases, metadata = [stacked(pair, given.tile)], deepness_metadata(given, checkpoint.threshold)
+        cases, metadata = [stack_dates(pair, given.tile)], deepness_metadata(given, checkpoint.threshold)
     write_onnx(module.eval(), cases, given.out, tolerance=TOLERANCE[dtype], metadata=metadata)
     return 0
 
@@ -183,7 +198,8 @@ def write_onnx(
         metadata: values that are stored in the file as JSON.
 
     Raises:
-        UserError: if a package is missing, torch is too old, an output differs by more, or the file cannot be written.
+        UserError: if a package is missing, torch is too old, an output differs by more than `tolerance`, or the file
+            cannot be written.
     """
     if TorchVersion(torch.__version__) < OLDEST:
         raise UserError(f"torch {torch.__version__} cannot export this network to ONNX: pip install 'torch>={OLDEST}'")
@@ -212,7 +228,7 @@ def export_model(module: nn.Module, cases: Sequence[dict[str, Tensor]]) -> Any:
     with torch.no_grad(), quiet_exporter():
         program = torch.onnx.export(
             module,
-            # Two pairs: the exporter would take a batch size of 1 as fixed.
+            # Two pairs, because the exporter takes a batch size of 1 as fixed.
             tuple(torch.cat((tensor, tensor)) for tensor in first.values()),
             input_names=list(first),
             output_names=["probability"],
@@ -226,7 +242,7 @@ def export_model(module: nn.Module, cases: Sequence[dict[str, Tensor]]) -> Any:
     for value in (*model.graph.input, *model.graph.output):
         for side, name in zip(value.type.tensor_type.shape.dim, SIDES, strict=True):
             if not side.HasField("dim_value"):
-                side.dim_param = name  # instead of the exporter's own symbols
+                side.dim_param = name  # in place of the exporter's symbol
     return model
 
 
@@ -255,27 +271,27 @@ def read_pair(paths: Sequence[Path]) -> list[NDArray[np.uint8]]:
 
 
 def pairs_of_sizes(pair: Sequence[NDArray[np.uint8]]) -> list[dict[str, Tensor]]:
-    """Return inputs of `AnySize`: a whole pair of images, uint8 (H, W, 3), and a part of it with odd sides.
+    """Return two inputs of `AnySize`: a whole pair of images, uint8 (H, W, 3), and a part of it with odd sides.
 
-    Small images are repeated: if sides are equal, or need no padding, the exporter would not leave all sizes open.
+    Small images are repeated. The exporter would not leave all sizes open if sides were equal or needed no padding.
     """
     whole = max(160, pair[0].shape[0]), max(128, pair[0].shape[1])
     return [
         {
-            name: torch.from_numpy(repeated(image, height, width).transpose(2, 0, 1).copy())[None]
+            name: torch.from_numpy(repeat_to_size(image, height, width).transpose(2, 0, 1).copy())[None]
             for name, image in zip(("before", "after"), pair, strict=True)
         }
         for height, width in (whole, (101, 67))
     ]
 
 
-def repeated(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Return the upper left part of an image (H, W, C), repeated beyond its end."""
+def repeat_to_size(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Return the upper left (height, width, C) of an image (H, W, C), which is repeated if it is smaller."""
     rows, columns = np.arange(height) % len(image), np.arange(width) % image.shape[1]
     return np.asarray(image[rows][:, columns], np.uint8)
 
 
-def stacked(pair: Sequence[NDArray[np.uint8]], side: int) -> dict[str, Tensor]:
-    """Return the upper left square of a pair as the input of `Stacked`, repeated beyond the end of the images."""
-    both = repeated(np.concatenate(pair, axis=2), side, side)
+def stack_dates(pair: Sequence[NDArray[np.uint8]], side: int) -> dict[str, Tensor]:
+    """Return the upper left square of a pair as the input of `Stacked`; small images are repeated."""
+    both = repeat_to_size(np.concatenate(pair, axis=2), side, side)
     return {"both": torch.from_numpy(both.transpose(2, 0, 1).astype(np.float32) / 255)[None]}

@@ -76,7 +76,7 @@ class Fused(nn.Module):
         Args:
             network: the network, in any mode; it is not changed.
             dtype: dtype of the computation.
-            chunked: attend in chunks where that is faster. It ties an exported network to its input size.
+            chunked: attend in chunks if that is faster. It ties an exported network to its input size.
         """
         super().__init__()
         self.network = deepcopy(network).eval().requires_grad_(False)
@@ -122,7 +122,7 @@ class OwnForward(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Record a call. While a trace runs, torch.fx also sends the calls of other threads here: let them pass."""
+        """Record a call. While a trace runs, torch.fx sends the calls of other threads here too: these are run."""
         if get_ident() != self.thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
@@ -139,7 +139,7 @@ def fold_batch_norms(network: nn.Module) -> None:
         parts = dict(module.named_children())
         for conv_name, norm_name in foldable_pairs(module):
             conv, norm = parts[conv_name], parts[norm_name]
-            if owners[id(conv)] > 1 or owners[id(norm)] > 1:  # the forward of the other owner may use it otherwise
+            if owners[id(conv)] > 1 or owners[id(norm)] > 1:  # another owner may use it in another way
                 continue
             assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
             module.add_module(conv_name, fuse_conv_bn_eval(conv, norm))

@@ -7,22 +7,18 @@ stored in 8 bits with a scale per output channel, which takes a quarter of the s
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from change.checkpoint import load_checkpoint
 from change.common.errors import OneLineParser, UserError, listed
 from change.common.logs import start_logging
 
-PATHS = (
-    "root",
-    "list",
-    "save_path",
-    "checkpoint_path",
-    "cache_path",
-    "continue_run",
-)  # options of a pass that hold paths
+# Options of a pass that hold paths. `pretrained` may also be a name.
+PATHS = ("root", "list", "save_path", "checkpoint_path", "cache_path", "continue_run")
+PRETRAINED = ("imagenet", "none")
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +35,16 @@ def main(arguments: Sequence[str]) -> int:
     whole = load_checkpoint(given.checkpoint)
     left_out = [name for name in whole.weights if name.startswith("refinement.")]
     kept = {name: tensor for name, tensor in whole.weights.items() if name not in left_out}
-    lineage = [
-        replace(record, options={name: value for name, value in record.options.items() if name not in PATHS})
-        for record in whole.lineage
-    ]
+    lineage = [replace(record, options=without_paths(record.options)) for record in whole.lineage]
     config = replace(whole.config, refine=False)
     replace(whole, config=config, weights=kept, lineage=lineage).save(given.out, packed=True)
     log.info("%s: %.1f MB; left out: %s", given.out, given.out.stat().st_size / 1e6, listed(left_out) or "nothing")
     return 0
+
+
+def without_paths(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a pass without those that hold paths."""
+    kept = {name: value for name, value in options.items() if name not in PATHS}
+    if kept.get("pretrained", "none") not in PRETRAINED:
+        del kept["pretrained"]
+    return kept

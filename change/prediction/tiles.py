@@ -32,7 +32,7 @@ class Protocol:
     overlap: int = 0
     tta: bool = False
 
-    def applied(self, predict: Predict) -> Predict:
+    def apply(self, predict: Predict) -> Predict:
         """Wrap `predict` so that it follows this protocol on images of any size."""
         each = symmetric(predict) if self.tta else predict
         return sliding(each, self.tile, self.overlap) if self.tile else each
@@ -75,13 +75,14 @@ def sliding(predict: Predict, tile: int, overlap: int, batch: int = 0) -> Predic
         tiles = batch or max(1, height * width // (tall * wide))
         starts = [start for start, _ in weighted_starts(height, tile, overlap)]
         rows = ((before[..., row : row + tall, :], after[..., row : row + tall, :]) for row in starts)
-        return torch.cat(list(bands(rows, predict, height, tile, overlap, tiles)), dim=2)
+        parts = bands(rows, predict, height=height, tile=tile, overlap=overlap, batch=tiles)
+        return torch.cat(list(parts), dim=2)
 
     return blended
 
 
 def bands(
-    rows: Iterable[tuple[Tensor, Tensor]], predict: Predict, height: int, tile: int, overlap: int, batch: int
+    rows: Iterable[tuple[Tensor, Tensor]], predict: Predict, *, height: int, tile: int, overlap: int, batch: int
 ) -> Iterator[Tensor]:
     """Predict an image in tiles and blend them from top to bottom, without holding the whole image in memory.
 
@@ -123,7 +124,7 @@ def bands(
         along += down
         done = starts[index + 1][0] - top if index + 1 < len(starts) else tall
         yield total[..., :done, :].div_(along[:done, None]).div_(across).float()
-        for sums in (total.movedim(-2, 0), along):  # move up what the next row of tiles adds to
+        for sums in (total.movedim(-2, 0), along):  # move up the sums that the next row of tiles adds to
             sums[: tall - done] = sums[done:].clone()
             sums[tall - done :] = 0
 

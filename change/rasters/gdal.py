@@ -1,4 +1,4 @@
-"""Raster files by way of GDAL: optional packages, errors, opening, colour tables and alpha bands.
+"""Raster files through GDAL: optional packages, errors, opening, colour tables and alpha bands.
 
 rasterio, geopandas, shapely and pyproj are optional, so they are imported by `geo` when they are needed.
 """
@@ -21,11 +21,11 @@ from change.common.errors import UserError, needed
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 CACHE = 256 * 2**20  # bytes of decoded blocks that GDAL may keep; its default is 5% of the machine's memory
-TALKATIVE = ("rasterio", "pyogrio")  # loggers of remarks that our own errors cover
+TALKATIVE = ("rasterio", "pyogrio")  # loggers whose messages only repeat what our own errors say
 
 
 def geo(name: str) -> Any:
-    """Import a module of the optional packages. Raises UserError with the command that installs them if it fails."""
+    """Import a module of an optional package. Raises UserError with the command that installs it if it is missing."""
     return needed(name, "pip install -r requirements-geo.txt")
 
 
@@ -42,16 +42,16 @@ def limited_cache() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_gdal() -> Iterator[None]:
-    """Silence remarks of rasterio and pyogrio inside this context, for example that a raster has no georeference.
+    """Silence rasterio and pyogrio inside this context, for example their warning that a raster has no georeferencing.
 
-    For programs only: filters and log levels belong to the whole process, and are put back at the end.
+    Library code must not use it: filters and log levels belong to the whole process. They are restored at the end.
     """
     errors = geo("rasterio.errors")
     loggers = [logging.getLogger(name) for name in TALKATIVE]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        for remark in (errors.NotGeoreferencedWarning, errors.NodataShadowWarning):
-            warnings.simplefilter("ignore", remark)
+        for category in (errors.NotGeoreferencedWarning, errors.NodataShadowWarning):
+            warnings.simplefilter("ignore", category)
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:
@@ -69,7 +69,7 @@ def gdal_errors() -> tuple[type[Exception], ...]:
 def open_raster(path: Path) -> Any:
     """Open a raster for reading, as a rasterio dataset.
 
-    Raises UserError if the file is missing, is no raster, or holds several rasters.
+    Raises UserError if the file is missing, is not a raster, or holds several rasters.
     """
     rasterio = geo("rasterio")
     try:

@@ -18,7 +18,7 @@ Values = NDArray[np.float64]
 
 
 class Bounds(NamedTuple):
-    """A rectangle of whole pixels; `right` and `bottom` are outside."""
+    """A rectangle of whole pixels; `right` and `bottom` are exclusive."""
 
     left: int
     top: int
@@ -50,7 +50,7 @@ def find_overlap(first: Any, second: Any, *, before: Path, after: Path) -> Bound
     except gdal_errors() as error:
         raise UserError(
             f"{after} in {second.crs} cannot be projected to {first.crs}, the system of {before} ({error}): assign the "
-            "right one, or add --assume_aligned if pixel lies on pixel"
+            "right one, or add --assume_aligned if their pixels coincide"
         ) from error
     columns, rows = apply_affine(~first.transform, x[valid], y[valid])
     bounds = Bounds(0, 0, 0, 0)
@@ -83,8 +83,9 @@ def edge_points(dataset: Any) -> tuple[Values, Values]:
 def widen(bounds: Bounds, first: Any, second: Any) -> Bounds:
     """Widen an overlap that was found from the edges of `second`, if that raster covers more of `first`.
 
-    The edges do not show all of it if `second` holds a pole or crosses the date line. So a coarse grid of points of
-    `first` is projected to `second`; the result also holds those that lie in it, and one step around them.
+    The edges do not show the whole overlap if `second` holds a pole or crosses the date line. So points of `first` on a
+    coarse grid are projected to `second`. The result also covers those that lie in `second`, with a margin of one step
+    around them.
     """
     across_step, down_step = max(1, first.width / EDGE), max(1, first.height / EDGE)
     grid = np.meshgrid(np.arange(0.5, first.width, across_step), np.arange(0.5, first.height, down_step))
@@ -119,9 +120,11 @@ def widen(bounds: Bounds, first: Any, second: Any) -> Bounds:
 
 
 def find_shift(first: Any, second: Any) -> tuple[int, int] | None:
-    """Find the columns and rows by which the pixels of `second` are those of `first`, shifted.
+    """Find the shift between two grids whose pixels coincide.
 
-    Returns None if the two grids do not coincide: then `second` must be warped.
+    Returns:
+        Columns and rows to add to a position in `first` to get the same place in `second`. None if the pixels do not
+        coincide: then `second` must be warped.
     """
     if first.crs != second.crs:
         return None
@@ -134,7 +137,7 @@ def find_shift(first: Any, second: Any) -> tuple[int, int] | None:
 
 
 def project(source: Any, target: Any, x: Values, y: Values) -> tuple[Values, Values, NDArray[np.bool_]]:
-    """Project points from one coordinate reference system to another: x, y, and whether the result is finite."""
+    """Project points to another coordinate reference system; return x, y, and which of them are finite."""
     found = geo("rasterio.warp").transform(source, target, x.tolist(), y.tolist())
     xs, ys = np.asarray(found[0]), np.asarray(found[1])
     return xs, ys, np.isfinite(xs) & np.isfinite(ys)

@@ -24,12 +24,12 @@ class Job:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether both files are pictures without georeference, not rasters."""
+        """Whether both files are pictures without georeferencing, not rasters."""
         return is_picture(self.before) and is_picture(self.after)
 
 
 def is_picture(path: Path) -> bool:
-    """Tell by its suffix whether a file is a picture without georeference."""
+    """Tell by its suffix whether a file is a picture without georeferencing."""
     return path.suffix.lower() in PICTURES
 
 
@@ -39,7 +39,7 @@ def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
     Args:
         before: a file, a folder, or, without `after`, a text file of pairs.
         after: the same kind for the later date; the files of two folders belong together by stem.
-        out: the folder for one pair, or the one above the folders of several.
+        out: the folder for one pair; for several, the folder that will hold one folder per pair.
 
     Raises:
         UserError: if there are no pairs, or a file is missing.
@@ -47,7 +47,7 @@ def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
     if after is None:
         if before.suffix.lower() not in (".txt", ".tsv", ".csv"):
             raise UserError(
-                f"AFTER is missing: only a text file of pairs (.txt, .tsv, .csv) stands alone, not {before}"
+                f"AFTER is missing: give it, or a text file of pairs (.txt, .tsv, .csv) instead of {before}"
             )
         return read_pairs(before, out)
     if before.is_dir() != after.is_dir():
@@ -58,17 +58,18 @@ def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
                 raise UserError(f"no file at {path}: check the path")
         return [Job(before, after, out)]
     first, second = (files_by_stem(folder, SUFFIXES + PICTURES) for folder in (before, after))
-    if alone := sorted(first.keys() ^ second.keys()):
-        raise UserError(f"files without a partner in {before} and {after}: {listed(alone)}; add or remove them")
+    unpaired = sorted(first.keys() ^ second.keys())
+    if unpaired:
+        raise UserError(f"files without a partner in {before} and {after}: {listed(unpaired)}; add or remove them")
     if not first:
         raise UserError(f"no rasters or images in {before}: check the path")
     return [Job(first[stem], second[stem], out / stem) for stem in first]
 
 
 def read_pairs(path: Path, out: Path) -> list[Job]:
-    """Read a text file of pairs: one per line, paths relative to the file.
+    """Read a text file of pairs: one per line, with paths relative to the file.
 
-    Raises UserError if it cannot be read, names no pairs, or names two pairs alike.
+    Raises UserError if it cannot be read, names no pairs, or gives two pairs the same name.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -95,8 +96,8 @@ def read_pair(line: str, folder: Path, out: Path, *, place: str) -> Job:
 
     Args:
         line: not empty.
-        folder: the one that paths are relative to.
-        out: the folder above those of the pairs.
+        folder: the folder that paths are relative to.
+        out: the folder that will hold one folder per pair.
         place: file and line, for errors.
 
     Raises:
@@ -120,7 +121,10 @@ def read_pair(line: str, folder: Path, out: Path, *, place: str) -> Job:
 
 
 def count_pixels(path: Path) -> int:
-    """Return the number of pixels of a raster or an image, or 0 if it cannot be read: the error comes in its turn."""
+    """Return the number of pixels of a raster or an image.
+
+    Returns 0 if it cannot be read: the error is raised when the pair is predicted.
+    """
     try:
         if is_picture(path):
             with open_image(path) as image:

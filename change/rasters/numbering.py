@@ -1,4 +1,4 @@
-"""Numbering the connected changes of a scene, a few rows at a time, by way of a file.
+"""Numbering the connected changes of a scene, a few rows at a time, with the numbers in a file.
 
 Pixels that touch at a corner are connected. Masks are uint8 (H, W), 1 where changed; levels are uint8 (H, W) too, the
 probabilities as they are stored.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from change.common.union_find import connected_components
 from change.rasters.gdal import check_whole, geo
 
-ROWS = 512  # labelled at once
+ROWS = 512  # number of rows that are labelled at once
 Numbers = NDArray[np.int64]
 
 
@@ -61,9 +61,9 @@ class Changes:
 
 
 class Numbering:
-    """Numbers the connected changes of a mask that comes from the top down, in an int32 raster (H, W).
+    """Numbers the connected changes of a mask, which it gets from the top down, in an int32 raster (H, W).
 
-    Each strip of rows is labelled by itself, with numbers above those of the strips before it. `finish` then joins the
+    Each strip of rows is labelled separately, with numbers above those of the strips before it. `finish` then joins the
     changes that touch across strips.
     """
 
@@ -72,8 +72,8 @@ class Numbering:
         profile = {"driver": "GTiff", "dtype": "int32", "count": 1, "BIGTIFF": "IF_SAFER"}
         self.path = path
         self.raster = geo("rasterio").open(path, "w+", **profile, **place)
-        self.row = 0  # rows added so far
-        self.known = 0  # numbers given so far
+        self.row = 0  # number of rows added so far
+        self.known = 0  # the highest number given so far
         self.last = np.zeros(self.raster.width, np.int32)  # the numbers of the last row
         self.parts = [np.zeros((5, 1), np.int64)]  # measures by strip; the first column stands for number 0
         self.touching: list[NDArray[np.int32]] = []
@@ -122,7 +122,7 @@ class Numbering:
 
 
 def strips(dataset: Any) -> Iterator[tuple[int, Any]]:
-    """Split a raster into strips of rows: the first row of each, and its rasterio Window."""
+    """Split a raster into strips of rows; yield the first row of each and its rasterio Window."""
     windows = geo("rasterio.windows")
     for row in range(0, dataset.height, ROWS):
         height = min(ROWS, dataset.height - row)
@@ -138,7 +138,7 @@ def measure(
         numbers: (h, W), from `known` + 1 to `known` + `count`; 0 is unchanged.
         levels: (h, W).
         first_row: the row of the scene at which the strip begins.
-        known: the highest number of the strips before it.
+        known: the highest number in the strips above.
         count: how many changes the strip holds.
 
     Returns:

@@ -1,4 +1,4 @@
-"""One pair of pictures without georeference: from two image files to the files of a folder.
+"""One pair of pictures without georeferencing: from two image files to the files of a folder.
 
 probability.png  grey, 255 stands for probability 1; 0 where either picture is transparent
 mask.png         255 where changed, 0 elsewhere
@@ -33,7 +33,7 @@ def predict_pictures(
         before: image file of 8 bits per channel.
         after: image file of the same size, of the later date.
         folder: exists and is empty.
-        detector: what predicts.
+        detector: predicts the probabilities.
         threshold: 0 to below 1; a pixel is changed if its probability exceeds it.
         about: further entries of metadata.json.
 

@@ -30,21 +30,21 @@ def change_polygons(
         mask: the raster of the mask.
         changes: their measures.
         highest: the level that stands for probability 1.
-        min_area: of a polygon, in square metres; smaller ones are left out.
+        min_area: smallest area of a polygon, in square metres; smaller polygons are left out.
         simplify: how far an outline may move, in pixels; 0 keeps it.
 
     Returns:
         A GeoDataFrame with the columns area_m2, mean_probability and max_probability, the largest change first.
     """
     geopandas, shapely = geo("geopandas"), geo("shapely")
-    outlines, own, crs, transform = trace_outlines(numbers, mask)
+    outlines, traced, crs, transform = trace_outlines(numbers, mask)
     shapes = np.array(outlines, object)
     crossing = ~shapely.is_valid(shapes)  # an outline touches itself if pixels touch at a corner
     shapes[crossing] = shapely.make_valid(shapes[crossing])
     frame = geopandas.GeoDataFrame(geometry=shapes, crs=crs)
     frame["area_m2"] = geodesic_areas(frame)
-    frame["mean_probability"] = changes.total[own] / np.maximum(changes.pixels[own], 1) / highest
-    frame["max_probability"] = changes.highest[own] / highest
+    frame["mean_probability"] = changes.total[traced] / np.maximum(changes.pixels[traced], 1) / highest
+    frame["max_probability"] = changes.highest[traced] / highest
     frame = frame[frame["area_m2"] >= min_area].sort_values("area_m2", ascending=False, ignore_index=True)
     if simplify:
         pixel = np.sqrt(abs(transform.determinant))
@@ -74,7 +74,7 @@ def geodesic_areas(frame: Any) -> NDArray[np.float64]:
 
 
 def is_on_earth(crs: Any) -> bool:
-    """Check that a coordinate reference system, or None, can be converted to longitude and latitude."""
+    """Tell whether a coordinate reference system can be converted to longitude and latitude; None cannot."""
     if crs is None:
         return False
     pyproj = geo("pyproj")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from change.common import distributed
+from change.common.command_line import refuse_idle
 from change.common.devices import AMP_CHOICES
 from change.common.errors import OneLineParser, UserError, listed
 from change.common.files import shipped_file, write_folder
@@ -38,6 +39,9 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoints/buildings_r18.pth"
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
+LIMIT = 2**31  # all of these must be below it
+POLYGON_OPTIONS = ("min_area", "simplify")
+RASTER_OPTIONS = ("bands", "stretch", "assume_aligned", "vectors", *POLYGON_OPTIONS)
 
 
 @distributed.joined()
@@ -48,12 +52,14 @@ def main(arguments: Sequence[str]) -> int:
     start_logging(process)
     out = given.out.resolve()
     jobs = [replace(job, folder=job.folder.resolve()) for job in find_jobs(given.before, given.after, out)]
+    if all(job.has_pictures for job in jobs):
+        refuse_idle(given.rasters, RASTER_OPTIONS, "PNG, JPEG and BMP images")
+    else:
+        check_own_files(given.rasters.get("vectors", Settings.vectors))
     is_single = len(jobs) == 1 and jobs[0].folder == out
     kept = folders_to_keep(input_paths(given, jobs))
     if is_single and has_result(out, kept, given.overwrite) and not given.overwrite:
         raise UserError(f"{given.out} already holds a result: choose another -o, or add --overwrite")
-    if not all(job.has_pictures for job in jobs):
-        check_own_files(given.vectors)
     own = jobs[process::processes]
     detector = make_detector(given, pixels=sum(count_pixels(job.before) for job in own))
     settings = make_settings(given, threshold=detector.checkpoint.chosen_threshold(given.threshold))
@@ -108,12 +114,7 @@ def make_settings(given: argparse.Namespace, threshold: float) -> Settings:
         tile=given.tile,
         overlap=given.overlap,
         batch=given.batch,
-        bands=given.bands,
-        stretch=given.stretch,
-        assume_aligned=given.assume_aligned,
-        min_area=given.min_area,
-        simplify=given.simplify,
-        vectors=given.vectors,
+        **given.rasters,
     )
 
 
@@ -136,13 +137,25 @@ def predict_job(job: Job, folder: Path, *, detector: ChangeDetector, settings: S
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line. Raises UserError for values out of range, or if the default checkpoint is missing."""
+    """Read the command line.
+
+    Returns:
+        All options with their values, except `RASTER_OPTIONS`: `rasters` holds those of them that are given.
+
+    Raises:
+        UserError: for a value out of range, for an option that does nothing beside --vectors none, or if the default
+            checkpoint is missing.
+    """
     given = make_parser().parse_args(arguments)
     given.checkpoint_path = given.checkpoint_path or shipped_file(CHECKPOINT)
+    given.rasters = {name: value for name, value in vars(given).items() if name in RASTER_OPTIONS}
     for name, least in LEAST.items():
-        if not least <= getattr(given, name) < 2**31:
-            raise UserError(f"--{name} {getattr(given, name)}: choose {least} or more")
+        value = getattr(given, name, least)
+        if not least <= value < LIMIT:
+            raise UserError(f"--{name} {value}: choose {least} or more, and less than {LIMIT}")
     check_threshold(given.threshold)
+    if given.rasters.get("vectors") == "none":
+        refuse_idle(given.rasters, POLYGON_OPTIONS, "--vectors none")
     return given
 
 
@@ -154,7 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("before", metavar="BEFORE", type=Path, help="raster, image or folder; or a text file of pairs")
     parser.add_argument(
-        "after", metavar="AFTER", type=Path, nargs="?", help="raster, image or folder of the later date"
+        "after", metavar="AFTER", type=Path, nargs="?", help="the same for the later date; none with a text file"
     )
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
@@ -171,28 +184,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=1, help="number of tiles predicted at once (default: 1)")
     parser.add_argument("--compile", default="auto", choices=COMPILING, help="use torch.compile (default: auto)")
     parser.add_argument("--tta", action="store_true", help="average over the eight flips and quarter turns")
-    rasters = parser.add_argument_group("rasters")
-    rasters.add_argument(
-        "--bands", type=band_numbers, default=(1, 2, 3), help="bands for red,green,blue (default: 1,2,3)"
+    rasters = parser.add_argument_group(
+        "rasters", "Not for PNG, JPEG and BMP images.", argument_default=argparse.SUPPRESS
     )
+    rasters.add_argument("--bands", type=band_numbers, help="bands for red,green,blue (default: 1,2,3)")
     rasters.add_argument(
         "--stretch",
-        default="auto",
         help="how to get 8 bits: none, two percentiles such as 2,98, or auto, which is none for 8-bit rasters and 2,98 "
         "for others (default: auto)",
     )
     rasters.add_argument(
         "--assume_aligned",
         action="store_true",
+        default=argparse.SUPPRESS,
         help="take pixels at the same row and column as the same place, whatever the files say",
     )
-    rasters.add_argument("--vectors", default="gpkg", choices=VECTORS, help="format of the polygons (default: gpkg)")
-    rasters.add_argument(
-        "--min_area", type=float, default=0.0, help="smallest polygon to keep, in square metres (default: 0)"
-    )
-    rasters.add_argument(
-        "--simplify", type=float, default=0.0, help="how far outlines may move, in pixels (default: 0)"
-    )
+    rasters.add_argument("--vectors", choices=VECTORS, help="format of the polygons (default: gpkg)")
+    rasters.add_argument("--min_area", type=float, help="smallest polygon to keep, in square metres (default: 0)")
+    rasters.add_argument("--simplify", type=float, help="how far outlines may move, in pixels (default: 0)")
     return parser
 
 

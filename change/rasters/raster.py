@@ -1,9 +1,9 @@
 """Pairs of georeferenced rasters as 8-bit RGB on one grid, read in blocks.
 
 The grid is that of the first raster, cut to what both cover. The second raster is warped to it while it is read, unless
-its pixels already lie on that grid. Each block comes with a mask of the pixels that hold data: they are not masked,
-transparent or outside. If the chosen bands are integers, a pixel is nodata if all of them are; if they are floats, if
-any of them is nodata or NaN.
+its pixels already lie on that grid. Each block comes with a mask of the pixels that hold data: those that are not
+nodata, masked, transparent or outside of the raster. In integer rasters, a pixel is nodata if all chosen bands are; in
+float rasters, if any of them is nodata or NaN.
 
 Shapes: images uint8 RGB (3, h, W) or (1, 3, h, W), levels of any type (3, h, W), data bool (h, W).
 """
@@ -25,9 +25,9 @@ from change.rasters.gdal import find_alpha_band, gdal_errors, geo, open_raster, 
 from change.rasters.grids import find_overlap, find_shift
 from change.rasters.stretch import choose_stretch
 
-SAMPLE = 128  # side of the squares, in pixels, from which the stretch is chosen
-SQUARES = 8  # of these squares along each side of a raster, at most
-ROWS = 256  # read at once
+SAMPLE = 128  # side in pixels of the squares from which the stretch is chosen
+SQUARES = 8  # maximum number of these squares along each side of a raster
+ROWS = 256  # number of rows that are read at once
 
 
 class Block(NamedTuple):
@@ -48,15 +48,15 @@ class AlignedRaster:
         """Choose bands and stretch.
 
         Args:
-            raster: dataset, open.
-            path: its file, for errors.
+            raster: open dataset.
+            path: path of its file, for errors.
             bands: the numbers of red, green and blue, from 1; not used if the raster has a colour table.
             window: rasterio Window of the common grid, in `raster`, or in `warped` if given.
             stretch: as in `choose_stretch`, or "auto": "none" for 8 bits, else "2,98".
             warped: `raster` as a WarpedVRT on the grid of the first raster, if it has to be warped.
 
         Raises:
-            UserError: for bands or a stretch that do not fit, and for a raster without data.
+            UserError: if the bands or the stretch do not fit the raster, or if it holds no data.
         """
         self.dataset = raster if warped is None else warped
         self.path = path
@@ -72,13 +72,13 @@ class AlignedRaster:
         self.stretch = choose_stretch(stretch, levels, valid)
 
     def sample(self, least: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Read the levels of a sample of at least `least` pixels with data, or of all there are.
+        """Read the levels of at least `least` pixels with data, or of all such pixels if there are fewer.
 
-        Squares that are spread evenly come first, because a small copy of a warped raster takes as long as the whole.
-        If they do not hold enough data, rows from the top follow.
+        Evenly spread squares are read first: reading a reduced copy of a warped raster would take as long as reading
+        all of it. If they do not hold enough data, rows follow, from the top down.
 
         Returns:
-            Levels and validity, (3, 1, N) each, as `read_levels` gives them.
+            Levels and validity, (3, 1, N) each, as `read_levels` returns them.
 
         Raises:
             UserError: if the raster holds no data at all.
@@ -101,7 +101,7 @@ class AlignedRaster:
         return np.concatenate(levels_of, axis=2), np.concatenate(valid_of, axis=2)
 
     def sample_blocks(self, together: bool) -> Iterator[list[Block]]:
-        """Give the blocks for `sample`: the squares, `together` or one by one, then rows of blocks from the top."""
+        """Yield the blocks for `sample`: the squares, `together` or one by one, then blocks of whole rows."""
         height, width = int(self.window.height), int(self.window.width)
         tall, wide = min(SAMPLE, height), min(SAMPLE, width)
         tops = np.linspace(0, height - tall, min(SQUARES, -(-height // tall))).astype(int).tolist()
@@ -118,15 +118,16 @@ class AlignedRaster:
         """Read a block as stored, colour tables applied.
 
         Returns:
-            Levels (3, height, width) of the raster's type, and which of them are valid: neither masked, transparent,
-            outside, nodata nor NaN.
+            Levels (3, height, width) of the raster's type, and which of them are valid: not masked, transparent,
+            outside, nodata or NaN.
 
         Raises:
             UserError: if the file cannot be read.
         """
         windows = geo("rasterio.windows")
         left, top = block.left + self.window.col_off, block.top + self.window.row_off
-        # With more rows at once, GDAL would warp them again for each band, or decode blocks again that its cache lost.
+        # More rows at once would be slower: GDAL would warp them once per band, or decode blocks again that its cache
+        # has dropped.
         rows = self.dataset.block_shapes[0][0]
         if not self.is_warped:
             rows = max(rows, ROWS // rows * rows)
@@ -154,7 +155,11 @@ class AlignedRaster:
         return levels, valid
 
     def read(self, block: Block) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read a block as uint8 RGB (3, height, width), black without data, and where it holds data."""
+        """Read a block.
+
+        Returns:
+            uint8 RGB (3, height, width), black where there is no data, and where there is data, (height, width).
+        """
         levels, valid = self.read_levels(block)
         data = has_data(levels, valid)
         return self.stretch.apply(levels) * data, data
@@ -166,8 +171,8 @@ class RasterPair:
     Attributes:
         before, after: `AlignedRaster`.
         height, width: size of the grid in pixels.
-        crs, transform: its coordinate reference system (or None) and affine transform, as in rasterio.
-        place: these four by name, as `rasterio.open` takes them.
+        crs, transform: coordinate reference system (or None) and affine transform of the grid, as in rasterio.
+        place: height, width, crs and transform as keyword arguments of `rasterio.open`.
     """
 
     def __init__(
@@ -193,7 +198,7 @@ class RasterPair:
                 overlap.
         """
         with ExitStack() as stack:
-            # Datasets that are entered as contexts would leave a rasterio.Env in the calling program until `close`.
+            # If a dataset were entered as a context, the calling program would have a rasterio.Env until `close`.
             first = open_raster(before)
             stack.callback(first.close)
             second = open_raster(after)
@@ -210,7 +215,7 @@ class RasterPair:
                     warped = warp_onto(second, first)
                     stack.callback(warped.close)
                 else:
-                    other = shifted_window(self.window, shift)
+                    other = shift_window(self.window, shift)
             self.crs = first.crs
             self.height, self.width = int(self.window.height), int(self.window.width)
             self.transform = geo("rasterio.windows").transform(self.window, first.transform)
@@ -267,7 +272,7 @@ def check_reference_systems(first: Any, second: Any, *, before: Path, after: Pat
     if missing:
         raise UserError(
             f"{' and '.join(missing)} {'has' if len(missing) == 1 else 'have'} no coordinate reference system: "
-            "assign it, or add --assume_aligned if pixel lies on pixel"
+            "assign it, or add --assume_aligned if their pixels coincide"
         )
 
 
@@ -283,7 +288,7 @@ def overlap_window(first: Any, second: Any, *, before: Path, after: Path) -> Any
     return geo("rasterio.windows").Window(col_off=bounds.left, row_off=bounds.top, width=width, height=height)
 
 
-def shifted_window(window: Any, shift: tuple[int, int]) -> Any:
+def shift_window(window: Any, shift: tuple[int, int]) -> Any:
     """Shift a rasterio Window by columns and rows."""
     columns, rows = shift
     return geo("rasterio.windows").Window(
@@ -313,8 +318,8 @@ def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_
         levels: any type (3, h, W).
         valid: bool (3, h, W), which of them are valid.
 
-    An integer that means nodata may also be a level of one band, such as a red of 0: a pixel holds data if any band is
-    valid. Floats have values of their own for nodata: all bands must be valid.
+    An integer that stands for nodata may also be a valid level of one band, such as a red of 0. So a pixel holds data
+    if any band is valid. Floats have separate values for nodata, so all bands must be valid.
     """
     found = np.all if levels.dtype.kind == "f" else np.any
     return np.asarray(found(valid, 0), np.bool_)

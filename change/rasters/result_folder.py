@@ -29,7 +29,7 @@ QGIS = (".aux.xml", "-wal", "-shm", "-journal")  # endings of the files that QGI
 def folders_to_keep(paths: Iterable[Path]) -> dict[Path, Path]:
     """Map every folder that holds one of `paths`, and that path itself, to the first such path.
 
-    Made once for all pairs, so that the check of a folder does not take longer the more pairs there are.
+    It is made once for all pairs, so that the time to check a folder does not grow with the number of pairs.
     """
     kept: dict[Path, Path] = {}
     for path in paths:
@@ -53,11 +53,11 @@ def is_result(folder: Path) -> bool:
 def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool) -> bool:
     """Tell whether the folder of a pair already holds a result; a missing or empty folder does not.
 
-    An earlier result that was moved aside, before the program was killed, is put back first.
+    If the program was killed after it had moved an earlier result aside, that result is put back first.
 
     Args:
         folder: absolute.
-        kept: as `folders_to_keep` gives it, of the files and folders that must not be deleted.
+        kept: result of `folders_to_keep` for the files and folders that must not be deleted.
         overwrite: whether the folder will be replaced.
 
     Raises:
@@ -78,7 +78,7 @@ def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool) -> bool
     if folder.is_dir() and not any(folder.iterdir()):
         return False
     if not is_result(folder):
-        raise UserError(f"{folder} exists and is no result of this program: choose another -o")
+        raise UserError(f"{folder} exists but holds no result of this program: choose another -o")
     others = foreign_files(folder) if overwrite else []
     if others:
         raise UserError(

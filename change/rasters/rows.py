@@ -17,7 +17,7 @@ from torch import Tensor
 from change.prediction.tiles import Predict, bands, weighted_starts
 from change.rasters.raster import RasterPair
 
-OVERVIEW = 1024  # sides of the overview, in pixels, at most
+OVERVIEW = 1024  # longest side of the overview in pixels
 
 
 class RowReader:
@@ -25,9 +25,9 @@ class RowReader:
 
     Attributes:
         pair: the pair of rasters.
-        data: bool (tile, W), where both dates hold data in the row of tiles that was given last.
-        overviews: before and after, uint8 RGB (h, w, 3) of at most `OVERVIEW` pixels a side, filled as rows are read;
-            black where either date holds no data.
+        data: bool (tile, W), where both dates hold data in the row of tiles that was yielded last.
+        overviews: before and after, uint8 RGB (h, w, 3) with sides of at most `OVERVIEW` pixels. They are filled as
+            rows are read, and black where either date holds no data.
     """
 
     def __init__(self, pair: RasterPair, tile: int, overlap: int) -> None:
@@ -61,7 +61,7 @@ class RowReader:
         """Make a row of tiles, as in `read`, from the part it shares with the row above and from new pixels.
 
         Args:
-            index: of the row of tiles.
+            index: index of the row of tiles.
             before, after: the row of tiles above, or images without rows for the first one.
         """
         start = self.starts[index]
@@ -71,7 +71,7 @@ class RowReader:
         return torch.cat((shared_before, new_before), dim=2), torch.cat((shared_after, new_after), dim=2)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give before and after, as in `read`, one row of tiles after the other."""
+        """Yield before and after, as in `read`, for each row of tiles."""
         before = torch.empty(1, 4, 0, self.pair.width, dtype=torch.uint8)
         after = torch.empty(1, 3, 0, self.pair.width, dtype=torch.uint8)
         coming = self.thread.submit(self.read_row, 0, before, after)
@@ -83,7 +83,7 @@ class RowReader:
             yield before, after
 
     def close(self) -> None:
-        """Wait for the thread and end it: it must not read from files that are closed."""
+        """Wait for the thread and end it, because it must not read from files that are closed."""
         self.thread.shutdown(cancel_futures=True)
 
 
@@ -93,7 +93,7 @@ def sample_positions(length: int, scale: float) -> NDArray[np.int64]:
 
 
 class PredictWhereData:
-    """Predicts the tiles that hold data, and gives 0 for the others.
+    """Predicts the tiles that hold data, and returns 0 for the others.
 
     Attributes:
         seconds: how long the prediction has taken so far.
@@ -124,13 +124,13 @@ def predict_rows(
 
     Args:
         rows: the reader of its rows of tiles.
-        predict: for tiles as `rows` gives them, such as `PredictWhereData`.
+        predict: called with tiles as `rows` yields them; see `PredictWhereData`.
         tile: side of the tiles in pixels.
-        overlap: of the tiles, in pixels.
-        batch: tiles predicted at once.
+        overlap: overlap of the tiles in pixels.
+        batch: number of tiles predicted at once.
 
     Yields:
-        Probability, float32 (h, W), and where there is data, bool (h, W), without a gap.
+        Probability, float32 (h, W), and where there is data, bool (h, W), from the top down without a gap.
     """
-    for part in bands(rows, predict, rows.pair.height, tile, overlap, batch):
+    for part in bands(rows, predict, height=rows.pair.height, tile=tile, overlap=overlap, batch=batch):
         yield part[0, 0].numpy(), rows.data[: part.shape[2]]

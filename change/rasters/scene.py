@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from change.common.errors import UserError
 from change.common.files import write_whole
+from change.evaluation.report import TEMPLATE
 from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
 from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache
@@ -40,7 +41,7 @@ from change.rasters.polygons import STYLE, change_polygons, is_on_earth, write_v
 from change.rasters.raster import AlignedRaster, RasterPair
 from change.rasters.result_folder import METADATA
 from change.rasters.rows import PredictWhereData, RowReader, predict_rows
-from change.rasters.scene_report import REPORT_PAGE, scene_cases, write_pictures
+from change.rasters.scene_report import scene_cases, write_pictures
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +55,10 @@ class Settings:
     Attributes:
         threshold: 0 to below 1; a pixel is changed if its probability exceeds it.
         tile: side of the tiles in pixels.
-        overlap: of the tiles, in pixels.
-        batch: tiles predicted at once.
+        overlap: overlap of the tiles in pixels.
+        batch: number of tiles predicted at once.
         bands, stretch, assume_aligned: as in `RasterPair`.
-        min_area: of a polygon, in square metres; smaller ones are left out.
+        min_area: smallest area of a polygon, in square metres; smaller polygons are left out.
         simplify: how far an outline may move, in pixels.
         vectors: the polygons' format: gpkg, geojson or none.
     """
@@ -137,7 +138,7 @@ def predict_rasters(
 
 def check_own_files(vectors: str) -> None:
     """Raise UserError if a file that comes with the program, and that a scene with such `vectors` needs, is missing."""
-    needed = [REPORT_PAGE] if vectors == "none" else [REPORT_PAGE, STYLE]
+    needed = [TEMPLATE] if vectors == "none" else [TEMPLATE, STYLE]
     for path in needed:
         if not path.is_file():
             raise UserError(f"{path} is missing: it comes with PRX-Change; install it again or restore it with git")
@@ -151,7 +152,7 @@ def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
 
 
 def wants_polygons(before: Path, pair: RasterPair, settings: Settings) -> bool:
-    """Tell whether polygons are to be written, and warn if the scene has no place on earth for them.
+    """Tell whether to write polygons; warn if they are wanted but the scene has no place on earth.
 
     Raises UserError if geopandas is missing: it is imported here so that the error comes before the work.
     """
@@ -183,7 +184,7 @@ def describe(before: Path, after: Path, pair: RasterPair, settings: Settings) ->
 
 
 class SceneWriter:
-    """Writes the files of a scene: probability and mask row by row, then all that is made from them."""
+    """Writes the files of a scene: probability and mask row by row, then everything that is made from them."""
 
     def __init__(
         self, rows: RowReader, numbering: Numbering, folder: Path, *, settings: Settings, metadata: dict[str, Any]
@@ -195,7 +196,7 @@ class SceneWriter:
             numbering: numbers its connected changes.
             folder: where the files go.
             settings: how to predict, and what to write.
-            metadata: of the scene; the number of pixels and polygons is added to it.
+            metadata: metadata of the scene; the numbers of pixels and polygons are added to it.
         """
         self.rows = rows
         self.numbering = numbering
@@ -205,9 +206,9 @@ class SceneWriter:
         self.raw = RawFiles(folder / ".probability.tif", folder / ".mask.tif")
 
     def write_rows(self, predict: Predict, *, progress: bool) -> None:
-        """Predict row after row; write them into the raw files, which carry the metadata, and number their changes.
+        """Predict row by row, write the rows into the raw files, which carry the metadata, and number the changes.
 
-        The writing runs in a thread, while the next row is predicted.
+        A thread writes each row while the next one is predicted.
         """
         rasterio, pair, settings = geo("rasterio"), self.rows.pair, self.settings
         profile = {
@@ -245,7 +246,13 @@ class SceneWriter:
         self.metadata["pixels"] = {"data": count}
 
     def write_row(self, probability: Any, mask: Any, *, values: NDArray[np.float32], data: NDArray[np.bool_]) -> None:
-        """Write the next rows into two open datasets: probability `values`, and where there is `data`, (h, W)."""
+        """Write the next rows into two open datasets.
+
+        Args:
+            probability, mask: the datasets.
+            values: probabilities (h, W), 0 to 1.
+            data: (h, W), where both dates hold data.
+        """
         levels, changed = to_levels(values, data, threshold=self.settings.threshold, name=self.metadata["before"])
         window = geo("rasterio.windows").Window(
             col_off=0, row_off=self.numbering.row, width=values.shape[1], height=len(values)
@@ -255,7 +262,7 @@ class SceneWriter:
         self.numbering.add(changed, levels)
 
     def write_rest(self, polygons: bool) -> None:
-        """Write the final rasters, `polygons` if they are wanted, and pictures; then delete the raw files."""
+        """Write the final rasters, the pictures and, if wanted, `polygons`; then delete the raw files."""
         metadata = self.metadata
         if not metadata["pixels"]["data"]:
             log.warning(
@@ -295,7 +302,7 @@ def to_levels(
         probability: (h, W), 0 to 1.
         data: (h, W), where both dates hold data.
         threshold: 0 to below 1.
-        name: of the scene, for the error.
+        name: name of the scene, for the error.
 
     Returns:
         Levels and mask, uint8 (h, W) each, `NO_DATA` where there is no data.

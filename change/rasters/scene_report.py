@@ -10,17 +10,15 @@ from numpy.typing import NDArray
 
 from change.common.logs import versions
 from change.common.pictures import panel, save_png
-from change.evaluation import report
 from change.evaluation.report import ImageCase, write_report
 from change.rasters.gdal import geo
 from change.rasters.numbering import Changes, strips
 from change.rasters.raster import Block
 from change.rasters.rows import RowReader
 
-REPORT_PAGE = Path(report.__file__).with_name("report.html")  # the template that `write_report` fills
-DETAIL = 768  # side in pixels of the part that shows a change at full resolution
-DETAILS = 8  # of these, at most
-TRIED = 200  # changes, the largest first
+DETAIL = 768  # side in pixels of a part that shows a change at full resolution
+DETAILS = 8  # maximum number of such parts
+TRIED = 200  # maximum number of changes that are considered, the largest first
 
 
 def scene_cases(rows: RowReader, mask: Path, changes: Changes) -> list[ImageCase]:
@@ -33,13 +31,14 @@ def scene_cases(rows: RowReader, mask: Path, changes: Changes) -> list[ImageCase
     """
     pair = rows.pair
     before, after = rows.overviews
-    cases = [ImageCase("the whole scene", before, after, small_mask(mask, before.shape[:2]), None)]
+    changed = shrink_mask(mask, before.shape[:2])
+    cases = [ImageCase("the whole scene", before=before, after=after, changed=changed, mask=None)]
     if before.shape[:2] == (pair.height, pair.width):
         return cases  # the overview has full resolution
     for block in detail_blocks(changes, pair.height, pair.width):
-        images = [raster.read(block)[0].transpose(1, 2, 0) for raster in (pair.before, pair.after)]
-        changed = read_changed(mask, block)
-        cases.append(ImageCase(f"row {block.top}, column {block.left}", images[0], images[1], changed, None))
+        before, after = (raster.read(block)[0].transpose(1, 2, 0) for raster in (pair.before, pair.after))
+        name = f"row {block.top}, column {block.left}"
+        cases.append(ImageCase(name, before=before, after=after, changed=read_changed(mask, block), mask=None))
     return cases
 
 
@@ -69,7 +68,7 @@ def read_changed(mask: Path, block: Block) -> NDArray[np.bool_]:
         return np.asarray(dataset.read(1, window=window) == 1)
 
 
-def small_mask(mask: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def shrink_mask(mask: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Shrink a mask to `shape` (h, w); a pixel is changed if any pixel of its area is, so no change is lost."""
     small = np.zeros(shape, np.bool_)
     with geo("rasterio").open(mask) as dataset:

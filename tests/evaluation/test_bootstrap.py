@@ -27,7 +27,7 @@ def pooled(counts: Ints) -> Counts:
 
 
 def by_hand(tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
-    """The textbook's scores in exact fractions."""
+    """Compute the scores from exact fractions."""
     ratios = {
         "precision": (tp, tp + fp),
         "recall": (tp, tp + fn),
@@ -39,7 +39,7 @@ def by_hand(tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
 
 
 def test_scores() -> None:
-    """Equal to exact fractions to the last bit, for arrays and for single counts."""
+    """They equal exact fractions to the last bit, for arrays and for single counts."""
     counts = np.random.default_rng(1).integers(0, 4, (500, 4)) * 10**9
     result = scores(counts)
     assert tuple(result) == SCORES

@@ -1,4 +1,4 @@
-"""`python -m change compare` as a process: scores, warnings and errors."""
+"""`python -m change compare`: scores, warnings and errors."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def probabilities(root: Path, checkpoint: Path, protocol: Protocol) -> dict[str,
     """Predict without test.py; return probabilities (H, W) and truth, bool (H, W), by name."""
     loaded = load_checkpoint(checkpoint)
     network, _ = network_for_prediction(loaded)
-    predict = protocol.applied(predictor(network, torch.device("cpu"), torch.float32, loaded))
+    predict = protocol.apply(predictor(network, torch.device("cpu"), torch.float32, loaded))
     samples = WholeSamples(find_split(root, ""))
     found = {}
     for index in range(len(samples)):

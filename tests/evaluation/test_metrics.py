@@ -244,7 +244,7 @@ def slow_sizes(mask: Mask, other: Mask) -> list[list[int]]:
     """Count by size the objects of `mask`, and those with at least half of their pixels in `other`."""
     counts = [[0, 0] for _ in range(3)]
     for pixels in slow_objects(mask):
-        size = 0 if len(pixels) < 100 else 1 if len(pixels) < 1000 else 2
+        size = int(len(pixels) >= 100) + int(len(pixels) >= 1000)
         counts[size][0] += 1
         counts[size][1] += sum(bool(other[pixel]) for pixel in pixels) >= len(pixels) / 2
     return counts

@@ -44,7 +44,10 @@ def result(**more: Any) -> dict[str, Any]:
     """Return the content of metrics.json with every section; some scores are undefined."""
     scores: dict[str, float | None] = {"precision": 0.75, "recall": 0.6, "f1": 2 / 3, "iou": 0.5, "oa": None}
     intervals = {
-        **{"level": 0.95, "over": "images", "units": 3, "too_few": True, "method": "bootstrap"},
+        "level": 0.95,
+        "over": "images",
+        "units": 3,
+        "too_few": True,
         "scores": {"f1": [0.51, 0.79], "iou": [None, None]},
     }
     return {
@@ -63,7 +66,13 @@ def result(**more: Any) -> dict[str, Any]:
         },
         "best_threshold": {"threshold": 0.5185546875, "f1": 0.71},
         "objects": {
-            **{"true": 5, "found": 3, "predicted": 4, "false": 1, "precision": 0.75, "recall": 0.6, "f1": 0.67},
+            "true": 5,
+            "found": 3,
+            "predicted": 4,
+            "false": 1,
+            "precision": 0.75,
+            "recall": 0.6,
+            "f1": 0.67,
             "by_size": [{"pixels": "1-99", "true": 5, "found": 3, "predicted": 0, "false": 0}],
         },
         "boundary": {"tolerance": 2, "precision": 0.5, "recall": 0.25, "f1": None},
@@ -211,7 +220,13 @@ def test_the_page_says_everything_and_asks_for_nothing(browser: Browser, report:
     text = page.locator("body").inner_text()
     assert "NOT A TEST SCORE" in text and "Only 3 images: too few" in text
     assert page.locator("h2").all_inner_texts() == [
-        *("Protocol", "Scores", "Curves", "Objects and boundaries", "Images", "Pictures", "Record")
+        "Protocol",
+        "Scores",
+        "Curves",
+        "Objects and boundaries",
+        "Images",
+        "Pictures",
+        "Record",
     ]
     # Names are shown unchanged in the alarm, the folder, the history, the table and the picture; none became markup.
     assert " ".join(text.split()).count("</script><!-- $data __DATA__") >= 5

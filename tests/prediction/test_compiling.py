@@ -51,7 +51,7 @@ def images(side: int) -> tuple[Tensor, Tensor]:
 def test_a_later_shape_that_fails_is_called_plainly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With one warning that names it; the shape that works stays compiled."""
+    """One warning names the shape; the shape that works stays compiled."""
 
     def error(before: Tensor) -> Exception | None:
         return RuntimeError("cannot tile this\nmany more lines") if before.shape[2] == 5 else None

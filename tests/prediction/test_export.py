@@ -146,6 +146,23 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
 
 
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ("--tile 64", "--format onnx"),
+        ("--overlap 15", "--format onnx"),  # also if it is the default
+        ("--resolution 30", "--format pth"),
+        ("--min_segment 0", "--format pth"),
+        ("--half", "--format pth"),
+        ("--pair a.png b.png", "--format pth"),
+    ],
+)
+def test_options_without_effect(tmp_path: Path, given: str, mode: str) -> None:
+    name = given.partition(" ")[0]
+    with pytest.raises(UserError, match=f"^{name} does nothing with {mode}.*: leave it out"):
+        main([str(tmp_path / "not read.pth"), "-o", str(tmp_path / "new"), *mode.split(), *given.split()])
+
+
 @exports
 def test_the_host_program_stays_as_it_was(tmp_path: Path) -> None:
     """The exporter is silenced only while it works: levels of loggers and filters of warnings are restored."""

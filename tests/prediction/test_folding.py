@@ -91,7 +91,7 @@ def randomise(network: Module) -> Module:
 
 
 def norms_left(network: nn.Module) -> list[str]:
-    """The names of the batch norms that are not folded."""
+    """Return the names of the batch norms that are not folded."""
     return [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
 
 
@@ -106,7 +106,7 @@ def test_every_batch_norm_of_ours_is_folded(backbone: str, model: str) -> None:
 
 
 class Block(nn.Module):
-    """A convolution and a batch norm whose names tell nothing, read by `flow` in some order."""
+    """A convolution and a batch norm whose names tell nothing; `flow` is the forward that calls them."""
 
     def __init__(self, flow: Callable[[Any, Tensor], Tensor], conv: nn.Module, norm: nn.Module) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ def test_other_threads_go_on_while_batch_norms_are_folded() -> None:
 # --- compiling -----------------------------------------------------------------------------------------------------
 
 
-class Counting(nn.Module):
+class Instant(nn.Module):
     """A network that takes no time. The fixture `compiled` lists the calls of `torch.compile`."""
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
@@ -265,15 +265,15 @@ def test_compiled_where_much_is_left(compiled: list[nn.Module], monkeypatch: pyt
     monkeypatch.setattr(compiling, "SAVED", {"cpu": 0.5})
     worth = compiling.COST / (0.5 * 10)  # calls
     for calls_left, expected in ((worth - 1, 0), (worth + 1, 1)):
-        predict = WhenItPays(Counting(), CPU, (2 + calls_left) * 32 * 32, "auto")
+        predict = WhenItPays(Instant(), CPU, (2 + calls_left) * 32 * 32, "auto")
         calls(predict, 32, 32, 32, 32)
         assert len(compiled) == expected, calls_left
-    predict = WhenItPays(Counting(), CPU, 1e12, "auto")
+    predict = WhenItPays(Instant(), CPU, 1e12, "auto")
     calls(predict, *[32, 64, 96, 128] * 3)
     assert len(compiled) == 1 + 2
     for choice, more in (("off", 0), ("on", 2)):
         compiled.clear()
-        calls(WhenItPays(Counting(), CPU, 1e12, choice), *[32, 64, 96] * 3)
+        calls(WhenItPays(Instant(), CPU, 1e12, choice), *[32, 64, 96] * 3)
         assert len(compiled) == more
 
 
@@ -285,7 +285,7 @@ def test_every_form_has_its_own_share_of_activations(monkeypatch: pytest.MonkeyP
         return lambda *inputs: found.append(torch._functorch.config.activation_memory_budget)
 
     monkeypatch.setattr(torch, "compile", compile)
-    lean, whole = Compiled(Counting(), 0.5), Compiled(Counting())
+    lean, whole = Compiled(Instant(), 0.5), Compiled(Instant())
     for form in (lean, whole, lean, whole):
         form(torch.ones(1), torch.ones(1))
     assert found == [0.5, 1.0, 0.5, 1.0]
@@ -301,17 +301,17 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
         return fails
 
     monkeypatch.setattr(torch, "compile", compile)
-    form, ones = Compiled(Counting()), torch.ones(1, 3, 4, 4)
+    form, ones = Compiled(Instant()), torch.ones(1, 3, 4, 4)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert torch.equal(form(ones, ones), torch.zeros(1, 1, 4, 4))
     (record,) = caplog.records
     assert "does not work here (RuntimeError: no compiler): going on without" in record.getMessage()
     with pytest.raises(RuntimeError, match="size of tensor"):
-        Compiled(Counting())(ones, torch.ones(1, 3, 5, 5))
+        Compiled(Instant())(ones, torch.ones(1, 3, 5, 5))
 
 
-def test_training_is_compiled_by_its_options_alone() -> None:
+def test_only_options_decide_whether_training_is_compiled() -> None:
     cuda = torch.device("cuda")
     assert worth_compiling("on", CPU, 1) and worth_compiling("auto", cuda, 10**5)
     assert not worth_compiling("auto", CPU, 10**5) and not worth_compiling("auto", cuda, 10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,12 @@ from change.checkpoint import (
     read_tensors,
     save_tensors,
 )
+from change.common.command_line import flat, from_flat
 from change.common.errors import UserError
+from change.options import TrainOptions
+from change.prediction.pack import without_paths
 from models.network import NetworkConfig, build_network
 from tests.conftest import run_verb
-
-
-def pack(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run_verb("pack", *arguments)
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def whole(tmp_path: Path) -> Checkpoint:
 
 
 def test_pack(whole: Checkpoint, tmp_path: Path) -> None:
-    result = pack(tmp_path / "best.pth", tmp_path / "small.pth")
+    result = run_verb("pack", tmp_path / "best.pth", tmp_path / "small.pth")
     assert result.returncode == 0, result.stderr
     assert "refinement." in result.stderr
     assert (tmp_path / "small.pth").stat().st_size < 18e6
@@ -64,9 +62,20 @@ def test_pack(whole: Checkpoint, tmp_path: Path) -> None:
 def test_pack_overwrites_nothing(whole: Checkpoint, tmp_path: Path) -> None:
     before = (tmp_path / "best.pth").read_bytes()
     for arguments in ((tmp_path / "best.pth", tmp_path / "best.pth"), (tmp_path / "none.pth", tmp_path / "small.pth")):
-        result = pack(*arguments)
+        result = run_verb("pack", *arguments)
         assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert (tmp_path / "best.pth").read_bytes() == before and not (tmp_path / "small.pth").exists()
+
+
+@pytest.mark.parametrize(("pretrained", "kept"), [("imagenet", True), ("none", True), ("/mine/resnet18.pth", False)])
+def test_no_path_of_the_training_machine_is_kept(pretrained: str, kept: bool) -> None:
+    """Every option of train.py whose value is a path is left out; the others stay."""
+    places = ["root", "list", "save_path", "checkpoint_path", "cache_path", "continue_run"]
+    defaults = flat(from_flat(TrainOptions, {"root": "/mine", "save_path": "/mine"}))
+    options = {**defaults, **dict.fromkeys(places, "/mine"), "pretrained": pretrained}
+    found = without_paths(options)
+    assert "/mine" not in str(found)
+    assert options.keys() - found.keys() == {*places, *([] if kept else ["pretrained"])}
 
 
 def test_damaged_levels(whole: Checkpoint, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def pair(height: int, width: int, batch: int = 2) -> list[Tensor]:
 @pytest.mark.parametrize("tta", [False, True])
 def test_a_pixelwise_network_passes_bit_for_bit(size: tuple[int, int], tile: tuple[int, int], tta: bool) -> None:
     images = pair(*size)
-    result = Protocol("slide", *tile, tta).applied(pixelwise)(*images)
+    result = Protocol("slide", *tile, tta).apply(pixelwise)(*images)
     assert result.dtype == torch.float32
     assert torch.equal(result, pixelwise(*images))
 
@@ -59,7 +59,7 @@ def test_weights() -> None:
 
 def test_tiles_without_overlap_are_predicted_one_by_one() -> None:
     images = pair(64, 96)
-    result = Protocol("tile256", 32, 0).applied(directed)(*images)
+    result = Protocol("tile256", 32, 0).apply(directed)(*images)
     for row in (0, 32):
         for column in (0, 32, 64):
             area = (..., slice(row, row + 32), slice(column, column + 32))
@@ -69,20 +69,20 @@ def test_tiles_without_overlap_are_predicted_one_by_one() -> None:
 def test_blending_leaves_no_seam() -> None:
     """If tiles disagree by up to 0.9, neighbouring pixels differ little after blending."""
     images = pair(128, 128, 1)
-    hard = Protocol("slide", 64, 0).applied(directed)(*images)
-    soft = Protocol("slide", 64, 32).applied(directed)(*images)
+    hard = Protocol("slide", 64, 0).apply(directed)(*images)
+    soft = Protocol("slide", 64, 32).apply(directed)(*images)
     assert hard.diff(dim=-1).abs().max() > 0.35
     assert soft.diff(dim=-1).abs().max() < 0.04
 
 
 def test_tta_is_the_mean_over_the_symmetries() -> None:
     images = pair(40, 40)
-    mean = Protocol(tta=True).applied(directed)(*images)
+    mean = Protocol(tta=True).apply(directed)(*images)
     plane = directed(*images)
     parts = [torch.rot90(flipped, turns, (-2, -1)) for flipped in (plane, plane.flip(-1)) for turns in range(4)]
     assert torch.allclose(mean, torch.stack(parts).mean(0), atol=1e-6)
     wide = pair(40, 60)
-    assert Protocol(tta=True).applied(directed)(*wide).shape == (2, 1, 40, 60)
+    assert Protocol(tta=True).apply(directed)(*wide).shape == (2, 1, 40, 60)
 
 
 def test_batches_of_tiles_are_no_larger_than_the_image() -> None:
@@ -92,7 +92,7 @@ def test_batches_of_tiles_are_no_larger_than_the_image() -> None:
         sizes.append(before.shape)
         return pixelwise(before, after)
 
-    Protocol("slide", 32, 16).applied(watched)(*pair(64, 64))
+    Protocol("slide", 32, 16).apply(watched)(*pair(64, 64))
     assert sum(shape[0] for shape in sizes) == 2 * 9
     assert max(shape.numel() for shape in sizes) <= 2 * 3 * 64 * 64
 

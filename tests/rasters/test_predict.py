@@ -17,7 +17,7 @@ from rasterio.warp import transform_bounds
 
 from change.common.errors import UserError
 from change.rasters.jobs import find_jobs
-from change.rasters.predict import main
+from change.rasters.predict import main, make_settings, parse_arguments
 from change.rasters.scene import HIGHEST, NO_DATA, Settings, check_own_files, predict_rasters
 from tests.conftest import REPOSITORY, draw_pair, run_verb, verb
 from tests.rasters.drawn import EAST, GRID, NORTH, UTM, WORLD, noise, read_band, scene, write_raster
@@ -85,7 +85,7 @@ def test_folders_of_images(tmp_path: Path) -> None:
     (tmp_path / "B" / "._1.png").write_bytes(b"metadata of macOS")
     assert len(find_jobs(tmp_path / "A", tmp_path / "B", tmp_path / "out")) == 2
     (tmp_path / "B" / "1.png").rename(tmp_path / "B" / "0.jpg")
-    with pytest.raises(UserError, match=r"0.jpg and 0.png: keep one"):
+    with pytest.raises(UserError, match=r"0.jpg and 0.png share a stem"):
         find_jobs(tmp_path / "A", tmp_path / "B", tmp_path / "out")
     (tmp_path / "B" / "0.jpg").unlink()
     with pytest.raises(UserError, match=r"files without a partner .*: 1"):
@@ -193,6 +193,8 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     ("given", "said"),
     [
         (["--tile", "16"], "--tile 16"),
+        (["--min_area", "-1"], "--min_area -1"),
+        (["--simplify", "nan"], "--simplify nan"),
         (["--overlap", "64"], "overlap 64"),
         (["--bands", "1,2"], "give three numbers"),
         (["--threshold", "7"], "0 to below 1"),
@@ -205,6 +207,52 @@ def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list
         main([*arguments(*scene(tmp_path / "in"), "-o", tmp_path / "out"), *given])
     assert said in str(error.value) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+RASTER_OPTIONS = [
+    "--bands=1,2,3",
+    "--stretch=auto",
+    "--assume_aligned",
+    "--vectors=none",
+    "--min_area=0",
+    "--simplify=1",
+]
+
+
+@pytest.mark.parametrize("given", RASTER_OPTIONS)
+def test_options_of_rasters_do_nothing_with_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """They are refused before the work, also in a list; a list that holds one pair of rasters may have them."""
+    monkeypatch.setattr("change.rasters.predict.make_detector", lambda *_, **__: pytest.fail("predicts"))
+    for name in ("1.png", "2.JPG", "3.tif"):
+        (tmp_path / name).touch()
+    (tmp_path / "pairs.txt").write_text("1.png\t2.JPG\n")
+    name = given.partition("=")[0]
+    for pair in ((tmp_path / "1.png", tmp_path / "2.JPG"), (tmp_path / "pairs.txt",)):
+        with pytest.raises(UserError, match=f"^{name} does nothing with PNG, JPEG and BMP images: leave it out"):
+            main(arguments(*pair, "-o", tmp_path / "out", given))
+    (tmp_path / "pairs.txt").write_text("1.png\t2.JPG\tone\n1.png\t3.tif\ttwo\n")
+    with pytest.raises(pytest.fail.Exception, match="predicts"):
+        main(arguments(tmp_path / "pairs.txt", "-o", tmp_path / "out", given))
+
+
+@pytest.mark.parametrize("name", ["min_area", "simplify"])
+def test_options_of_polygons_do_nothing_without_them(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"^--{name} does nothing with --vectors none: leave it out"):
+        main(arguments(*scene(tmp_path / "in"), "-o", tmp_path / "out", f"--{name}=0", "--vectors=none"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_reach_the_settings(tmp_path: Path) -> None:
+    """Those that are not given have the defaults of `Settings`."""
+    common = ["a.tif", "b.tif", "-o", "out", "--checkpoint_path", str(CHECKPOINT)]
+    assert make_settings(parse_arguments(common), threshold=0.5) == Settings(0.5)
+    given = ["--bands=3,2,1", "--stretch=none", "--assume_aligned", "--vectors=geojson", "--min_area=2", "--simplify=1"]
+    expected = Settings(
+        0.5, bands=(3, 2, 1), stretch="none", assume_aligned=True, vectors="geojson", min_area=2, simplify=1
+    )
+    assert make_settings(parse_arguments([*common, *given]), threshold=0.5) == expected
 
 
 def test_rasters_of_two_reference_systems(tmp_path: Path) -> None:
@@ -223,7 +271,7 @@ def test_rasters_of_two_reference_systems(tmp_path: Path) -> None:
     assert geopandas.read_file(tmp_path / "out" / "changes.geojson").crs == WORLD
 
 
-@pytest.mark.parametrize("missing", ["STYLE", "REPORT_PAGE"])
+@pytest.mark.parametrize("missing", ["STYLE", "TEMPLATE"])
 def test_a_missing_file_of_ours_is_named_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:

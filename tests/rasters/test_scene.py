@@ -160,7 +160,7 @@ def test_the_calling_program_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_program_silences_rasterio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The program silences remarks of rasterio, and puts levels and filters back."""
+    """The program silences messages of rasterio, and puts levels and filters back."""
     bare = tmp_path / "bare.tif"
     PIL.Image.fromarray(noise(96, 128).transpose(1, 2, 0)).save(bare)
     state = host_state()
