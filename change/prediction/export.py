@@ -162,6 +162,7 @@ def main(arguments: Sequence[str]) -> int:
         module: nn.Module = AnySize(fused, checkpoint)
         cases, metadata = pairs_of_sizes(pair), {}
     else:
+        assert given.format == "deepness", given.format
         module = Stacked(fused, checkpoint)
         cases, metadata = [stack_dates(pair, given.tile)], deepness_metadata(given, checkpoint.threshold)
     write_onnx(module.eval(), cases, given.out, tolerance=TOLERANCE[dtype], metadata=metadata)

@@ -16,7 +16,13 @@ from change.common.errors import UserError
 from change.rasters.gdal import geo
 from change.rasters.numbering import Changes
 
-VECTORS = ("gpkg", "geojson", "none")
+# The formats of polygons: the suffix of the file, and how geopandas writes it.
+WRITERS: dict[str, dict[str, str]] = {
+    "gpkg": {"driver": "GPKG", "layer": "changes"},
+    "geojson": {"driver": "GeoJSON"},
+}
+IN_WGS84 = ("geojson",)  # formats whose standard allows no other reference system
+VECTORS = (*WRITERS, "none")
 STYLE = Path(__file__).with_name("changes.qml")  # for QGIS
 
 
@@ -92,10 +98,8 @@ def write_vectors(frame: Any, folder: Path, kind: str) -> None:
     """
     path = folder / f"changes.{kind}"
     try:
-        if kind == "geojson":
-            frame.to_crs(4326).to_file(path, driver="GeoJSON")
-        else:
-            frame.to_file(path, driver="GPKG", layer="changes")
+        placed = frame.to_crs(4326) if kind in IN_WGS84 else frame
+        placed.to_file(path, **WRITERS[kind])
     except RuntimeError as error:  # pyogrio's errors are RuntimeErrors
         raise UserError(f"{path.name} cannot be written ({error}): is the disk full?") from error
     shutil.copy(STYLE, folder / STYLE.name)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from change.common.errors import UserError, listed
-from change.rasters.polygons import STYLE
+from change.rasters.polygons import STYLE, WRITERS
 
 METADATA = "metadata.json"
 WRITTEN = {
@@ -16,8 +16,7 @@ WRITTEN = {
     "probability.png",
     "mask.tif",
     "mask.png",
-    "changes.gpkg",
-    "changes.geojson",
+    *(f"changes.{kind}" for kind in WRITERS),
     STYLE.name,
     "preview.png",
     "report.html",
