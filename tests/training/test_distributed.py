@@ -42,7 +42,7 @@ EXACT = """
 import sys
 import torch
 from unittest.mock import patch
-import change.training.trainer, train
+import change.training.build, change.training.trainer, train
 from models.losses import TrainingLoss
 from models.network import build_network
 from models.padding import normalise
@@ -59,8 +59,8 @@ class Exact(TrainingLoss):
 with (
     patch.object(change.training.trainer, "LOG_EVERY", 1),
     patch.object(change.training.trainer, "normalise", lambda *given: normalise(*given).double()),
-    patch.object(train, "build_network", lambda config: build_network(config).double()),
-    patch.object(train, "TrainingLoss", Exact),
+    patch.object(change.training.build, "build_network", lambda config: build_network(config).double()),
+    patch.object(change.training.build, "TrainingLoss", Exact),
 ):
     sys.exit(train.main(sys.argv[1:]))
 """
