@@ -20,7 +20,7 @@ from change.evaluation.summary import Settings
 from change.options import OutputOptions, TestOptions, build_test_options
 
 
-@distributed.joined()
+@distributed.join()
 def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
     process, processes = distributed.rank(), distributed.processes()

@@ -174,7 +174,7 @@ def pack_weights(weights: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
     return packed
 
 
-def unpacked(stored: Tensor | Mapping[str, Tensor]) -> Tensor:
+def unpack_weight(stored: Tensor | Mapping[str, Tensor]) -> Tensor:
     """Restore a weight that `pack_weights` stored: float32 if it was packed, else as it is."""
     return stored if isinstance(stored, Tensor) else stored["levels"].float() * stored["scale"]
 
@@ -232,7 +232,7 @@ def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
     try:
         checkpoint = Checkpoint(
             config=NetworkConfig(**content["config"]),
-            weights={name: unpacked(stored) for name, stored in content["weights"].items()},
+            weights={name: unpack_weight(stored) for name, stored in content["weights"].items()},
             lineage=[PassRecord(**record) for record in content["lineage"]],
             mean=tuple(float(value) for value in content["normalisation"]["mean"]),
             std=tuple(float(value) for value in content["normalisation"]["std"]),

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from change.common.command_line import (
-    at_least,
-    flat,
     from_flat,
     option,
     option_tables,
     refuse_without_effect,
-    share,
+    require_at_least,
+    require_share,
+    to_flat,
 )
 from change.common.devices import AMP_CHOICES, TRAINING_AMP_CHOICES
 from change.common.errors import UserError
@@ -33,7 +33,7 @@ from models.padding import MULTIPLE
 PROTOCOLS: dict[str, tuple[int, int] | None] = {"full": (0, 0), "slide": None, "tile256": (256, 0)}
 
 
-def numbers(name: str, text: str, count: int, example: str) -> tuple[float, ...]:
+def read_numbers(name: str, text: str, count: int, example: str) -> tuple[float, ...]:
     """Read `count` numbers separated by spaces, the value of option `name`. Raises UserError for anything else."""
     try:
         values = tuple(float(part) for part in text.split())
@@ -74,8 +74,8 @@ class RunOptions:
     save_minutes: float = option(10.0, "save the state of the run every n minutes within an epoch")
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "epoch")
-        at_least(self, 0, "seed", "save_freq", "save_minutes")
+        require_at_least(self, 1, "epoch")
+        require_at_least(self, 0, "seed", "save_freq", "save_minutes")
         if "/" in self.best_name or "\\" in self.best_name:
             raise UserError(
                 f"--best_name {self.best_name}: give a file name without a folder; --save_path is the folder"
@@ -94,7 +94,7 @@ class DataOptions:
     cache_path: str = option("", "folder of these files; default ROOT/.cache", needs="cache=disk")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "trainsize")
+        require_at_least(self, 0, "trainsize")
         if self.cropsize < MULTIPLE or self.cropsize % MULTIPLE:
             raise UserError(f"--cropsize {self.cropsize}: choose a multiple of {MULTIPLE}")
 
@@ -116,14 +116,14 @@ class AugmentationOptions:
 
     def jitter(self) -> tuple[float, float, float, float]:
         """The ranges of brightness, contrast, saturation and hue."""
-        brightness, contrast, saturation, hue = numbers("color_setting", self.color_setting, 4, "0.2 0.2 0.1 0.1")
+        brightness, contrast, saturation, hue = read_numbers("color_setting", self.color_setting, 4, "0.2 0.2 0.1 0.1")
         if not (all(0 <= value < 100 for value in (brightness, contrast, saturation)) and 0 <= hue <= 0.5):
             raise UserError(f'--color_setting "{self.color_setting}": choose 0 or more, and at most 0.5 for the last')
         return brightness, contrast, saturation, hue
 
     def scales(self) -> tuple[float, float]:
         """The smallest and the largest factor."""
-        smallest, largest = numbers("scale", self.scale, 2, "0.5 2")
+        smallest, largest = read_numbers("scale", self.scale, 2, "0.5 2")
         if not 0.1 <= smallest <= largest <= 10:
             raise UserError(f'--scale "{self.scale}": choose from 0.1 to 10, the smaller number first')
         return smallest, largest
@@ -176,9 +176,9 @@ class LossOptions:
     beta: float = option(0.75, "refinement: share of the points that are the hardest candidates", needs="refine")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "dice", "l1", "l2")
-        at_least(self, 1, "k")
-        share(self, "beta")
+        require_at_least(self, 0, "dice", "l1", "l2")
+        require_at_least(self, 1, "k")
+        require_share(self, "beta")
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,8 @@ class OptimizerOptions:
     grad_accum: int = option(1, "split each step into n micro-batches, to save memory")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "lr", "power", "warmup", "weight_decay", "eps")
-        at_least(self, 1, "decay_epoch", "train_batchsize", "grad_accum")
+        require_at_least(self, 0, "lr", "power", "warmup", "weight_decay", "eps")
+        require_at_least(self, 1, "decay_epoch", "train_batchsize", "grad_accum")
         if not 0 <= self.ema < 1:
             raise UserError(f"--ema {self.ema}: choose 0 (none) to below 1, such as 0.999")
 
@@ -215,7 +215,7 @@ class ValidationOptions:
     keep: str = option("best", "which weights to keep: those of the best F1 on val, or the last", ("best", "last"))
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "val_epoch", "val_batchsize")
+        require_at_least(self, 1, "val_epoch", "val_batchsize")
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class ComputeOptions:
     compile: str = option("auto", "torch.compile; auto: if it is expected to pay", choices=COMPILE_CHOICES)
 
     def __post_init__(self) -> None:
-        at_least(self, -1, "workers")
+        require_at_least(self, -1, "workers")
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class TrainComputeOptions(ComputeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share(self, "kept_activations")
+        require_share(self, "kept_activations")
 
     def number_format(self) -> str:
         """The combined meaning of --amp and --mixed_precision_training."""
@@ -315,8 +315,8 @@ class ProtocolOptions:
     test_batchsize: int = option(1, "batch size; only images of one size share a batch")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "testsize", "overlap")
-        at_least(self, 1, "test_batchsize", "tile")
+        require_at_least(self, 0, "testsize", "overlap")
+        require_at_least(self, 1, "test_batchsize", "tile")
         check_threshold(self.threshold)
         if self.protocol == "slide" and self.overlap >= self.tile:
             raise UserError(f"--overlap {self.overlap}: choose less than --tile {self.tile}")
@@ -365,7 +365,7 @@ class TestOptions:
 def build_test_options(given: Mapping[str, Any]) -> TestOptions:
     """The options of test.py. Raises UserError for bad values and for an option that does nothing in this mode."""
     options = from_flat(TestOptions, given)
-    refuse_without_effect(TestOptions, given, flat(options))
+    refuse_without_effect(TestOptions, given, to_flat(options))
     return options
 
 

@@ -187,7 +187,7 @@ class Head(nn.Module):
         with torch.no_grad():
             bias.fill_(torch.logit(torch.tensor(rate, dtype=torch.float64), eps=1e-6))
 
-    def composed(self) -> tuple[Tensor, Tensor]:
+    def compose(self) -> tuple[Tensor, Tensor]:
         """Compute the one layer that equals the three.
 
         Returns:
@@ -205,7 +205,7 @@ class Head(nn.Module):
 
     def forward(self, fused: Tensor) -> Tensor:
         """Predict: a map (B, C, H/4, W/4) -> logits (B, 1, H, W)."""
-        kernel, bias = self.composed()
+        kernel, bias = self.compose()
         logits = F.conv_transpose2d(fused, kernel, stride=4)
         return logits + bias.to(logits.dtype).repeat(fused.shape[2] * 2, fused.shape[3] * 2)
 

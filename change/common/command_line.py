@@ -55,7 +55,7 @@ def options_of(kind: type) -> Iterator[tuple[type, Field[Any]]]:
             yield group, spec
 
 
-def flat(options: Any) -> dict[str, Any]:
+def to_flat(options: Any) -> dict[str, Any]:
     """Turn options into one dict, name -> value."""
     return {name: value for group in asdict(options).values() for name, value in group.items()}
 
@@ -93,7 +93,7 @@ def add_argument(section: Any, spec: Field[Any], kind: type) -> None:
     meta = spec.metadata
     flags = [f"--{name}" for name in (spec.name, meta["alias"]) if name]
     needs = f"; needs --{meta['needs'].replace('=', ' ')}" if meta["needs"] else ""
-    text = f"{meta['help']}{needs} (default: {shown(spec.default)})".replace("%", "%%")
+    text = f"{meta['help']}{needs} (default: {format_default(spec.default)})".replace("%", "%%")
     if kind is bool:
         section.add_argument(*flags, dest=spec.name, nargs="?", const=True, type=read_bool, metavar="BOOL", help=text)
         section.add_argument(f"--no-{spec.name}", dest=spec.name, action="store_false", help=argparse.SUPPRESS)
@@ -113,7 +113,7 @@ def read_bool(text: str) -> bool:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False") from None
 
 
-def shown(value: object) -> str:
+def format_default(value: object) -> str:
     """A default as help texts and tables show it."""
     return "none" if value == "" else str(value)
 
@@ -136,7 +136,7 @@ def refuse_without_effect(kind: type, given: Mapping[str, Any], values: Mapping[
             raise UserError(f"--{spec.name} does nothing without {remedy}: add that, or leave out --{spec.name}")
 
 
-def at_least(options: object, bound: int, *names: str) -> None:
+def require_at_least(options: object, bound: int, *names: str) -> None:
     """Raise UserError for the first named field that is below `bound`, infinite or too large for an integer."""
     for name in names:
         value = getattr(options, name)
@@ -145,7 +145,7 @@ def at_least(options: object, bound: int, *names: str) -> None:
             raise UserError(f"--{name} {value}: choose {bound} or more, and a finite number")
 
 
-def share(options: object, *names: str) -> None:
+def require_share(options: object, *names: str) -> None:
     """Raise UserError for the first named field that is not within 0 to 1."""
     for name in names:
         value = getattr(options, name)
@@ -165,6 +165,6 @@ def option_tables(kind: type) -> str:
                 text += f"; one of {', '.join(map(str, choices))}"
             if needs := spec.metadata["needs"]:
                 text += f"; needs `--{needs.replace('=', ' ')}`"
-            lines.append(f"| {names} | {shown(spec.default)} | {text} |")
+            lines.append(f"| {names} | {format_default(spec.default)} | {text} |")
         lines.append("")
     return "\n".join(lines)

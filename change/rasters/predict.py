@@ -40,7 +40,7 @@ CHECKPOINT = "checkpoints/buildings_r18.pth"
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 
 
-@distributed.joined()
+@distributed.join()
 def main(arguments: Sequence[str]) -> int:
     """Predict every pair that the command line names; return the exit code."""
     given = parse_arguments(arguments)
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
             failed.append(job.folder.name)
         else:
             log.info("written to %s", job.folder)
-    all_failed = sorted(name for names in distributed.gathered(failed) for name in names)
+    all_failed = sorted(name for names in distributed.gather(failed) for name in names)
     if all_failed:
         raise UserError(f"{len(all_failed)} of {len(jobs)} pairs failed: {listed(all_failed)}; the others are done")
     return 0

@@ -23,7 +23,7 @@ from change.data.samples import Batch, TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter, Geometry
 from change.options import DataOptions, OptimizerOptions, TrainOptions
 from change.training.average import WeightAverage
-from change.training.first_weights import first_weights
+from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
 from change.training.run_state import RunState
 from change.training.start import Plan
@@ -156,7 +156,7 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     network = build_network(config)
     template = Checkpoint(config, {})
     if state is None:
-        template = first_weights(network, options.network, options.start, lambda: rate_of_change(train))
+        template = load_first_weights(network, options.network, options.start, lambda: rate_of_change(train))
     distributed.synchronise(network, precision.device)
     network.to(precision.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, options.optimizer, fused=precision.apex is None)
@@ -170,7 +170,7 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     )
 
 
-def made_with(precision: Precision) -> dict[str, str]:
+def describe_setup(precision: Precision) -> dict[str, str]:
     """Describe what a run is made with: versions, device, number format, number of processes."""
     return {
         **versions(),

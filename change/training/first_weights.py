@@ -137,7 +137,7 @@ def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     return str(weights_enum.url), state
 
 
-def first_weights(
+def load_first_weights(
     network: PRXChange, shape: NetworkOptions, start: StartOptions, rate: Callable[[], float]
 ) -> Checkpoint:
     """Load the weights that a new run starts from; return the checkpoint it will write, without weights.

@@ -103,10 +103,10 @@ def read_state(path: Path) -> RunState:
             if name in values:
                 values[name] = tuple(values[name])
     except TypeError as error:
-        raise does_not_fit(path, error) from error
+        raise unfit_state_error(path, error) from error
     return RunState(**values)
 
 
-def does_not_fit(path: Path, error: Exception) -> UserError:
+def unfit_state_error(path: Path, error: Exception) -> UserError:
     """The error for a state whose content does not fit this version."""
     return UserError(f"{path} does not fit this version ({error}): use the one that wrote it")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from change.common.command_line import flat, from_flat, refuse_without_effect
+from change.common.command_line import from_flat, refuse_without_effect, to_flat
 from change.common.errors import UserError
 from change.options import TrainOptions
 from change.training.run_folder import find_run, refuse_existing
@@ -34,14 +34,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def new_run(given: Mapping[str, Any]) -> TrainOptions:
+def options_for_new_run(given: Mapping[str, Any]) -> TrainOptions:
     """The options of a new run: those given, then those of the recipe, then the defaults.
 
     Raises UserError for a value that is out of range and for an option that does nothing in this mode.
     """
     recipe = RECIPES[given.get("recipe", "published")]
     options = from_flat(TrainOptions, {**recipe, **given})
-    refuse_without_effect(TrainOptions, given, flat(options))
+    refuse_without_effect(TrainOptions, given, to_flat(options))
     for name in ("pretrained", "prior"):
         if options.start.resume and given.get(name):
             raise UserError(
@@ -71,7 +71,7 @@ MAY_CHANGE = (
 )
 
 
-def resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOptions:
+def options_for_resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOptions:
     """The options of a resumed run: the saved ones, except those given now that may change.
 
     Args:
@@ -93,10 +93,10 @@ def resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOpti
     folder = given.get("save_path", "")
     if folder and Path(folder).resolve() != Path(given["continue_run"]).resolve():
         raise UserError(
-            f"--continue_run {given['continue_run']} goes on in its own folder: leave out --save_path {folder}"
+            f"--continue_run {given['continue_run']} writes to its own folder: leave out --save_path {folder}"
         )
-    old, fixed = flat(before), {*MAY_CHANGE, "continue_run", "save_path", "best_name"}
-    new = flat(from_flat(TrainOptions, {**old, **given}))
+    old, fixed = to_flat(before), {*MAY_CHANGE, "continue_run", "save_path", "best_name"}
+    new = to_flat(from_flat(TrainOptions, {**old, **given}))
     differing = [
         f"--{name} {new[name]!r}, was {old[name]!r}" for name in given if name not in fixed and new[name] != old[name]
     ]
@@ -104,7 +104,7 @@ def resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOpti
         raise UserError(f"--continue_run resumes the run as it was; not with {'; '.join(differing)}")
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
     options = from_flat(TrainOptions, {**old, **changed})
-    refuse_without_effect(TrainOptions, changed, flat(options))
+    refuse_without_effect(TrainOptions, changed, to_flat(options))
     return options
 
 
@@ -137,8 +137,8 @@ def plan_run(given: Mapping[str, Any]) -> Plan:
         folder = Path(given["continue_run"])
         name = find_run(folder, given.get("best_name", ""))
         state = read_state(folder / f"{name}.state.pth")
-        return Plan(resumed_run(state.options, given), folder, name, state)
-    options = new_run(given)
+        return Plan(options_for_resumed_run(state.options, given), folder, name, state)
+    options = options_for_new_run(given)
     folder, name = Path(options.run.save_path), options.run_name()
     refuse_existing(folder, name)
     return Plan(options, folder, name)

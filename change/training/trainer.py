@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from change.checkpoint import PassRecord
 from change.common import distributed
-from change.common.command_line import flat
+from change.common.command_line import to_flat
 from change.common.devices import DTYPES
 from change.common.errors import UserError, listed
 from change.data.loaders import BatchShare
@@ -33,7 +33,7 @@ from change.prediction.compiling import Compiled, worth_compiling
 from change.training.build import Data, Parts
 from change.training.interruption import Interrupted, StopSignal
 from change.training.run_folder import Run
-from change.training.run_state import Progress, RunState, does_not_fit
+from change.training.run_state import Progress, RunState, unfit_state_error
 from change.training.schedule import Schedule, step_seed
 from change.training.validation import validate
 from models.losses import Losses
@@ -199,10 +199,10 @@ class Training:
                 "use --amp bf16 or off, or lower --lr"
             )
         own = torch.stack([step.losses for step in self.pending]).cpu().double()
-        values = distributed.summed(own.clone()).tolist()
+        values = distributed.sum_over_processes(own.clone()).tolist()
         for step, mine, row in zip(self.pending, own, values, strict=True):
             if not all(map(math.isfinite, row)):
-                found = distributed.gathered([] if bool(mine.isfinite().all()) else step.names)
+                found = distributed.gather([] if bool(mine.isfinite().all()) else step.names)
                 broken = sorted({name for some in found for name in some})
                 raise UserError(
                     f"the loss is not finite ({row[0]}) in epoch {at.epoch + 1} on the pairs "
@@ -261,7 +261,7 @@ class Training:
         """Exchange what each process has seen: running statistics and images."""
         for network in self.average.networks:
             distributed.average_statistics(network)
-        self.images = set().union(*distributed.gathered(self.images))
+        self.images = set().union(*distributed.gather(self.images))
 
     def keep(self, path: Path, scores: dict[str, float | None], val_threshold: float | None = None) -> None:
         """Write the weights at the end of this epoch, with their history. Raises UserError if one is not finite."""
@@ -279,7 +279,7 @@ class Training:
         self.bring_together()
         self.check_weights()
         state = RunState(
-            options=flat(self.options),
+            options=to_flat(self.options),
             data=self.data.digest(),
             weights=self.loss.network.state_dict(),
             average=self.average.state_dict(),
@@ -324,7 +324,7 @@ class Training:
             self.optimizer.load_state_dict(state.optimizer)
             self.precision.load_state_dict(state.precision)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise does_not_fit(self.run.state_path, error) from error
+            raise unfit_state_error(self.run.state_path, error) from error
         self.progress = state.progress
         self.template = replace(
             self.template, lineage=state.lineage, mean=state.mean, std=state.std, threshold=state.threshold

@@ -91,9 +91,9 @@ def validate(
                 panels[batch.names[i]] = small_panel(batch, changed, i)
         after_batch()
     return Validation(
-        counts=Counts(*distributed.summed(counted.cpu()).tolist()),
-        curve=Curve(distributed.summed(total.cpu()).numpy()),
-        seen=sorted(name for names in distributed.gathered(seen) for name in names),
+        counts=Counts(*distributed.sum_over_processes(counted.cpu()).tolist()),
+        curve=Curve(distributed.sum_over_processes(total.cpu()).numpy()),
+        seen=sorted(name for names in distributed.gather(seen) for name in names),
         panels=panels,
     )
 

@@ -113,8 +113,8 @@ def test_parts_of_a_step() -> None:
 def test_one_process_has_nobody_to_talk_to() -> None:
     """With one process, every exchange returns what it was given."""
     values = torch.rand(3)
-    assert torch.equal(distributed.summed(values.clone()), values)
-    assert (distributed.largest([3, 1]), distributed.gathered("a"), distributed.collected("b")) == (
+    assert torch.equal(distributed.sum_over_processes(values.clone()), values)
+    assert (distributed.largest([3, 1]), distributed.gather("a"), distributed.gather_on_first("b")) == (
         [3, 1],
         ["a"],
         ["b"],
