@@ -51,7 +51,7 @@ class CrossAttention(nn.Module):
         return attended.squeeze(1)
 
     def align_queries(self, query: Tensor) -> Tensor:
-        """Put the queries (2B, T, C) next to the keys that they read."""
+        """Order the queries (2B, T, C) as the keys and values that they read."""
         return query if self.within else swap_dates(query)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.encoders import ENCODERS, STRIDES, both_dates, build_encoder, encoder_name
+from models.encoders import ENCODERS, STRIDES, build_encoder, encode_dates, encoder_name
 from models.network import NetworkConfig, build_network
 from models.unet import UNetDecoder
 
@@ -30,7 +30,7 @@ def test_both_dates_share_the_encoder() -> None:
     encoder = build_encoder("resnet18").eval()
     before, after = torch.randn(2, 2, 3, 32, 64)
     with torch.inference_mode():
-        both, alone = both_dates(encoder, before, after), (encoder(before), encoder(after))
+        both, alone = encode_dates(encoder, before, after), (encoder(before), encoder(after))
     for maps, *halves in zip(both, *alone, strict=True):
         torch.testing.assert_close(maps, torch.cat(halves))
 
