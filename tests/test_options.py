@@ -265,8 +265,9 @@ def test_resuming_runs_of_earlier_versions() -> None:
     assert resume({**saved, "pseudo": 0.0}) == resume(saved)
     with pytest.raises(UserError, match=r"--pseudo 0\.5, which is gone"):
         resume({**saved, "pseudo": 0.5})
-    with pytest.raises(UserError, match="made by another version"):
-        resume({**saved, "novelty": 1})
+    for value in ({"novelty": 1}, {"backbone": "vgg16"}):
+        with pytest.raises(UserError, match="made by another version"):
+            resume({**saved, **value})
 
 
 # --- the learning rate ---------------------------------------------------------------------------------------------
