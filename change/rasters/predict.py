@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         check_own_files(given.vectors)
     own = jobs[process::processes]
     detector = make_detector(given, pixels=sum(count_pixels(job.before) for job in own))
-    settings = make_settings(given, threshold=detector.checkpoint.chosen_threshold(given.threshold))
+    settings = make_settings(given, threshold=detector.checkpoint.choose_threshold(given.threshold))
     failed = []
     for job in own:
         write = partial(predict_job, job, detector=detector, settings=settings, progress=process == 0)
