@@ -100,6 +100,19 @@ def test_algorithms_are_those_of_a_run_only(monkeypatch: pytest.MonkeyPatch, err
     assert settings() == before
 
 
+def test_algorithms_that_only_warn_do_so_again() -> None:
+    """A host program can allow algorithms that are not deterministic, with a warning."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with algorithms(True, Precision("off", CPU)):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 def test_predicting_in_float32_leaves_tf32_as_it_was() -> None:
     before = torch.backends.cudnn.allow_tf32
     with exact_float32(torch.float32):
