@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         data = open_data(options, device)
         parts = build_parts(options, precision, state, data.train)
         use_cache(data, options.data)
-        distributed.wait()  # all processes have looked at the folder: now the first one may write there
+        distributed.wait()  # process 0 writes only after all have checked the folder
         done = state.progress if state else None
         run = Run(plan.folder, plan.name, kept_log, done.epoch if done else 0, writes=distributed.rank() == 0)
         run.open_board(to_flat(options), done.steps if done else 0)

@@ -46,12 +46,17 @@ class Data:
     val_loader: DataLoader[Batch | UserError]
 
     def digest(self) -> str:
-        """Return what tells these pairs from others: digests of names and sizes."""
-        return self.train.digest() + self.val.digest()
+        """Return a digest of the names and sizes of the pairs, which tells them from others."""
+        return digest_of(self.train, self.val)
+
+
+def digest_of(train: Split, val: Split) -> str:
+    """Return the digests of two splits as one string."""
+    return train.digest() + val.digest()
 
 
 def find_splits(options: DataOptions) -> tuple[Split, Split]:
-    """Find the pairs of train and val. Raises UserError as `find_split`."""
+    """Find the pairs of train and val. Raises UserError as `find_split` does."""
     lists = Path(options.list) if options.list else None
     train, val = (
         find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
@@ -64,7 +69,7 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
     if plan.state is None or "root" not in given:
         return
     train, val = find_splits(plan.options.data)
-    if plan.state.data != train.digest() + val.digest():
+    if plan.state.data != digest_of(train, val):
         raise UserError(
             f"{plan.folder} holds a finished run on other pairs than those in --root {plan.options.data.root} now: "
             "choose another --save_path"
@@ -72,9 +77,9 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
 
 
 def open_data(options: TrainOptions, device: torch.device) -> Data:
-    """Find the pairs and make the loaders of this process. Warns if train and val share images.
+    """Find the pairs and make the loaders of this process. A warning is logged if train and val share images.
 
-    Raises UserError as `find_split`, and if a crop is larger than an image.
+    Raises UserError as `find_split` does, and if a crop is larger than an image.
     """
     process, processes = distributed.rank(), distributed.processes()
     train, val = find_splits(options.data)
@@ -115,7 +120,7 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
 
 
 def use_cache(data: Data, options: DataOptions) -> None:
-    """Read the pairs from decoded files if --cache asks for it; making these can take minutes."""
+    """Read the pairs from decoded files if --cache is "disk"; making these files can take minutes."""
     if options.cache != "disk":
         return
     folder = Path(options.cache_path or f"{options.root}/.cache")
@@ -130,7 +135,15 @@ def use_cache(data: Data, options: DataOptions) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained. `template`: the checkpoint that the run writes, without its weights."""
+    """The objects that a run trains with, on their device.
+
+    Attributes:
+        loss: the network and its loss.
+        average: the moving average of the weights.
+        optimizer: the optimizer of the network.
+        precision: the number format.
+        template: the checkpoint that the run writes, without its weights.
+    """
 
     loss: TrainingLoss
     average: WeightAverage[PRXChange]
@@ -143,13 +156,13 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     """Build the network with its first weights, the loss and the optimizer.
 
     Args:
-        options: of the run.
-        precision: whose device the network goes to.
-        state: of an interrupted run, whose weights are loaded later; None for a new run.
+        options: the options of the run.
+        precision: the number format and the device of the network.
+        state: the state of an interrupted run, whose weights are loaded later; None for a new run.
         train: the split whose rate of change --prior starts from.
 
     Raises:
-        UserError: for weights to start from that are missing or do not fit.
+        UserError: the weights to start from are missing or do not fit.
     """
     torch.manual_seed(options.run.seed)
     config = options.network.config()
@@ -171,7 +184,7 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
 
 
 def describe_setup(precision: Precision) -> dict[str, str]:
-    """Describe what a run is made with: versions, device, number format, number of processes."""
+    """Describe the setup of a run: versions, device, number format, number of processes."""
     return {
         **versions(),
         "device": str(precision.device),
