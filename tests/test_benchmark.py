@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.benchmark import size_and_batch
 from tests.conftest import REPOSITORY
 
@@ -16,6 +18,7 @@ def run_benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_table_and_json(tmp_path: Path) -> None:
     result = run_benchmark("--sizes", 64, "--only", "infer", "count", "--half", "--json", tmp_path / "found.json")
     assert result.returncode == 0, result.stderr
@@ -30,12 +33,14 @@ def test_table_and_json(tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == 3 + len(rows)
 
 
+@pytest.mark.slow
 def test_wrong_input() -> None:
     result = run_benchmark("--steps", "512")
     assert result.returncode == 2 and "'512' is not SIZExBATCH" in result.stderr
     assert size_and_batch("512x8") == (512, 8)
 
 
+@pytest.mark.slow
 def test_a_variant_that_fails(tmp_path: Path) -> None:
     result = run_benchmark("--only", "load", "--data", tmp_path)
     assert result.returncode == 2

@@ -15,10 +15,9 @@ import change.__main__
 from change.__main__ import VERBS
 from tests.conftest import REPOSITORY, run_program
 
-PAGES = sorted(
-    [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")]
-    + [REPOSITORY / folder / "README.md" for folder in ("list", "data", "checkpoints")]
-)
+FOLDERS = ("", "list", "data", "checkpoints")  # with a README
+PAGES = sorted([REPOSITORY / folder / "README.md" for folder in FOLDERS] + list((REPOSITORY / "docs").rglob("*.md")))
+PAGES.append(REPOSITORY / "CONTRIBUTING.md")
 NAMES = [str(page.relative_to(REPOSITORY)) for page in PAGES]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -26,6 +25,7 @@ OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*)")
 VERB = re.compile(r"(?:-m change|prx-change) ([a-z]\w*)")
 SCRIPT = re.compile(r"\bbash (\S+\.sh)|\bpython (\S+\.py)|\btorchrun .* (\S+\.py)")
 MODULE = re.compile(r"\bpython -m (tests\.\w+)")
+PLACE = re.compile(r"(?:change|models|tests|train_script|test_script|docs)/[\w./-]*")
 VARIABLE = re.compile(r"(?:^|\s)([A-Za-z_]\w*)=")
 PROGRAMS = ("train", "test", *VERBS, "tests.benchmark", "tests.benchmark_scenes")
 TAKE_TRAINING_OPTIONS = ("finetune", "experiment")
@@ -37,14 +37,14 @@ def text_of(name: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def dead_links(page: Path, root: Path = REPOSITORY) -> list[str]:
-    """The relative links of a page that lead to no file below `root`, or to no heading of that file."""
+    """Return the relative links of a page that lead to no file below `root`, or to no heading of that file."""
     prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
     targets = re.findall(r"\]\(([^)\s]+)\)", prose) + re.findall(r'(?:src|href)="([^"]+)"', prose)
     dead = []
@@ -59,20 +59,20 @@ def dead_links(page: Path, root: Path = REPOSITORY) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a page's bash blocks, with their continuation lines and without comments."""
+    """Return the commands of a page's bash blocks, with their continuation lines and without comments."""
     blocks = [body for language, body in FENCE.findall(text) if language == "bash"]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [part.strip() for line in lines for part in re.sub(r"(^|\s)#.*", "", line).split("&&") if part.strip()]
 
 
 def inline_code(text: str) -> list[str]:
-    """The pieces of code in a page's sentences and tables."""
+    """Return the pieces of code in a page's sentences and tables."""
     return re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
 
 
 @cache
 def options(program: str) -> frozenset[str]:
-    """The options that the help of a program lists; `program` is train, test, a verb or a module of tests."""
+    """Return the options that the help of a program lists; `program` is train, test, a verb or a module of tests."""
     if program in ("train", "test"):
         names = OPTION.findall(run_program(f"{program}.py", "--help").stdout)
         return frozenset([*names, *(f"no-{name}" for name in names)])
@@ -87,14 +87,17 @@ def options(program: str) -> frozenset[str]:
 
 
 def program_of(command: str) -> str | None:
-    """Whose options a command has: train, test, a verb or a module of tests; None if it is not a program of ours."""
+    """Return the program whose options a command takes, as `options` names it; None if it is not a program of ours."""
     if verb := VERB.search(command):
         return verb[1]
     if module := MODULE.search(command):
         return module[1]
     if script := SCRIPT.search(command):
         name = Path(next(part for part in script.groups() if part)).name
-        return "test" if name.startswith(("test", "quick_start")) else "train" if name.startswith("train") else None
+        if name.startswith(("test", "quick_start")):
+            return "test"
+        if name.startswith("train"):
+            return "train"
     return None
 
 
@@ -109,7 +112,7 @@ def test_links(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_exist(name: str) -> None:
-    """Every verb, script and module that a page names, in its commands and in its sentences."""
+    """The verbs, scripts and modules that a page names in its commands and in its sentences exist."""
     missing = []
     for code in [*commands(text_of(name)), *inline_code(text_of(name))]:
         missing += [f"verb {verb}" for verb in VERB.findall(code) if verb not in VERBS]
@@ -117,6 +120,13 @@ def test_commands_exist(name: str) -> None:
         paths += [f"{module.replace('.', '/')}.py" for module in MODULE.findall(code)]
         missing += [path for path in paths if not (REPOSITORY / path).is_file()]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_exist(name: str) -> None:
+    """The files and folders of the code that a page names without a link exist."""
+    places = [code for code in inline_code(text_of(name)) if PLACE.fullmatch(code)]
+    assert [place for place in places if not (REPOSITORY / place).exists()] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

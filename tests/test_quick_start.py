@@ -1,5 +1,4 @@
-"""The quick start as a process: the default checkpoint, on the test samples, as a stranger runs it; and what comes
-along beside it."""
+"""The quick start with the default checkpoint, as a new user runs it; and the checkpoints that come with it."""
 
 from __future__ import annotations
 
@@ -16,15 +15,16 @@ from change.common.images import image_hash, read_image
 from change.data.masks import read_mask
 from tests.conftest import REPOSITORY
 from tests.synthetic.test_render import otsu_f1
-from tests.test_scripts import run_script
+from tests.test_scripts import command_of, perform, run_script
 
 SAMPLES = REPOSITORY / "test_samples"
 SCENE_PASSES = ["base", "refine", "refine+cross"]
 CHECKPOINT, LAND, SCENES = (REPOSITORY / "checkpoints" / f"{n}_r18.pth" for n in ("buildings", "land", "prx_change"))
 
 
+@pytest.mark.slow
 def test_quick_start(tmp_path: Path) -> None:
-    """From inside test_script; what it finds, and that a difference with Otsu's threshold does not find it."""
+    """In a real process, from inside test_script: it finds the changes; Otsu's threshold on differences does not."""
     values = {"save_path": tmp_path / "qs", "device": "cpu"}
     result = run_script("test_script/quick_start.sh", REPOSITORY / "test_script", **values)
     assert result.returncode == 0, result.stderr
@@ -45,14 +45,14 @@ def test_quick_start(tmp_path: Path) -> None:
     assert otsu_f1(before, after, mask) <= 0.3
 
 
+@pytest.mark.slow
 def test_quick_start_on_pairs_without_labels(tmp_path: Path) -> None:
     for sub in ("A", "B"):
         (tmp_path / "mine" / sub).mkdir(parents=True)
         picture = next((SAMPLES / sub).iterdir())
         shutil.copy(picture, tmp_path / "mine" / sub)
     values = {"test_root": tmp_path / "mine", "save_path": tmp_path / "out", "testsize": 64, "device": "cpu"}
-    result = run_script("test_script/quick_start.sh", tmp_path, **values)
-    assert result.returncode == 0, result.stderr
+    perform(command_of("test_script/quick_start.sh", tmp_path, **values), tmp_path)
     assert (tmp_path / "out" / "panels").is_dir() and not (tmp_path / "out" / "iou_map").exists()
 
 
@@ -65,7 +65,7 @@ def test_quick_start_on_pairs_without_labels(tmp_path: Path) -> None:
     ],
 )
 def test_checkpoints_know_what_they_have_seen(path: Path, passes: list[str]) -> None:
-    """Which passes, none of them on the test samples; small enough to come along, without paths of another machine."""
+    """They name their passes, none of which saw the test samples; they are small, and hold no paths of a machine."""
     checkpoint = load_checkpoint(path)
     assert path.stat().st_size < 18e6
     assert [record.name for record in checkpoint.lineage] == passes

@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from change.checkpoint import Checkpoint, load_checkpoint
+from change.common import command_line
+from change.common.command_line import flat
 from change.options import TestOptions, TrainOptions
+from change.training.start import new_run, resumed_run
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
 
@@ -82,6 +85,11 @@ def options_in(command: list[str]) -> dict[str, str]:
 def options_of(script: str, cwd: Path, *arguments: str, **values: object) -> dict[str, str]:
     """Return the options that a script gives its program."""
     return options_in(command_of(script, cwd, *arguments, **values))
+
+
+def read_options(options: Mapping[str, str]) -> dict[str, Any]:
+    """Return options of train.py as train.py reads them."""
+    return command_line.parse_given(TrainOptions, [f"--{name}={value}" for name, value in options.items()], "")
 
 
 def perform(command: list[str], cwd: Path) -> str:
@@ -155,9 +163,12 @@ def test_number_of_processes(tmp_path: Path, script: str) -> None:
 
 def test_every_option_can_be_set() -> None:
     for array, kind in (("train_options", TrainOptions), ("test_options", TestOptions)):
-        assert names_in_run_sh(array) == {spec.name for spec in fields(kind)}
+        options = [spec for _, spec in command_line.options_of(kind)]
+        names = {spec.name for spec in options}
+        assert names <= names_in_run_sh(array) <= names | {spec.metadata["alias"] for spec in options}
 
 
+@pytest.mark.slow
 def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
     place = tmp_path / "a folder"
     dataset.rename(place)
@@ -309,6 +320,7 @@ SMALL: dict[str, object] = {
 }
 
 
+@pytest.mark.slow
 def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
     """train_all.sh to best.pth; once more, it has nothing to do; test_levir.sh scores it."""
     values = {
@@ -350,9 +362,12 @@ def test_options_of_the_three_passes(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "2.state.pth").touch()
     again = [options_in(command) for command in commands_of("train_script/train_all.sh", tmp_path, "levir", **values)]
+    begun = flat(new_run(read_options(second)))
     second["continue_run"] = "run"
     del second["checkpoint_path"]
     assert again == [first, second, third]
+    assert new_run(read_options(first)) and new_run(read_options(third))
+    assert resumed_run(begun, read_options(second))
 
 
 def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
@@ -365,12 +380,14 @@ def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
     assert (given["save_path"], given["checkpoint_path"]) == ("other", "x.pth")
 
 
+@pytest.mark.slow
 def test_a_pass_that_fails_ends_train_all(tmp_path: Path) -> None:
     failed = run_script("train_script/train_all.sh", tmp_path, "levir", python=make_recorder(tmp_path, code=2))
     assert failed.returncode == 2
     assert len(recorded(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_demo_training(tmp_path: Path) -> None:
     """Scenes, three passes and the packed checkpoint from one script; once more, nothing is drawn or trained again."""
     values = {
@@ -412,6 +429,7 @@ def test_some_options_stand_in_front(tmp_path: Path, script: str, option: str) -
 # --- fine-tuning and experiments: the commands behind the scripts are tested in tests/experiments --------------------
 
 
+@pytest.mark.slow
 def test_finetuning(tmp_path: Path) -> None:
     """In real processes: bash, python -m change finetune, train.py; the second time, the run is found done."""
     data = tmp_path / "my data"

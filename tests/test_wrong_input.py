@@ -1,4 +1,4 @@
-"""What a user can get wrong, from the shell: one line that names it, exit code 2, nothing written over."""
+"""What users can get wrong: each is reported in one line, with exit code 2, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import last_line, run_program, train_arguments, write_pairs
 
 
 def refused(result: subprocess.CompletedProcess[str], *parts: object) -> None:
-    """Exit code 2 and one line with all of `parts`; no traceback."""
+    """Check for exit code 2 and one line with all of `parts`, without traceback."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     line = last_line(result)
@@ -31,20 +31,26 @@ def refused(result: subprocess.CompletedProcess[str], *parts: object) -> None:
 
 
 def save_network(path: Path, config: NetworkConfig) -> Path:
-    """A checkpoint with random weights."""
+    """Write a checkpoint with random weights."""
     Checkpoint(config, build_network(config).state_dict()).save(path)
     return path
 
 
+def resume_arguments(root: Path, save_path: Path) -> list[str]:
+    """Return arguments of a run that starts from a checkpoint, which takes the place of --pretrained."""
+    arguments = train_arguments(root, save_path)
+    return [*(argument for argument in arguments if not argument.startswith("--pretrained")), "--resume"]
+
+
 def cut(path: Path, share: float) -> None:
-    """Keep the first part of a file."""
+    """Keep only the first part of a file."""
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
 
 
 # --- the data ------------------------------------------------------------------------------------------------------
 
-# What is done to a data folder, and what the line must name.
+# Faults: how a data folder is spoilt, and what the error must name.
 FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "missing root": (lambda d: d.rename(d.with_name("elsewhere")), ("no folder", "data")),
     "missing split": (lambda d: shutil.rmtree(d / "val"), ("no folder", "val/A")),
@@ -85,8 +91,9 @@ def test_data(dataset: Path, tmp_path: Path, fault: str) -> None:
     assert not (tmp_path / "run" / "1.pth").exists()
 
 
+@pytest.mark.slow
 def test_other_images_are_read(dataset: Path, tmp_path: Path) -> None:
-    """RGBA, palette and grey images, and a 16-bit mask, are no fault."""
+    """RGBA, palette and grey images and a 16-bit mask are accepted."""
     folder = dataset / "train"
     for index, mode in enumerate(("RGBA", "P", "L", "LA")):
         with PIL.Image.open(folder / "A" / f"{index}.png") as image:
@@ -124,10 +131,11 @@ OPTIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--epochs=3"], ("unrecognized arguments: --epochs=3",)),
     (["--resume"], ("--resume needs --checkpoint_path",)),
     (["--checkpoint_path=1.pth"], ("without --resume",)),
-    (["--resume", "--checkpoint_path=nowhere.pth"], ("no checkpoint at nowhere.pth",)),
+    (["--checkpoint_path=nowhere.pth"], ("no checkpoint at nowhere.pth",)),  # with --resume
+    (["--resume", "--checkpoint_path=1.pth"], ("--pretrained does nothing with --resume",)),
     (["--pretrained=nowhere.pth"], ("no checkpoint at nowhere.pth",)),
     (["--list=nowhere"], ("no list nowhere/train.txt",)),
-    (["--continue_run=nowhere"], ("--continue_run nowhere", "no run's state")),
+    (["--continue_run=nowhere"], ("--continue_run nowhere", "there is no run to resume")),
     (["--device=tpu"], ("--device tpu", "choose auto, cpu, cuda")),
     (["--amp=apex"], ("--amp apex", "bf16", "fp16")),
 ]
@@ -135,7 +143,9 @@ OPTIONS: list[tuple[list[str], tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("wrong", "parts"), OPTIONS, ids=lambda value: value[0] if isinstance(value, list) else "")
 def test_options(dataset: Path, tmp_path: Path, wrong: list[str], parts: tuple[str, ...]) -> None:
-    refused(run_program("train.py", *train_arguments(dataset, tmp_path / "run"), *wrong), *parts)
+    resumes = "--checkpoint_path=nowhere.pth" in wrong
+    arguments = (resume_arguments if resumes else train_arguments)(dataset, tmp_path / "run")
+    refused(run_program("train.py", *arguments, *wrong), *parts)
     assert not (tmp_path / "run").exists()
 
 
@@ -166,16 +176,17 @@ def test_pickle_that_runs_code(dataset: Path, tmp_path: Path) -> None:
     for name in ("plain.pth", "zip.pth"):
         for program, flags in (
             ("test.py", [f"--test_root={dataset / 'val'}", "--device=cpu"]),
-            ("train.py", [*train_arguments(dataset, tmp_path / "run"), "--resume"]),
+            ("train.py", resume_arguments(dataset, tmp_path / "run")),
         ):
             result = run_program(program, *flags, f"--checkpoint_path={tmp_path / name}")
             refused(result, name, "could run code")
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_other_checkpoints(dataset: Path, tmp_path: Path) -> None:
-    """Of a later pass, of another backbone, of another network, cut off, and no checkpoint at all."""
-    arguments = [*train_arguments(dataset, tmp_path / "run"), "--resume"]
+    """Refuse those of a later pass, another backbone or another network, cut-off files, and other files."""
+    arguments = resume_arguments(dataset, tmp_path / "run")
 
     def start_from(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
         return run_program("train.py", *arguments, f"--checkpoint_path={path}", *more)
@@ -207,7 +218,7 @@ def test_other_checkpoints(dataset: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+    """Mount a file system of 1 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
@@ -217,8 +228,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk(dataset: Path, tiny_disk: Path) -> None:
-    """With no room for a state, and with no room at all; what lay there stays, no part of a file is left."""
+    """Without room for a state, and without any room: what was there stays, and no partial file is left."""
     (tiny_disk / "precious").write_bytes(b"x" * 1000)
     arguments = train_arguments(dataset, tiny_disk / "run")
     refused(run_program("train.py", *arguments), "cannot write", "1.state.pth", "No space left on device")

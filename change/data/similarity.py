@@ -112,7 +112,7 @@ def correlation(a: Floats, b: Floats) -> float:
 def opponent(colours: Floats) -> Floats:
     """Convert RGB (..., 3) to grey, red - green, blue - green, which differ more between pixels and between tiles."""
     red, green, blue = np.moveaxis(colours, -1, 0)
-    return np.stack((colours.mean(-1), 2 * (red - green), 2 * (blue - green)), axis=-1).astype(np.float32)
+    return np.asarray(np.stack((colours.mean(-1), 2 * (red - green), 2 * (blue - green)), axis=-1), np.float32)
 
 
 def unit(rows: Floats) -> Floats:

@@ -272,7 +272,7 @@ def pairs_of_sizes(pair: Sequence[NDArray[np.uint8]]) -> list[dict[str, Tensor]]
 def repeated(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Return the upper left part of an image (H, W, C), repeated beyond its end."""
     rows, columns = np.arange(height) % len(image), np.arange(width) % image.shape[1]
-    return image[rows][:, columns]
+    return np.asarray(image[rows][:, columns], np.uint8)
 
 
 def stacked(pair: Sequence[NDArray[np.uint8]], side: int) -> dict[str, Tensor]:

@@ -160,7 +160,7 @@ def measure(
 def touching_pairs(above: NDArray[np.int32], below: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the pairs of numbers (N, 2) that touch between two rows."""
     both = (above > 0) & (below > 0)
-    return np.unique(np.stack((above[both], below[both]), axis=1), axis=0)
+    return np.asarray(np.unique(np.stack((above[both], below[both]), axis=1), axis=0), np.int32)
 
 
 def join_touching(count: int, touching: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -122,7 +122,12 @@ def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     Raises:
         UserError: there are no such weights, or the file is damaged.
     """
-    weights_enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        weights_enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"torchvision has no ImageNet weights for {name}: use --pretrained none, or the path of a file"
+        ) from error
     for file_name in (weights_enum.url.rsplit("/", 1)[1], f"{name}.pth"):
         path = BASE_FOLDER / file_name
         if path.is_file():

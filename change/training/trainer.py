@@ -227,6 +227,7 @@ class Training:
         """Score val and return the scores. Keep the weights if they are the best so far; with --keep last, the last."""
         at = self.progress
         self.bring_together()
+        self.check_weights()
         with self.bar("validation", len(self.data.val_loader)) as bar:
 
             def after_batch() -> None:

@@ -92,6 +92,7 @@ def test_same_samples_without_a_file_to_decode(root: Path, folder: Path, labelle
     assert everything(split, cache) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_map_the_file_themselves(root: Path, folder: Path, start: str) -> None:
     split = find_split(root, "")
@@ -221,6 +222,7 @@ def test_damaged(root: Path, folder: Path, caplog: pytest.LogCaptureFixture, dam
 # --- processes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "left"), [(signal.SIGKILL, [".lock", ".part"]), (signal.SIGINT, [".lock"])])
 def test_killed_while_decoding(root: Path, folder: Path, number: signal.Signals, left: list[str]) -> None:
     process = open_slowly(root, folder, seconds=2)  # longer than the signal takes on a busy machine
@@ -233,6 +235,7 @@ def test_killed_while_decoding(root: Path, folder: Path, number: signal.Signals,
     assert left_in(folder) == [".lock", ".u8"]
 
 
+@pytest.mark.slow
 def test_two_processes_decode_once(root: Path, folder: Path) -> None:
     """Two processes wait for the same lock; one decodes."""
     split = find_split(root, "")
@@ -285,11 +288,12 @@ def test_a_file_that_does_not_decode(root: Path, folder: Path) -> None:
 # --- train.py ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training(dataset: Path, tmp_path: Path) -> None:
     """Training gives the same losses, scores and weights; the files are in the data folder or in --cache_path."""
     for cache in ("off", "disk"):
         arguments = train_arguments(dataset, tmp_path / cache, best_name="run", cache=cache)
-        result = run_program("train.py", *arguments, environment={"OMP_NUM_THREADS": "1"})
+        result = run_program("train.py", *arguments)
         assert result.returncode == 0, result.stderr
         assert result.stderr.count("is new: decoding") == (2 if cache == "disk" else 0)
     assert left_in(dataset / ".cache") == [".lock", ".lock", ".u8", ".u8"]

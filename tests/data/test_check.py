@@ -6,8 +6,6 @@ import contextlib
 import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from change.common.names import files_by_stem
 from change.data.check import main
 from change.data.masks import read_mask
 from change.synthetic.render import draw_scene
-from tests.conftest import REPOSITORY, write_pairs
+from tests.conftest import run_verb, write_pairs
 
 PARTS = ("A", "B", "label")
 
@@ -88,6 +86,7 @@ def edit(change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], source:
         save(np.ascontiguousarray(picture), target.parent / part / target.name)
 
 
+@pytest.mark.slow
 def test_planted_faults(root: Path, tmp_path: Path) -> None:
     """Every planted fault is found under its name, and nothing else is."""
     code, clean, _ = check(root, tmp_path / "clean")
@@ -143,6 +142,7 @@ def test_planted_faults(root: Path, tmp_path: Path) -> None:
     assert found[1]["splits"]["val"]["meeting_another_split"] == 5
 
 
+@pytest.mark.slow
 def test_broken_files(root: Path, tmp_path: Path) -> None:
     train = root / "train"
     stem = sorted(path.stem for path in (train / "A").iterdir())
@@ -163,8 +163,7 @@ def test_broken_files(root: Path, tmp_path: Path) -> None:
     for part in PARTS:
         save(odd if part == "label" else np.full((64, 64, 3), 7, np.uint8), root / "val" / part / "odd.png")
     code, result, printed = check(root, tmp_path / "out")
-    command = [sys.executable, "-m", "change", "check", str(root), f"--save_path={tmp_path / 'process'}"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=False)
+    process = run_verb("check", root, f"--save_path={tmp_path / 'process'}")
     assert code == process.returncode == 1, process.stderr
     assert json.loads((tmp_path / "process" / "check.json").read_text()) == result
     refused = {pair: f["text"] for f in findings(result, "refused") for pair in f["pairs"]}
@@ -273,8 +272,7 @@ def test_wrong_roots(tmp_path: Path, what: str) -> None:
         folder.mkdir()
     elif what == "file":
         folder.write_text("x")
-    command = [sys.executable, "-m", "change", "check", str(folder), f"--save_path={tmp_path / 'out'}"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=False)
+    result = run_verb("check", folder, f"--save_path={tmp_path / 'out'}")
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and str(folder) in result.stderr
     assert not (tmp_path / "out").exists()
 

@@ -202,6 +202,7 @@ def test_resized_samples(dataset: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "raise RuntimeError('out of memory')"], ids=["done", "crash"])
+@pytest.mark.slow
 def test_a_program_ends_while_its_loader_is_in_use(tmp_path: Path, end: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -33,7 +33,7 @@ MASKS: dict[str, tuple[str, Callable[[Array], NDArray[Any] | PIL.Image.Image], b
     "grey RGBA": (".png", lambda m: np.dstack([m * 255] * 3 + [m * 0 + 255]), False),
     "grey with alpha": (".png", lambda m: np.dstack([m * 255, m * 0 + 255]), False),
     "black and white palette": (".png", lambda m: palette(m, 0, 0, 0, 255, 255, 255), False),
-    "white first palette": (".png", lambda m: palette(1 - m, 255, 255, 255, 0, 0, 0), False),
+    "white first palette": (".png", lambda m: palette(np.asarray(1 - m, np.uint8), 255, 255, 255, 0, 0, 0), False),
 }
 
 

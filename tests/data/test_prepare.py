@@ -162,6 +162,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_killed_and_completed(shop: Workshop) -> None:
     """A process that is killed while it writes leaves complete files; the next one adds the others."""
     top = download(shop.source, "LEVIR-CD")
@@ -378,6 +379,7 @@ def test_tile_values(shop: Workshop, options: tuple[object, ...]) -> None:
     shop.refused("CLCD", download(shop.source, "CLCD"), *options, match="--tile .* --overlap .*: choose")
 
 
+@pytest.mark.slow
 def test_command(shop: Workshop) -> None:
     """Run the verb as a process: it logs what it wrote, and refuses in one line with exit code 2."""
     archive = as_zip(download(shop.source, "CLCD"))

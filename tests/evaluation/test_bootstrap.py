@@ -205,6 +205,7 @@ def truth() -> float:
     return true_f1()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("groups", "repetitions", "slack"), [(500, 1500, 0.02), (30, 500, 0.04), (15, 500, 0.05)])
 def test_coverage(truth: float, groups: int, repetitions: int, slack: float) -> None:
     """The Monte Carlo error of a share near 0.95 is 0.006 at 500 groups, else 0.01."""

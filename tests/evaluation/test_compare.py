@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,11 @@ from numpy.typing import NDArray
 from change.common.errors import UserError
 from change.evaluation.bootstrap import paired_difference, pool
 from change.evaluation.compare import COUNTS, read_run
-from tests.conftest import REPOSITORY
+from tests.conftest import run_verb
 
 
 def run_compare(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "change", "compare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    return run_verb("compare", *arguments)
 
 
 def draw_images(recall: float, count: int = 60, seed: int = 0) -> NDArray[np.int64]:

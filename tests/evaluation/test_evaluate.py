@@ -180,6 +180,7 @@ def pooled(found: dict[str, tuple[Tensor, Tensor]], threshold: float) -> Counts:
     return sum((Counts(*count_pixels((p > threshold)[None], m[None])[0].tolist()) for p, m in found.values()), Counts())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "protocol"),
     [
@@ -228,6 +229,7 @@ def test_scores_of_every_kind(tmp_path: Path, checkpoint: Path) -> None:
     assert low < metrics["scores"]["f1"] < high
 
 
+@pytest.mark.slow
 def test_threshold_of_val(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is used only on request, together with the score at 0.5; a checkpoint without one is an error."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
@@ -244,6 +246,7 @@ def test_threshold_of_val(tmp_path: Path, checkpoint: Path, capsys: pytest.Captu
     assert "at threshold 0.5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_chooses_a_threshold_on_val(dataset: Path, tmp_path: Path) -> None:
     """It is the threshold that test.py finds best on val."""
     result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", epoch=1))

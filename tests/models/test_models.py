@@ -175,6 +175,7 @@ def test_points_of_each_stage(height: int, width: int) -> None:
         assert set(answer.labels.unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compile_traces_the_network(networks: dict[str, PRXChange]) -> None:
     pair = reference_pair(1, 1, 64, 96)
@@ -182,6 +183,7 @@ def test_compile_traces_the_network(networks: dict[str, PRXChange]) -> None:
     close(compiled(*pair), networks["cross"](*pair).numpy())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compile_builds_kernels(networks: dict[str, PRXChange]) -> None:
     """For the last stage with X-Cross and the head: all our operations, built in half the time of the whole."""
@@ -199,6 +201,7 @@ def test_compile_builds_kernels(networks: dict[str, PRXChange]) -> None:
     close(compiled(*maps), last_stage(*maps).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["base", "cross"])
 @torch.no_grad()
 def test_export(networks: dict[str, PRXChange], part: str) -> None:

@@ -45,6 +45,7 @@ def test_padding(length: int) -> None:
     assert torch.equal(row[..., padding(length)], pad_side(row, 3))
 
 
+@pytest.mark.slow
 @exports
 def test_onnx(tmp_path: Path) -> None:
     """Any batch size, any image size, uint8 in, probabilities out."""
@@ -69,6 +70,7 @@ def test_onnx(tmp_path: Path) -> None:
             assert np.abs(found[i, 0] - detector.predict(*pair)).max() <= 1e-4
 
 
+@pytest.mark.slow
 @exports
 def test_onnx_from_a_small_pair(tmp_path: Path) -> None:
     """Sizes stay open even if the pair for the comparison is small."""
@@ -86,6 +88,7 @@ def test_onnx_from_a_small_pair(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @exports
 def test_deepness(tmp_path: Path) -> None:
     """Metadata and the single input, in half precision."""

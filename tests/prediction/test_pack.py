@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,11 @@ from change.checkpoint import (
 )
 from change.common.errors import UserError
 from models.network import NetworkConfig, build_network
-from tests.conftest import REPOSITORY
+from tests.conftest import run_verb
 
 
 def pack(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "change", "pack", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    return run_verb("pack", *arguments)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_polygons_in_degrees(tmp_path: Path) -> None:
     changed = np.zeros((40, 60), np.uint8)
     changed[10:20, 10:20], changed[13:15, 13:15], changed[20, 20], changed[35, 50] = 1, 0, 1, 1
     changed[30:33, 3:9] = NO_DATA
-    draw = polygons(tmp_path, changed, changed * 100, from_origin(10, 60, 0.001, 0.001), WORLD)
+    draw = polygons(tmp_path, changed, np.asarray(changed * 100, np.uint8), from_origin(10, 60, 0.001, 0.001), WORLD)
     frame = draw(highest=200, min_area=0, simplify=0)
     assert len(frame) == 2 and frame["mean_probability"].tolist() == [0.5, 0.5]
     pixel = (np.pi / 180 * 0.001 * 6_371_000) ** 2 * np.cos(np.radians(59.985))

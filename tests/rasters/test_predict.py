@@ -52,6 +52,7 @@ def test_rasters(tmp_path: Path) -> None:
     assert frame["max_probability"].max() == levels.max() / HIGHEST
 
 
+@pytest.mark.slow
 def test_lists(tmp_path: Path) -> None:
     """Two processes share three pairs; a second run skips the finished ones and tries the failed one again."""
     scene(tmp_path / "a", 64, 64)
@@ -109,6 +110,7 @@ def test_images_of_other_kinds(tmp_path: Path) -> None:
         main(arguments(tmp_path / "before.png", tmp_path / "deep.png", "-o", tmp_path / "deep"))
 
 
+@pytest.mark.slow
 def test_nothing_is_lost(tmp_path: Path) -> None:
     """An earlier result stays until the new one is complete; anything else is never replaced."""
     out, pair = tmp_path / "out", scene(tmp_path / "in")
@@ -169,6 +171,7 @@ def test_folders_that_are_not_replaced(tmp_path: Path, monkeypatch: pytest.Monke
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(tmp_path: Path) -> None:
     """A killed run leaves no folder of that name; the next run writes it and cleans up."""
     folder = tmp_path / "in"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from change.synthetic.builder import Builder
 from change.synthetic.canvas import Canvas, draw_look, draw_second_look
 from change.synthetic.render import draw_date, draw_mask, draw_scene, write_samples
 from change.synthetic.world import BOTH, NEW, Building, Rectangle, World
-from tests.conftest import REPOSITORY
+from tests.conftest import run_verb
 
 
 def otsu_f1(before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
@@ -29,8 +28,7 @@ def otsu_f1(before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[n
 
 
 def samples(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "change", "samples", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    return run_verb("samples", *arguments)
 
 
 def test_a_seed_gives_one_scene() -> None:
@@ -50,6 +48,7 @@ def test_every_scene_has_a_change(size: int) -> None:
         assert before.std() > 3 and after.std() > 3
 
 
+@pytest.mark.slow
 def test_difference_with_otsu_fails() -> None:
     scenes = [draw_scene(512, 512, (11, index)) for index in range(6)]
     side_by_side = [np.concatenate(parts) for parts in zip(*scenes, strict=True)]
@@ -108,9 +107,7 @@ def test_wrong_values(tmp_path: Path, wrong: tuple[str, object]) -> None:
 
 
 def test_unknown_verb() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "change", "paint"], capture_output=True, text=True, cwd=REPOSITORY, check=False
-    )
+    result = run_verb("paint")
     assert result.returncode == 2 and "samples" in result.stderr and result.stderr.count("\n") == 1
 
 

@@ -118,3 +118,10 @@ def test_encoder_of_another_depth(tmp_path: Path) -> None:
     torchvision_file(tmp_path / "resnet34.pth", "resnet34")
     with pytest.raises(UserError, match=r"does not fit this network: it has besides layer1.2"):
         load_encoder(build_encoder("resnet18"), "resnet18", str(tmp_path / "resnet34.pth"))
+
+
+def test_an_encoder_without_imagenet_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that torchvision does not know ends with one line, not with its ValueError."""
+    monkeypatch.setattr(change.training.first_weights, "encoder_name", lambda name: name)
+    with pytest.raises(UserError, match="no ImageNet weights for novelnet: use --pretrained none, or the path of a"):
+        load_encoder(ResNetEncoder("resnet18"), "novelnet", "imagenet")
