@@ -87,9 +87,7 @@ class DataOptions:
     """Data."""
 
     root: str = option("", "data folder: train and val, each with A, B and label; or A, B, label and lists")
-    list: str = option(
-        "", "folder of train.txt and val.txt, which name the pairs; default ROOT/list if ROOT has no train and val"
-    )
+    list: str = option("", "folder of the lists train.txt and val.txt; default ROOT/list if there is no ROOT/train")
     trainsize: int = option(1024, "resize val images to this square if they differ from it; 0: never")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
     cache: str = option("off", "disk: decode every pair once, into one file per split", choices=("off", "disk"))
@@ -200,9 +198,7 @@ class OptimizerOptions:
     weight_decay: float = option(2e-3, "weight decay of AdamW")
     decay_norms: bool = option(True, "apply weight decay to norms and biases too")
     eps: float = option(1e-3, "eps of AdamW: damps small gradients; the default of torch is 1e-8")
-    ema: float = option(
-        0.0, "decay of a moving average of the weights, such as 0.999; the average is validated and kept; 0: none"
-    )
+    ema: float = option(0.0, "decay of a moving average of the weights (0.999), which is validated and kept; 0: none")
     train_batchsize: int = option(8, "global batch size, over all processes")
     grad_accum: int = option(1, "split each step into n micro-batches, to save memory")
 

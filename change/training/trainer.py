@@ -30,12 +30,13 @@ from change.data.loaders import BatchShare
 from change.data.samples import Batch
 from change.options import TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
+from change.prediction.threshold import NotFiniteError
 from change.training.build import Data, Parts
 from change.training.interruption import Interrupted, StopSignal
 from change.training.run_folder import Run
 from change.training.run_state import Progress, RunState, unfit_state_error
 from change.training.schedule import Schedule, step_seed
-from change.training.validation import validate
+from change.training.validation import Validation, validate
 from models.losses import Losses
 from models.padding import normalise
 
@@ -225,26 +226,7 @@ class Training:
 
     def validate(self) -> dict[str, float | None]:
         """Score val and return the scores. Keep the weights if they are the best so far; with --keep last, the last."""
-        at = self.progress
-        self.bring_together()
-        self.check_weights()
-        with self.bar("validation", len(self.data.val_loader)) as bar:
-
-            def after_batch() -> None:
-                bar.update()
-                if stop := self.agreed()[0]:
-                    self.interrupt(stop)
-
-            found = validate(
-                self.average.network,
-                self.data.val_loader,
-                self.template,
-                device=self.precision.device,
-                dtype=self.precision.dtype or DTYPES["off"],
-                trained=self.template.trained_on() | self.images,
-                draw=self.run.writes,
-                after_batch=after_batch,
-            )
+        at, found = self.progress, self.score_val()
         values, scores = found.counts.scores(), found.counts.scores_or_none()
         self.run.scalars({f"val/{name}": value for name, value in values.items()}, at.steps)
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -262,6 +244,34 @@ class Training:
             self.keep(self.run.best_path, scores, found.curve.best_threshold())
             self.run.pictures(found.panels, at.steps)
         return scores
+
+    def score_val(self) -> Validation:
+        """Score val, ready to stop after each batch. Raises UserError if a weight or a probability is not finite."""
+        self.bring_together()
+        self.check_weights()
+        with self.bar("validation", len(self.data.val_loader)) as bar:
+
+            def after_batch() -> None:
+                bar.update()
+                if stop := self.agreed()[0]:
+                    self.interrupt(stop)
+
+            try:
+                return validate(
+                    self.average.network,
+                    self.data.val_loader,
+                    self.template,
+                    device=self.precision.device,
+                    dtype=self.precision.dtype or DTYPES["off"],
+                    trained=self.template.trained_on() | self.images,
+                    draw=self.run.writes,
+                    after_batch=after_batch,
+                )
+            except NotFiniteError as error:
+                raise UserError(
+                    f"probabilities are not finite after step {self.progress.steps} on the val pairs "
+                    f"{listed(error.names)}; the last good state is {self.run.state_path}; lower --lr, or use --amp off"
+                ) from error
 
     # --- saving ----------------------------------------------------------------------------------------------------
 
