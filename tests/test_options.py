@@ -109,7 +109,7 @@ def test_number_format_and_names() -> None:
 
 
 def test_recipes() -> None:
-    """A recipe sets what is not given; every name in one is an option."""
+    """A recipe sets options that exist, if they are not given."""
     names = {spec.name for _, spec in options_of(TrainOptions)}
     assert all(set(values) <= names for values in RECIPES.values())
     options = parse("--recipe=scratch", "--lr=0.5")
@@ -169,7 +169,7 @@ def test_options_without_effect_are_refused(arguments: list[str], error: str) ->
 
 
 def test_options_with_effect_are_taken() -> None:
-    """The same options in a mode in which they do something; a False asks for nothing."""
+    """The same options are accepted in a mode in which they do something; False switches nothing on."""
     parse("--refine", "--k=3", "--l1=2", "--cache=disk", "--cache_path=x", "--compile=on", "--kept_activations=0.5")
     parse("--resume", "--checkpoint_path=a", "--recipe=scratch")
     parse("--power=2", "--cross", "--within", "--warmup=4", "--epoch=5")
@@ -260,7 +260,7 @@ def test_resuming_writes_to_its_own_folder() -> None:
 
 
 def test_resuming_runs_of_earlier_versions() -> None:
-    """They hold an option that is gone; what it did at 0 is what is done now."""
+    """Their options include one that is gone; its value 0 means what is done now."""
     saved = to_flat(parse())
     assert resume({**saved, "pseudo": 0.0}) == resume(saved)
     with pytest.raises(UserError, match=r"--pseudo 0\.5, which is gone"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -352,10 +353,11 @@ class Training:
     def interrupt(self, number: int) -> None:
         """Save the state and raise Interrupted with the command that resumes; `number` is that of the signal."""
         self.save_state()
+        command = ["python", "train.py", "--continue_run", str(self.run.folder), "--best_name", self.run.name]
         raise Interrupted(
             128 + number,
             f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; resume with: "
-            f"python train.py --continue_run {self.run.folder} --best_name {self.run.name}",
+            f"{shlex.join(command)}",
         )
 
 

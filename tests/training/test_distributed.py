@@ -36,8 +36,8 @@ from tests.conftest import (
 
 ENDED = "error: another process of this run has ended"
 
-# Trains like train.py, but to the same result for any number of processes and micro-batches: batch norms use their
-# running statistics, nothing is dropped out, every pair gets the same points, and all is float64. Logs every loss.
+# A program that trains like train.py, but to the same result for any number of processes and micro-batches: batch norms
+# use their running statistics, dropout is off, every pair gets the same points, and all is float64. It logs every loss.
 EXACT = """
 import sys
 import torch
