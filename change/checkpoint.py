@@ -274,7 +274,7 @@ def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: object
     ]
     complaints = [
         f"{label} {listed(names)}"
-        for label, names in (("it lacks", missing), ("it has besides", extra), ("other shapes:", shapes))
+        for label, names in (("missing", missing), ("unexpected", extra), ("other shapes:", shapes))
         if names
     ]
     if complaints:

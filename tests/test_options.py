@@ -260,10 +260,10 @@ def test_resuming_writes_to_its_own_folder() -> None:
 
 
 def test_resuming_runs_of_earlier_versions() -> None:
-    """Their options include one that is gone; its value 0 means what is done now."""
+    """Their options include one that no longer exists; its value 0 means what is done now."""
     saved = to_flat(parse())
     assert resume({**saved, "pseudo": 0.0}) == resume(saved)
-    with pytest.raises(UserError, match=r"--pseudo 0\.5, which is gone"):
+    with pytest.raises(UserError, match=r"--pseudo 0\.5, which no longer exists"):
         resume({**saved, "pseudo": 0.5})
     for value in ({"novelty": 1}, {"backbone": "vgg16"}):
         with pytest.raises(UserError, match="made by another version"):

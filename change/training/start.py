@@ -84,7 +84,7 @@ def options_for_resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) 
     saved = dict(saved)
     if pseudo := saved.pop("pseudo", 0.0):  # an option of earlier versions
         raise UserError(
-            f"the run was made with --pseudo {pseudo}, which is gone: resume it with the version that made it"
+            f"the run was made with --pseudo {pseudo}, which no longer exists: resume it with the version that made it"
         )
     try:
         before = from_flat(TrainOptions, saved)

@@ -260,9 +260,9 @@ def test_a_process_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     workers = children(process)
     os.kill(workers[1], signal.SIGKILL)
     killed = time.monotonic()
-    _, said = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - killed < 60
-    assert said.count(ENDED) == 1 and "RuntimeError" not in said
+    assert output.count(ENDED) == 1 and "RuntimeError" not in output
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
@@ -284,8 +284,8 @@ def test_a_signal_to_the_launcher(dataset: Path, tmp_path: Path) -> None:
     wait_for_step(tmp_path / "two" / "run.state.pth", process, 0)
     time.sleep(1)
     process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert "stopped in epoch" in said and f"--continue_run {tmp_path / 'two'}" in said, said
+    _, output = process.communicate(timeout=60)
+    assert "stopped in epoch" in output and f"--continue_run {tmp_path / 'two'}" in output, output
     assert 1 <= read_tensors(tmp_path / "two" / "run.state.pth")["progress"]["steps"] < 6
     finished = run_program("train.py", "--continue_run", tmp_path / "two", processes=2)
     assert finished.returncode == 0, finished.stderr

@@ -102,10 +102,10 @@ def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, cod
     process = start(train_arguments(dataset, folder, **{**HARD, "epoch": 40, "workers": 2}))
     wait_for((folder / "run.epochs.jsonl").exists, process)
     (os.killpg if group else os.kill)(process.pid, number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == code, said
-    assert f"python train.py --continue_run '{folder}' --best_name run" in said.replace("\r", "\n").splitlines()[-1]
-    assert "Traceback" not in said
+    _, output = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert f"python train.py --continue_run '{folder}' --best_name run" in output.replace("\r", "\n").splitlines()[-1]
+    assert "Traceback" not in output
     assert read_tensors(folder / "run.state.pth")["progress"]["steps"] > 0
 
 
@@ -115,9 +115,9 @@ def test_a_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 1}))
     wait_for((tmp_path / "run" / "run.epochs.jsonl").exists, process)
     os.kill(children(process)[-1], signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 2, said
-    assert said.replace("\r", "\n").splitlines()[-1].startswith("error: a loader process died")
+    _, output = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.replace("\r", "\n").splitlines()[-1].startswith("error: a loader process died")
     assert "error: a loader process died" in (tmp_path / "run" / "log.txt").read_text()
 
 
