@@ -3,13 +3,13 @@
 This is the file to edit for another folder layout: `find_split` turns folders and lists into a `Split`; samples,
 batches and loaders only see its `Pair`s.
 
-Layouts, SPLIT being train, val or test:
-    ROOT/SPLIT/{A,B,label}/NAME.*              a folder for each split
-    ROOT/{A,B,label}/NAME.* and SPLIT.txt      one folder for all splits; a list of names for each, by default in
-                                               ROOT/list
-    ROOT/{A,B[,label]}/NAME.*                  one split
-A holds the images before, B those after, label the masks. Files belong together if they have the same stem; png, jpg,
-jpeg, tif, tiff and bmp may be mixed.
+Layouts (SPLIT is train, val or test):
+    ROOT/SPLIT/{A,B,label}/NAME.*              one folder per split
+    ROOT/{A,B,label}/NAME.* and SPLIT.txt      one folder for all splits, and one list of names per split, by default
+                                               in ROOT/list
+    ROOT/{A,B[,label]}/NAME.*                  a single split
+A holds the images before, B the images after, label the masks. Files with the same stem form a pair; png, jpg, jpeg,
+tif, tiff and bmp may be mixed.
 
 Shapes: images are uint8 RGB (H, W, 3), masks uint8 (H, W) of 0 and 1.
 """
@@ -89,7 +89,7 @@ class Split:
 
 
 def find_split(root: Path, split: str, list_file: Path | None = None, need_labels: bool = True) -> Split:
-    """Find the pairs of one split and check them by their names and headers; nothing is decoded but masks.
+    """Find the pairs of one split and check their names and headers. Only masks are decoded.
 
     Args:
         root: The data set's folder.
@@ -119,9 +119,9 @@ def find_split(root: Path, split: str, list_file: Path | None = None, need_label
 
 
 def find_folder(root: Path, split: str, list_file: Path | None) -> tuple[Path, Path | None]:
-    """Find the folder of A, B and label for a split, and the list that picks its pairs, if it needs one.
+    """Find the folder that holds A, B and label of a split, and the list of its pairs, or None if all count.
 
-    Raises UserError if there is no ROOT, or no list for a folder that holds all splits.
+    Raises UserError if `root` is missing, or if it holds all splits and the list is missing.
     """
     if not root.is_dir():
         raise UserError(f"no folder {root}: check the path of the data set")
@@ -130,8 +130,8 @@ def find_folder(root: Path, split: str, list_file: Path | None) -> tuple[Path, P
     list_file = list_file or root / "list" / f"{split}.txt"
     if not list_file.is_file():
         raise UserError(
-            f"{root} holds {BEFORE} and {AFTER} of all splits, but {list_file}, which would name the pairs of "
-            f"{split}, is missing; use --list, or {root / split}/{BEFORE}, {AFTER}, {LABEL}"
+            f"{list_file} is missing: {root} holds {BEFORE} and {AFTER} of all splits, so a list must name the pairs "
+            f"of {split}; use --list, or the folders {BEFORE}, {AFTER} and {LABEL} in {root / split}"
         )
     return root, list_file
 
@@ -147,9 +147,9 @@ def require_subfolders(folder: Path, need_labels: bool) -> None:
 
 
 def read_headers(folder: Path, names: Sequence[str], files: dict[str, dict[str, Path]]) -> tuple[Pair, ...]:
-    """Check the headers of all pairs, in threads. `files`: by subfolder and stem.
+    """Check the headers of all pairs, in threads. `files` holds paths by subfolder and stem.
 
-    Raises UserError that names the first faults.
+    Raises a UserError that names the first faults.
     """
     masks = files.get(LABEL, {})
 
@@ -201,20 +201,27 @@ def rate_of_change(split: Split) -> float:
 
 
 def shared_images(train: Split, val: Split) -> list[str]:
-    """Return the names of val's pairs of which an image file, before or after, is also one of train's.
+    """Return the names of the val pairs that share an image file, before or after, with train.
 
     Nothing is decoded, and little is read: files of equal size are compared by 4 KiB, and if these are equal too, by
     their hash.
     """
-    ours, theirs = ([path for pair in split.pairs for path in (pair.before, pair.after)] for split in (train, val))
-    looks: list[Callable[[Path], object]] = [file_size, file_middle, file_hash]
-    for look in looks:
-        remembered = functools.cache(look)
-        in_ours, in_theirs = {remembered(path) for path in ours}, {remembered(path) for path in theirs}
-        ours = [path for path in ours if remembered(path) in in_theirs]
-        theirs = [path for path in theirs if remembered(path) in in_ours]
-    shared = set(theirs)
+    train_files = image_files(train)
+    val_files = image_files(val)
+    fingerprints: list[Callable[[Path], object]] = [file_size, file_middle, file_hash]
+    for fingerprint in fingerprints:
+        cached = functools.cache(fingerprint)
+        in_train = {cached(path) for path in train_files}
+        in_val = {cached(path) for path in val_files}
+        train_files = [path for path in train_files if cached(path) in in_val]
+        val_files = [path for path in val_files if cached(path) in in_train]
+    shared = set(val_files)
     return [pair.name for pair in val.pairs if pair.before in shared or pair.after in shared]
+
+
+def image_files(split: Split) -> list[Path]:
+    """Return the image files of a split, before and after."""
+    return [path for pair in split.pairs for path in (pair.before, pair.after)]
 
 
 def file_size(path: Path) -> int:
@@ -223,7 +230,7 @@ def file_size(path: Path) -> int:
 
 
 def file_middle(path: Path) -> bytes:
-    """Read up to 4 KiB from the middle of a file, where files of one kind and size differ."""
+    """Read up to 4 KiB from the middle of a file. Files of equal type and size rarely agree there."""
     with path.open("rb") as file:
         file.seek(file_size(path) // 2)
         return file.read(4096)

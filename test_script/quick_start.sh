@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Scores, masks, error maps and panels of the synthetic test_samples in results/qs.
-# Your own pairs: test_root=FOLDER bash quick_start.sh. FOLDER has A, B and, for scores, label.
+# Write scores, masks, error maps and panels of the synthetic test_samples to results/qs.
+# For your own pairs: test_root=FOLDER bash quick_start.sh. FOLDER has A, B and, for scores, label.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=../train_script/run.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Test on DSIFN-CD: scores, masks and error maps in results/dsifn.
-# checkpoint_path names the weights, ours or published. Any option of test.py can be set before the
-# command or behind it: testsize=512 bash test_dsifn.sh --save_panels
+# Test on DSIFN-CD, and write scores, masks and error maps to results/dsifn.
+# checkpoint_path names the weights, by default the published ones. Any option of test.py can be set
+# before the command or after it: testsize=512 bash test_dsifn.sh --save_panels
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=../train_script/run.sh

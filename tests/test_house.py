@@ -232,7 +232,7 @@ LONGEST_FUNCTION = 60  # lines
 LONGEST_BASH_LINE = 100  # columns; ruff checks those of Python
 
 # Whatever is longer, and how long it may be. These lists may only shrink: an entry that is no longer needed fails.
-LONG_FILES = {"tests/test_scripts.py": 476}
+LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 LONG_BASH_LINES: dict[str, int] = {}
 

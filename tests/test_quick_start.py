@@ -14,8 +14,8 @@ from change.checkpoint import load_checkpoint
 from change.common.images import image_hash, read_image
 from change.data.masks import read_mask
 from tests.conftest import REPOSITORY
+from tests.scripts import command_of, perform, run_script
 from tests.synthetic.test_render import otsu_f1
-from tests.test_scripts import command_of, perform, run_script
 
 SAMPLES = REPOSITORY / "test_samples"
 SCENE_PASSES = ["base", "refine", "refine+cross"]

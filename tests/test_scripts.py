@@ -1,16 +1,10 @@
-"""The bash scripts, run from another folder: which commands they give, and what those do."""
+"""The bash scripts, run from another folder: the commands that they run, and what these do."""
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,87 +14,21 @@ from change.common.command_line import to_flat
 from change.options import TestOptions, TrainOptions
 from change.training.start import options_for_new_run, options_for_resumed_run
 from models.network import NetworkConfig, build_network
-from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
+from tests.conftest import REPOSITORY, write_pairs
+from tests.scripts import (
+    command_of,
+    commands_of,
+    make_recorder,
+    names_in_run_sh,
+    options_in,
+    options_of,
+    perform,
+    read_options,
+    recorded,
+    run_script,
+)
 
 DATASETS = ("levir", "dsifn", "s2looking")
-SCRIPTS = sorted(REPOSITORY.glob("*_script/*.sh"))
-
-# An interpreter that only records its arguments, one per line, with a line of dots behind each command.
-RECORDER = """#!/bin/sh
-printf '%s\\n' "$@" ... >>"$0.log"
-"""
-
-
-def run_script(script: str, cwd: Path, *arguments: str, **values: object) -> subprocess.CompletedProcess[str]:
-    """Run a script with `values` as the only environment variables among those that scripts take."""
-    environment = {name: value for name, value in os.environ.items() if name not in names_in_run_sh()}
-    environment |= {"python": sys.executable, "OMP_NUM_THREADS": "2", **{k: str(v) for k, v in values.items()}}
-    command = ["bash", str(REPOSITORY / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False)
-
-
-@cache
-def names_in_run_sh(array: str = r"\w+") -> frozenset[str]:
-    """Return the words in the arrays of variables in run.sh whose name matches, all of them by default."""
-    text = (REPOSITORY / "train_script" / "run.sh").read_text()
-    arrays = re.findall(rf"^{array}=\(\n([^)]*)\)", text, re.MULTILINE)
-    return frozenset(word for words in arrays for word in words.split())
-
-
-def make_recorder(place: Path, code: int = 0) -> Path:
-    """Write an interpreter that records its arguments and exits with `code`."""
-    recorder = place / "recorder"
-    recorder.write_text(f"{RECORDER}exit {code}\n")
-    recorder.chmod(0o755)
-    recorder.with_suffix(".log").unlink(missing_ok=True)
-    return recorder
-
-
-def recorded(place: Path) -> list[list[str]]:
-    """Return the arguments of every command that the recorder in `place` was given."""
-    log = place / "recorder.log"
-    text = log.read_text() if log.exists() else ""
-    return [command.splitlines() for command in text.split("...\n") if command]
-
-
-def commands_of(script: str, cwd: Path, *arguments: str, **values: object) -> list[list[str]]:
-    """Return the commands that a script gives its interpreter, without running them."""
-    result = run_script(script, cwd, *arguments, **{**values, "python": make_recorder(cwd)})
-    assert result.returncode == 0, result.stderr
-    return recorded(cwd)
-
-
-def command_of(script: str, cwd: Path, *arguments: str, **values: object) -> list[str]:
-    """Return the only command that a script gives."""
-    (command,) = commands_of(script, cwd, *arguments, **values)
-    return command
-
-
-def options_in(command: list[str]) -> dict[str, str]:
-    """Return the options of a command; the last one of a name counts, as it does for the programs."""
-    options = [word.removeprefix("--").split("=", 1) for word in command if word.startswith("--") and "=" in word]
-    return dict(options)
-
-
-def options_of(script: str, cwd: Path, *arguments: str, **values: object) -> dict[str, str]:
-    """Return the options that a script gives its program."""
-    return options_in(command_of(script, cwd, *arguments, **values))
-
-
-def read_options(options: Mapping[str, str]) -> dict[str, Any]:
-    """Return options of train.py as train.py reads them."""
-    return command_line.parse_given(TrainOptions, [f"--{name}={value}" for name, value in options.items()], "")
-
-
-def perform(command: list[str], cwd: Path) -> str:
-    """Run a recorded command; return what it writes on stderr."""
-    if command[:2] == ["-m", "change"]:
-        result = run_verb(*command[2:])
-    else:
-        result = run_program(Path(command[0]), *command[1:], cwd=cwd)
-    assert result.returncode == 0, result.stderr
-    return result.stderr
-
 
 # data set: image, crop, batch, jitter, epochs of pass 1 and of passes 2 and 3, learning rate of pass 1, validate every
 PUBLISHED = {
@@ -153,12 +81,12 @@ def test_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", ["train_script/train_refine_dsifn.sh", "test_script/test_levir.sh"])
 def test_number_of_processes(tmp_path: Path, script: str) -> None:
     """`nproc` puts torch's launcher before the same program with the same options; 1 is the same as none."""
-    alone = command_of(script, tmp_path)
-    assert alone[0].endswith(("/train.py", "/test.py"))
-    assert command_of(script, tmp_path, nproc=1) == alone
+    plain = command_of(script, tmp_path)
+    assert plain[0].endswith(("/train.py", "/test.py"))
+    assert command_of(script, tmp_path, nproc=1) == plain
     for number in ("2", "gpu"):
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
-        assert command_of(script, tmp_path, nproc=number) == [*launcher, *alone]
+        assert command_of(script, tmp_path, nproc=number) == [*launcher, *plain]
 
 
 def test_every_option_can_be_set() -> None:
@@ -186,78 +114,11 @@ def test_folders_with_spaces(dataset: Path, tmp_path: Path) -> None:
     assert (place / "the results" / "metrics.json").is_file()
 
 
-# --- style ---------------------------------------------------------------------------------------------------------
-
-# What may follow a semicolon, or two in a case.
-KEYWORDS = re.compile(r";\s*(?:then|do|;)\s*$|;;\s*$")
-
-
-def strip_bash(line: str) -> str:
-    """Return a line without quoted text and comment, neither of which holds statements; `;;` ends no statement."""
-    line = re.sub(r"'[^']*'", "''", line)
-    line = re.sub(r'"(?:\$\((?:[^()]|\([^()]*\))*\)|[^"$]|\$)*"', '""', line)
-    return re.sub(r"(^|\s)#.*", "", line).replace(";;", "")
-
-
-def style_faults(text: str) -> list[str]:
-    """Return the lines of a script that are too long, or hold more than one statement."""
-    faults = []
-    for line in text.splitlines():
-        code = strip_bash(line)
-        joined = ";" in re.sub(r";\s*(?:then|do)\s*$", "", code)
-        chained = len(re.findall(r"&&|\|\|", code)) > 1
-        one_line_block = re.search(r"\b(?:then|do|else)\s+\S", code) or re.search(r"\(\)\s*\{\s*\S", code)
-        if len(line) > 100 or joined or chained or one_line_block:
-            faults.append(line)
-    return faults
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_style_of_scripts(script: Path) -> None:
-    """Lines of at most 100 columns with one statement each."""
-    assert style_faults(script.read_text()) == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "a=1; b=2",
-        "if true; then echo; fi",
-        "for x in 1 2; do echo; done",
-        "one && two && three",
-        "[ -f x ] || make x || exit 1",
-        "f() { echo; }",
-        'echo "a; b"; echo c',
-        "echo " + "x" * 100,
-    ],
-)
-def test_style_faults_are_found(line: str) -> None:
-    assert style_faults(f"{line}\n") == [line]
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["if true; then", "while true; do", 'echo "a; b && c && d"', "a=1  # b; c", 'here="$(cd "$x" && pwd)"', "    ;;"],
-)
-def test_plain_lines_are_no_fault(line: str) -> None:
-    assert style_faults(f"{line}\n") == []
-
-
-def test_shellcheck() -> None:
-    beside = Path(sys.executable).parent / "shellcheck"
-    shellcheck = str(beside) if beside.is_file() else shutil.which("shellcheck")
-    if shellcheck is None:
-        pytest.skip("shellcheck is not installed")
-    command = [shellcheck, "-x", *map(str, SCRIPTS)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout
-
-
 # --- what comes from the environment -------------------------------------------------------------------------------
 
 
 def environment_lines(script: str, place: Path, *arguments: str, **values: object) -> list[str]:
-    """Return the lines on stderr of a script whose interpreter is found on the PATH, as by a user."""
+    """Return the lines on stderr of a script that finds its interpreter on the PATH, as it does for a user."""
     recorder = make_recorder(place)
     (place / "bin").mkdir(exist_ok=True)
     python3 = place / "bin" / "python3"  # stands for change/common/environment.py, which prints an interpreter
@@ -294,7 +155,7 @@ def environment_lines(script: str, place: Path, *arguments: str, **values: objec
     ],
 )
 def test_environment_is_logged(tmp_path: Path, script: str, values: Mapping[str, object], expected: str) -> None:
-    """One line with what the user has set and the script takes; neither its own defaults nor what it ignores."""
+    """One line has the variables that the user has set and the script takes, but no defaults and no ignored ones."""
     name, *arguments = script.split()
     if "train_demo" in name:
         values = {"root": tmp_path / "scenes", **values}
@@ -311,18 +172,12 @@ def test_the_interpreter_is_logged_too(tmp_path: Path) -> None:
 
 # --- the three passes ----------------------------------------------------------------------------------------------
 
-SMALL: dict[str, object] = {
-    "device": "cpu",
-    "cropsize": 64,
-    "train_batchsize": 2,
-    "workers": 0,
-    "amp": "off",
-}
+SMALL: dict[str, object] = {"device": "cpu", "cropsize": 64, "train_batchsize": 2, "workers": 0, "amp": "off"}
 
 
 @pytest.mark.slow
 def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
-    """train_all.sh to best.pth; once more, it has nothing to do; test_levir.sh scores it."""
+    """train_all.sh trains best.pth, has nothing to do when it is run again, and test_levir.sh scores the result."""
     values = {
         **SMALL,
         "root": dataset,
@@ -347,7 +202,7 @@ def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_options_of_the_three_passes(tmp_path: Path) -> None:
-    """Only pass 1 starts from an encoder; a pass that goes on is not given the weights that it started from."""
+    """Only pass 1 starts from an encoder. A pass that is continued does not get the weights that it started from."""
     values = {"root": "data", "save_path": "run", "pretrained": "none", "epoch2": 3}
     first, second, third = (
         options_in(command) for command in commands_of("train_script/train_all.sh", tmp_path, "levir", **values)
@@ -371,7 +226,7 @@ def test_options_of_the_three_passes(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
-    """The folder and the weights that a script would start a new run with are left out, unless the user gave them."""
+    """The script's defaults for the folder and the start of a new run are left out; what the user sets is not."""
     script = "train_script/train_refine_levir.sh"
     options = options_of(script, tmp_path, continue_run="mine")
     assert options["continue_run"] == "mine"
@@ -387,9 +242,17 @@ def test_a_pass_that_fails_ends_train_all(tmp_path: Path) -> None:
     assert len(recorded(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("arguments", [[], ["levri"], ["demo"]], ids=["none", "misspelt", "not a data set"])
+def test_train_all_needs_a_data_set(tmp_path: Path, arguments: list[str]) -> None:
+    result = run_script("train_script/train_all.sh", tmp_path, *arguments, python=make_recorder(tmp_path))
+    expected = "error: name a data set: bash train_all.sh levir|dsifn|s2looking\n"
+    assert (result.returncode, result.stderr) == (2, expected)
+    assert recorded(tmp_path) == []
+
+
 @pytest.mark.slow
 def test_demo_training(tmp_path: Path) -> None:
-    """Scenes, three passes and the packed checkpoint from one script; once more, nothing is drawn or trained again."""
+    """One script draws scenes, trains three passes and packs the checkpoint. A second run only packs it again."""
     values = {
         **SMALL,
         "root": tmp_path / "scenes",
@@ -410,28 +273,28 @@ def test_demo_training(tmp_path: Path) -> None:
     assert not any(str(tmp_path) in str(record.options) for record in packed.lineage)
     again = commands_of("train_script/train_demo.sh", tmp_path, **values)
     assert not (tmp_path / "run" / "packed.pth").exists()
-    said = [perform(command, tmp_path) for command in again]
-    assert sum("nothing left to do" in text for text in said) == 3 and len(again) == 4
+    messages = [perform(command, tmp_path) for command in again]
+    assert sum("nothing left to do" in text for text in messages) == 3 and len(again) == 4
     assert load_checkpoint(tmp_path / "run" / "packed.pth").lineage == packed.lineage
 
 
 @pytest.mark.parametrize("script", ["train_all", "train_demo"])
 @pytest.mark.parametrize("option", ["--save_path", "--pretrained=none"])
-def test_some_options_stand_in_front(tmp_path: Path, script: str, option: str) -> None:
+def test_some_options_are_only_taken_before_the_command(tmp_path: Path, script: str, option: str) -> None:
     given = ["levir"] if script == "train_all" else []
     result = run_script(f"train_script/{script}.sh", tmp_path, *given, option, "x", python=make_recorder(tmp_path))
     name = option.partition("=")[0]
     assert result.returncode == 2
-    assert result.stderr == f"error: {name}: set it in front, {name[2:]}=... bash {script}.sh\n"
+    assert result.stderr == f"error: {name}: set it before the command: {name[2:]}=... bash {script}.sh\n"
     assert recorded(tmp_path) == []
 
 
-# --- fine-tuning and experiments: the commands behind the scripts are tested in tests/experiments --------------------
+# --- fine-tuning and experiments: tests/experiments tests the commands that these scripts call -----------------------
 
 
 @pytest.mark.slow
 def test_finetuning(tmp_path: Path) -> None:
-    """In real processes: bash, python -m change finetune, train.py; the second time, the run is found done."""
+    """bash, python -m change finetune and train.py run as real processes. A second run finds nothing left to do."""
     data = tmp_path / "my data"
     write_pairs(data / "train", 2, 256, 256, seed=1)
     write_pairs(data / "val", 1, 256, 256, seed=2)
@@ -447,7 +310,10 @@ def test_finetuning(tmp_path: Path) -> None:
 
 def test_finetuning_needs_data(tmp_path: Path) -> None:
     result = run_script("train_script/finetune.sh", tmp_path)
-    assert (result.returncode, result.stderr) == (2, "error: which pairs? data=FOLDER bash finetune.sh\n")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: name the folder of your pairs: data=FOLDER bash finetune.sh\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -467,7 +333,7 @@ def test_finetuning_needs_data(tmp_path: Path) -> None:
     ],
 )
 def test_verbs(tmp_path: Path, script: str, values: dict[str, object], expected: list[str]) -> None:
-    """A script hands on what is set and what stands behind it; what an experiment sets itself is not taken."""
+    """A script passes on variables and arguments, but not the variables that the experiment sets itself."""
     command = command_of(f"train_script/{script}.sh", tmp_path, "--x", **values)
     place = f"{REPOSITORY}/change/experiments/"
     assert command == ["-m", "change", *(place + word if word.endswith(".toml") else word for word in expected)]
@@ -483,12 +349,12 @@ def test_buildings(tmp_path: Path) -> None:
 
 
 def test_buildings_need_their_parts(tmp_path: Path) -> None:
-    """Reported before anything is drawn; what is there stays."""
-    (tmp_path / "all.part").mkdir()
-    (tmp_path / "all.part" / "mine").touch()
+    """Missing parts are reported before anything is written or removed."""
+    (tmp_path / ".all.part").mkdir()
+    (tmp_path / ".all.part" / "mine").touch()
     result = run_script("train_script/train_buildings.sh", tmp_path, root="all/", levir="nowhere", ms_bcd="nowhere")
     assert result.returncode == 2
     logged, error = result.stderr.splitlines()
     assert logged.startswith("from the environment: ")
     assert "no folder nowhere/train/label" in error
-    assert (tmp_path / "all.part" / "mine").exists() and not (tmp_path / "all").exists()
+    assert (tmp_path / ".all.part" / "mine").exists() and not (tmp_path / "all").exists()

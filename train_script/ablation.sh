@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# What each part of the network is worth: change/experiments/ablation.toml says how.
+# Measure what each part of the network contributes, as described in
+# change/experiments/ablation.toml.
 # root, out, seeds, test_amp and any option of train.py that no arm sets can be set before the
-# command or behind it. Interrupted, run it again: it goes on. Other settings need another out.
+# command (swap=True bash ablation.sh) or after it (bash ablation.sh --swap). After an interruption,
+# run it again to continue. Other settings need another out.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Fine-tune a checkpoint on your own labelled pairs: data=FOLDER bash finetune.sh
-# FOLDER has train and val, each with A, B and label; 20 pairs of 256 or more are enough to begin.
-# change/experiments/finetune.toml holds the values. best.pth lands in save_path.
+# FOLDER has train and val, each with A, B and label. To begin, 20 pairs of 256 x 256 pixels are
+# enough.
+# change/experiments/finetune.toml holds the values. The result is best.pth in save_path.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh
 . "$here/run.sh"
 
 if [ -z "${data:-}" ]; then
-  echo "error: which pairs? data=FOLDER bash finetune.sh" >&2
+  echo "error: name the folder of your pairs: data=FOLDER bash finetune.sh" >&2
   exit 2
 fi
 # Fine-tuning sets these itself.

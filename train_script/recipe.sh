@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# What the steps of the recipe gain, on folds inside train: change/experiments/recipe.toml says how.
+# Measure what each step of the training recipe gains, on folds inside train, as described in
+# change/experiments/recipe.toml.
 # root, lists, out, folds, test_amp and any option of train.py that no step sets can be set before
-# the command or behind it. Interrupted, run it again: it goes on. Other settings need another out.
+# the command (epoch=20 bash recipe.sh) or after it (bash recipe.sh --epoch 20). After an
+# interruption, run it again to continue. Other settings need another out.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by every other script: runs the programs with the variables that are set.
+# Sourced by every other script. Runs the programs with the variables that are set.
 #
-# A variable named like an option of train.py or test.py is passed on as that option. The values in
-# a script are defaults: : "${epoch:=1000}" sets epoch only if the environment does not.
-# python names the interpreter; without it, change/common/environment.py finds one or sets one up.
-# nproc is the number of processes for torchrun.
+# A variable with the name of an option of train.py or test.py is passed on as that option. The
+# values in a script are defaults: the line : "${epoch:=1000}" sets epoch only if it is not set yet.
+# python is the interpreter; by default, change/common/environment.py finds one or sets one up.
+# nproc is the number of processes, which torchrun starts.
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -39,8 +39,8 @@ from_user() {
   [[ "$prx_from_user" == *" $1 "* ]]
 }
 
-# log_environment NAME...: log the variables among these that the user has set, once for a script
-# and all that it calls.
+# log_environment NAME...: log those of the variables that the user has set. This happens once for a
+# script and all scripts that it calls.
 log_environment() {
   local name
   local line=""
@@ -58,7 +58,7 @@ log_environment() {
   export PRX_ENVIRONMENT_LOGGED=1
 }
 
-# find_python: set python unless it is set.
+# find_python: set python, unless it is already set.
 find_python() {
   if [ -z "${python:-}" ]; then
     python="$(cd "$repo" && python3 -m change.common.environment requirements.txt)"
@@ -76,9 +76,9 @@ set_options() {
   done
 }
 
-# refuse_behind ARGUMENT...: exit if an option that a script of several passes needs itself, or that
-# only one of its passes takes, is among the arguments of the script.
-refuse_behind() {
+# refuse_arguments ARGUMENT...: exit if --save_path or --pretrained is among the arguments of a
+# script of several passes. The script itself needs the first, and only pass 1 takes the second.
+refuse_arguments() {
   local argument
   local name
   for argument in "$@"; do
@@ -86,21 +86,21 @@ refuse_behind() {
       --save_path | --pretrained)
         name="${argument%%=*}"
         name="${name#--}"
-        echo "error: --$name: set it in front, $name=... bash $(basename "$0")" >&2
+        echo "error: --$name: set it before the command: $name=... bash $(basename "$0")" >&2
         exit 2
         ;;
     esac
   done
 }
 
-# run_program train|test [ARGUMENT...]: become train.py or test.py.
+# run_program train|test [ARGUMENT...]: replace this process by train.py or test.py.
 run_program() {
   local program="$1"
   local launcher=()
   local name
   shift
   if [ -n "${continue_run:-}" ]; then
-    # The run has its folder and its start already: these defaults are for a new one.
+    # The run has its folder and its start already. The defaults of the script are for a new run.
     for name in save_path checkpoint_path; do
       if ! from_user "$name"; then
         unset "$name"
@@ -122,13 +122,14 @@ run_program() {
   exec "$python" ${launcher[@]+"${launcher[@]}"} "$@"
 }
 
-# run_module MODULE [ARGUMENT...]: run python -m MODULE of this clone, from any folder.
+# run_module MODULE [ARGUMENT...]: run python -m MODULE of this clone. It works from any folder.
 run_module() {
   find_python
   PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}" "$python" -m "$@"
 }
 
-# run_verb experiment|finetune FILE|DATA [ARGUMENT...]: become python -m change VERB.
+# run_verb experiment FILE [ARGUMENT...]: replace this process by python -m change experiment FILE.
+# run_verb finetune DATA [ARGUMENT...]: replace this process by python -m change finetune DATA.
 run_verb() {
   local verb="$1"
   local subject="$2"

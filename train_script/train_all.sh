@@ -1,21 +1,25 @@
 #!/usr/bin/env bash
-# The three passes in a row: bash train_all.sh levir|dsifn|s2looking
-# 1.pth, 2.pth and best.pth land in save_path. After an interruption, run it again: it goes on.
-# epoch1, epoch2 and epoch3 set the epochs of one pass.
+# Train the three passes one after the other: bash train_all.sh levir|dsifn|s2looking
+# The results are 1.pth, 2.pth and best.pth in save_path. After an interruption, run it again to
+# continue. epoch1, epoch2 and epoch3 set the epochs of one pass each.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh
 . "$here/run.sh"
 
-refuse_behind "$@"
-dataset="${1:?levir, dsifn or s2looking}"
+refuse_arguments "$@"
+dataset="${1:-}"
+if [ ! -f "$here/train_refine_$dataset.sh" ]; then
+  echo "error: name a data set: bash train_all.sh levir|dsifn|s2looking" >&2
+  exit 2
+fi
 shift
 unset best_name
 log_environment python nproc epoch1 epoch2 epoch3 "${train_options[@]}"
 export save_path="${save_path:-$repo/results/$dataset/train}"
 
-# run_pass NAME SCRIPT EPOCHS START [ARGUMENT...]: one pass, or the rest of an interrupted one.
-# If EPOCHS or START is empty, the script has its own.
+# run_pass NAME SCRIPT EPOCHS START [ARGUMENT...]: run a pass, or the rest of an interrupted one.
+# If EPOCHS or START is empty, the value in the script is used.
 run_pass() {
   (
     export best_name="$1"
@@ -35,7 +39,7 @@ run_pass() {
 
 run_pass 1 train "${epoch1:-}" "" "$@"
 
-# Only pass 1 starts from an encoder; the others start from the pass before.
+# Only pass 1 starts from an encoder. Each other pass starts from the pass before.
 unset pretrained checkpoint_path
 run_pass 2 train_refine "${epoch2:-}" "$save_path/1.pth" "$@"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Buildings that appear or vanish: put LEVIR-CD, MS-HS-BCD and synthetic scenes together in root,
-# and fine-tune weights of synthetic scenes on them, with the values of
-# change/experiments/buildings.toml. packed.pth lands in save_path: checkpoints/buildings_r18.pth
-# was made by this script, in two hours on one core.
+# Train the checkpoint for buildings that appear or vanish: combine LEVIR-CD, MS-HS-BCD and
+# synthetic scenes in root, and fine-tune weights from synthetic scenes on them, with the values of
+# change/experiments/buildings.toml. The result is packed.pth in save_path. This script made
+# checkpoints/buildings_r18.pth, in two hours on one core.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh

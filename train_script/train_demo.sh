@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The three passes on synthetic scenes, from random weights, on any machine. The scenes are drawn
-# into data/synthetic once. 1.pth, 2.pth, best.pth and packed.pth land in results/demo/train.
-# checkpoints/prx_change_r18.pth was made by this script.
+# Train the three passes on synthetic scenes, from random weights, on any machine. The scenes are
+# drawn once, to data/synthetic. The results are 1.pth, 2.pth, best.pth and packed.pth in
+# results/demo/train. This script made checkpoints/prx_change_r18.pth.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh
 . "$here/run.sh"
 
-refuse_behind "$@"
+refuse_arguments "$@"
 unset best_name
 log_environment python nproc count epoch1 epoch2 epoch3 "${train_options[@]}"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Pass 1 (base) on DSIFN-CD from ImageNet weights: writes 1.pth to save_path.
-# Any option of train.py can be set before the command (epoch=10 bash train_dsifn.sh) or behind it
+# Train pass 1 (base) on DSIFN-CD from ImageNet weights. The result is 1.pth in save_path.
+# Any option of train.py can be set before the command (epoch=10 bash train_dsifn.sh) or after it
 # (bash train_dsifn.sh --epoch 10).
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

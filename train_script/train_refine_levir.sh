@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Pass 2 (refine) on LEVIR-CD from the weights of pass 1: writes 2.pth to save_path.
-# Pass 3 (refine + cross) from those of pass 2, best.pth: cross=True bash train_refine_levir.sh
-# checkpoint_path names other weights to start from.
+# Train pass 2 (refine) on LEVIR-CD from 1.pth. The result is 2.pth in save_path.
+# Train pass 3 (refine + cross) from 2.pth: cross=True bash train_refine_levir.sh
+# The result is best.pth. checkpoint_path names other weights to start from.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh
@@ -24,6 +24,6 @@ case "$cross" in
     ;;
 esac
 
-# The data and the other values are those of pass 1.
+# train_levir.sh sets the data and all other values as in pass 1, and runs train.py.
 # shellcheck source-path=SCRIPTDIR source=train_levir.sh
 . "$here/train_levir.sh"

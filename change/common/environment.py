@@ -3,9 +3,9 @@
 The last line on stdout is the path of an interpreter that has everything in the requirement files:
 
 - the interpreter that runs this, if it has everything;
-- otherwise, if no environment is active, the one in `.venv`, which is created and filled once;
-- in an active conda or virtual environment, nothing is changed, and the line to run is printed as an error, unless
-  PRX_SETUP=1 asks to run it.
+- otherwise, if no environment is active, the one in `.venv`, which is created and filled if necessary;
+- otherwise, with PRX_SETUP=1, that of the active conda or virtual environment, into which the packages are installed.
+  Without PRX_SETUP=1 nothing is installed, and the error shows the command that would do it.
 
 TORCH_INDEX names a package index to install torch and torchvision from. Only the standard library is used.
 """
@@ -30,8 +30,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 SIZE = "about 5 GB on Linux, because torch includes CUDA packages"
 HINT = f"; without a GPU, set TORCH_INDEX={CPU_INDEX} for about 1 GB"
 
-
-# A requirement: NAME or NAME>=VERSION, and a marker if only some versions of Python need it, as in
+# A requirement is NAME or NAME>=VERSION, with a marker if only some versions of Python need it:
 # tomli>=2; python_version < "3.11"
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[\w, -]*\])?(?:\s*>=\s*([\w.+]+))?(?:\s*;\s*(.+))?")
 MARKER = re.compile(r"""python_version\s*(<|<=|>|>=|==|!=)\s*["']([\d.]+)["']""")
@@ -46,9 +45,9 @@ COMPARISONS = {
 
 
 def requirements(files: list[str]) -> list[tuple[str, str]]:
-    """Return name and least version ("" if any will do) of every requirement for the Python that runs this.
+    """Return the name and least version ("" for any) of every requirement that applies to the running Python.
 
-    Exits with an error if a line is none of the forms of REQUIREMENT.
+    Exits with an error if a line does not match REQUIREMENT.
     """
     found = []
     for file in files:
@@ -65,7 +64,7 @@ def requirements(files: list[str]) -> list[tuple[str, str]]:
 
 
 def applies(marker: str, file: str, running: str = PYTHON_VERSION) -> bool:
-    """Return whether a marker such as `python_version < "3.11"` holds for the Python that runs this."""
+    """Tell whether a marker such as `python_version < "3.11"` holds for the version `running`."""
     match = MARKER.fullmatch(marker.strip())
     if match is None:
         stop(f'{file}: cannot read the marker "{marker}": only comparisons of python_version are understood')
@@ -78,7 +77,7 @@ def numbers(version: str) -> list[int]:
     return [int(part) for part in match[0].split(".")] if match else []
 
 
-def lacking(files: list[str]) -> list[str]:
+def find_missing(files: list[str]) -> list[str]:
     """List the requirements that the packages of this interpreter do not meet."""
     missing = []
     for name, least in requirements(files):
@@ -92,9 +91,9 @@ def lacking(files: list[str]) -> list[str]:
     return missing
 
 
-def lacking_in(python: str, files: list[str]) -> list[str]:
-    """List the requirements that another interpreter does not meet: all if it is missing or does not work."""
-    code = f"from change.common.environment import lacking; print(*lacking({files!r}), sep='\\n')"
+def find_missing_in(python: str, files: list[str]) -> list[str]:
+    """List the requirements that another interpreter does not meet: all if it does not exist or does not work."""
+    code = f"from change.common.environment import find_missing; print(*find_missing({files!r}), sep='\\n')"
     try:
         answer = subprocess.run([python, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -129,8 +128,9 @@ def stop(message: str) -> NoReturn:
 def main(files: list[str]) -> None:
     """Find or set up the interpreter and print its path."""
     if sys.version_info < OLDEST:
-        stop(f"{sys.executable} is Python {sys.version.split()[0]}, not 3.10 or newer: choose one: python=python3.12")
-    missing = lacking(files)
+        running = f"{sys.executable} is Python {sys.version.split()[0]}"
+        stop(f"{running}, but 3.10 or newer is needed: name another one, as in python=python3.12")
+    missing = find_missing(files)
     active = os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
     python = sys.executable
     if missing and active:
@@ -140,7 +140,7 @@ def main(files: list[str]) -> None:
         install(python, files)
     elif missing:
         python = str(VENV / "bin" / "python")
-        missing = lacking_in(python, files)
+        missing = find_missing_in(python, files)
         if missing:
             torch_from = os.environ.get("TORCH_INDEX")
             size = f" (torch from {torch_from})" if torch_from else f" ({SIZE}{HINT})"

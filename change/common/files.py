@@ -37,7 +37,7 @@ def home_folder() -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, or leave what was there. Raises UserError if it cannot be written."""
+    """Write `data` to `path`. If that fails, `path` stays as it was and UserError is raised."""
     if not path.name:
         raise UserError(f"cannot write {path}: name a file")
     aside = path.with_name(f".{path.name}.part")
@@ -72,7 +72,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """
     if not folder.name:
         raise UserError(f"cannot write {folder}: name a folder")
-    aside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
+    aside = folder.with_name(f".{folder.name}.part")
+    old = folder.with_name(f".{folder.name}.old")
     try:
         make_folder(folder.parent)
         shutil.rmtree(aside, ignore_errors=True)
@@ -83,8 +84,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
             folder.replace(old)
         try:
             aside.replace(folder)
-        except OSError:
-            if old.exists():
+        except BaseException:  # KeyboardInterrupt too
+            if old.exists() and not folder.exists():
                 old.replace(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)

@@ -49,7 +49,7 @@ class PixelLimit:
         finally:
             with self._lock:
                 self._users -= 1
-                if self._users == 0 and PIL.Image.MAX_IMAGE_PIXELS is None:  # else somebody has set a new limit
+                if self._users == 0 and PIL.Image.MAX_IMAGE_PIXELS is None:  # else the host has set a new limit
                     PIL.Image.MAX_IMAGE_PIXELS = self._limit
 
 
@@ -60,15 +60,15 @@ PIXEL_LIMIT = PixelLimit()
 def open_image(source: Path | BinaryIO) -> Iterator[PIL.Image.Image]:
     """Open an image of any size with Pillow, for the duration of a `with` block.
 
-    All image files are opened here. Raises one of UNREADABLE if the file is damaged or not an image; this also holds
-    for what is decoded inside the block.
+    All other modules open image files with this function. Raises one of UNREADABLE if the file is damaged or not an
+    image, here or when pixels are decoded inside the block.
     """
     with PIXEL_LIMIT.lifted(), PIL.Image.open(source) as image:
         yield image
 
 
 def bits(image: PIL.Image.Image) -> int:
-    """Return the bits per channel as stored: Pillow opens 16-bit RGB files as mode RGB and drops the low byte."""
+    """Return the bits per channel in the file. The mode does not tell: Pillow opens 16-bit RGB files as mode RGB."""
     if image.mode.startswith(("I", "F")):
         return 16 if "16" in image.mode else 32
     stored = " ".join(str(part) for tile in getattr(image, "tile", ()) for part in tile)
@@ -105,7 +105,7 @@ def read_image(path: Path) -> Image:
 
 
 def read_opaque(path: Path) -> tuple[Image, NDArray[np.bool_]]:
-    """Decode a file to RGB, uint8 (H, W, 3), and to where it is not transparent, bool (H, W).
+    """Decode a file to RGB, uint8 (H, W, 3), and find its pixels that are not fully transparent, bool (H, W).
 
     Raises UserError if the file does not decode or has more than 8 bits per channel.
     """

@@ -72,7 +72,7 @@ def parse_list(text: str, suffixes: Collection[str], source: object, drop_folder
             names.append(name)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{source} names twice: {listed(twice)}")
+        raise UserError(f"{source} has duplicate names: {listed(twice)}; keep one of each")
     return names
 
 

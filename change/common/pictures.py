@@ -34,8 +34,8 @@ def panel(before: Image, after: Image, changed: NDArray[np.bool_], mask: NDArray
     Args:
         before: RGB (H, W, 3).
         after: RGB (H, W, 3).
-        changed: predicted change, bool (H, W).
-        mask: true change, bool (H, W), if it is known.
+        changed: Predicted change, bool (H, W).
+        mask: True change, bool (H, W), or None if it is unknown.
 
     Returns:
         RGB (H, W', 3), with white gaps between the pictures.
@@ -48,7 +48,7 @@ def panel(before: Image, after: Image, changed: NDArray[np.bool_], mask: NDArray
 
 
 def save_png(picture: Image, path: Path) -> None:
-    """Write grey (H, W) or RGB (H, W, 3) as a PNG file, whole or not at all. Raises UserError if that fails."""
+    """Write grey (H, W) or RGB (H, W, 3) as a PNG file, completely or not at all. Raises UserError if that fails."""
     array = picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1])
     _, data = cv2.imencode(".png", array)
     write_whole(path, data.tobytes())

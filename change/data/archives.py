@@ -70,12 +70,12 @@ def walk(source: Path, meaning: set[str], zips: contextlib.ExitStack) -> Iterato
     """Yield all files of a folder or zip file, each with its folder: first those on disk, then those in zip files.
 
     Args:
-        source: A folder, in which there may be zip files, or a zip file.
+        source: A folder, which may contain zip files, or a zip file.
         meaning: Names that make a zip file count as a folder, such as "train" for train.zip.
-        zips: Closes the zip files.
+        zips: The stack that closes the zip files.
 
     Raises:
-        UserError: As `open_zip`.
+        UserError: For the same reasons as `open_zip`.
         OSError: If a folder cannot be read.
     """
 
@@ -95,42 +95,42 @@ def walk(source: Path, meaning: set[str], zips: contextlib.ExitStack) -> Iterato
             if path.suffix.lower() == ".zip":
                 archives.append((parts, path))
             else:
-                yield fold(parts), File(path)
+                yield normalise_folder(parts), File(path)
     for parts, path in archives:
         archive = open_zip(path, zips)
         own = (path.stem,) if path.stem.lower() in meaning else ()
         for info in archive.infolist():
             entry = PureWindowsPath(info.filename)
             if not info.is_dir() and not any(map(is_hidden, entry.parts)):
-                yield fold((*parts, *own, *entry.parent.parts)), File(path, (archive, info))
+                yield normalise_folder([*parts, *own, *entry.parent.parts]), File(path, (archive, info))
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder does not belong to the data: .DS_Store, ._1.png, __MACOSX."""
+    """Tell whether a file or folder is not part of the data, such as .DS_Store, ._1.png and __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def fold(parts: Sequence[str]) -> Folder:
-    """Normalise a folder's path: in lower case, and a folder inside one of the same name counts once.
+def normalise_folder(parts: Sequence[str]) -> Folder:
+    """Convert a folder's path to lower case, and drop a folder inside one of the same name.
 
-    So train.zip may hold A, or train/A.
+    Thus train.zip may contain A or train/A.
     """
     return tuple(part for part, _ in itertools.groupby(part.lower() for part in parts))
 
 
 def open_zip(path: Path, zips: contextlib.ExitStack) -> ZipFile:
-    """Open a zip file, which `zips` closes.
+    """Open a zip file. The stack `zips` closes it.
 
-    Raises UserError if it is damaged or encrypted, or has entries that point out of it.
+    Raises UserError if it is damaged or encrypted, or if the path of an entry leads out of it.
     """
-    try:  # given an open file, ZipFile keeps it open, and many threads can read from it
+    try:  # given an open file, ZipFile keeps it open, so that many threads can read from it
         archive = zips.enter_context(ZipFile(zips.enter_context(path.open("rb"))))
     except ZIP_ERRORS as error:
-        raise UserError(f"{path} is no whole zip file ({error}): download it again, or unpack it yourself") from error
+        raise UserError(f"{path} is not a complete zip file ({error}): download it again, or unpack it") from error
     for info in archive.infolist():
-        name = PureWindowsPath(info.filename)  # knows both slashes, and drives
+        name = PureWindowsPath(info.filename)  # understands both slashes, and drives
         if name.drive or name.root or ".." in name.parts or stat.S_ISLNK(info.external_attr >> 16):
-            raise UserError(f"{path}: its entry {info.filename!r} points out of it: do not use this file")
+            raise UserError(f"{path}: its entry {info.filename!r} leads out of it: do not use this file")
         if info.flag_bits & 1:
             raise UserError(f"{path}: its entry {info.filename!r} is encrypted: unpack it yourself")
     return archive

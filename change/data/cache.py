@@ -5,8 +5,8 @@ The file holds, in this order:
     pixels    for each pair before (H, W, 3), after (H, W, 3) and the mask (H, W) of 0 and 1, all uint8
     hashes    64 characters for each pair: `image_hash` of before and of after
 
-The key is derived from the names, sizes and modification times of the image files. The file is written aside and
-renamed: a file that exists is complete, and processes that have mapped one keep it when it is replaced.
+The key is derived from the names, sizes and modification times of the image files. The file is written under another
+name and renamed, so that an existing file is complete. Processes that have mapped a file keep it when it is replaced.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ PAGE = 4096
 
 
 class DecodedCache:
-    """The pixels of a split in a file, for any number of processes. It is made if it is missing, stale or damaged."""
+    """The pixels of a split in a file, for any number of processes. A missing, stale or damaged file is made anew."""
 
     def __init__(self, split: Split, folder: Path) -> None:
-        """Open or make the split's file in `folder`.
+        """Map or make the split's file in `folder`.
 
         Raises UserError if it cannot be written, if the disk is too full, or if an image file does not decode.
         """
         files = [path for pair in split.pairs for path in (pair.before, pair.after, pair.mask) if path]
         base = folder.resolve().parent
         parents = {parent.resolve() for parent in {path.parent for path in files}}
-        # Relative if the cache lies beside the images: both can be moved, or mounted elsewhere, together.
+        # Relative if the cache lies beside the images, so that both can be moved or mounted elsewhere together.
         places = sorted(str(p.relative_to(base) if p.is_relative_to(base) else p) for p in parents)
         place = digest(places, [pair.name for pair in split.pairs])
         states = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
@@ -58,18 +58,19 @@ class DecodedCache:
         self.path = folder / f"{split.name}-{place[:12]}.u8"
         self.head = FORMAT + key.encode().ljust(PAGE - len(FORMAT))
         lengths = (7 * width * height for width, height in (pair.size for pair in split.pairs))
-        *self.starts, self.end = accumulate(lengths, initial=PAGE)
+        offsets = list(accumulate(lengths, initial=PAGE))
+        self.starts, self.end = offsets[:-1], offsets[-1]
         self.size = self.end + 64 * len(split.pairs)
         self.data: Image | None = None
-        if self.fault():
+        if self.map_file():
             self.make()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the pixels: a process that is spawned maps the file itself."""
         return {**self.__dict__, "data": None}
 
-    def fault(self) -> str:
-        """Map the file and return "", or return what is wrong with it."""
+    def map_file(self) -> str:
+        """Map the file into memory. Returns "", or what is wrong with the file."""
         try:
             data = np.asarray(np.memmap(self.path, np.uint8, "r"))
         except OSError:
@@ -89,7 +90,7 @@ class DecodedCache:
 
         Raises UserError if the file was replaced since this process opened it.
         """
-        if self.data is None and self.fault():
+        if self.data is None and self.map_file():
             raise UserError(f"{self.path} was replaced or removed since this run began: start the run again")
         assert self.data is not None
         width, height = self.split.pairs[index].size
@@ -101,20 +102,20 @@ class DecodedCache:
         return Pixels(before, after, mask, [(hashes[:32], hashes[32:])] if hashed else [])
 
     def make(self) -> None:
-        """Write the file and map it, or wait for another process that does. Raises UserError as `__init__`."""
+        """Write the file and map it, or wait for another process that does. Raises UserError as `__init__` does."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with hold_lock(self.path.with_suffix(".lock")) as alone:
-                if fault := self.fault():
-                    # The only process always uses the same name, and so replaces what a killed one left.
-                    aside = self.path.with_name(f".{self.path.name}{'' if alone else os.getpid()}.part")
+            with hold_lock(self.path.with_suffix(".lock")) as locked:
+                if fault := self.map_file():
+                    # With the lock, the name is always the same, so that a file left by a killed process is replaced.
+                    aside = self.path.with_name(f".{self.path.name}{'' if locked else os.getpid()}.part")
                     aside.unlink(missing_ok=True)
                     self.require_space()
                     log.info(
                         "%s %s: decoding %d pairs, %.1f MB", self.path, fault, len(self.split.pairs), self.size / 1e6
                     )
                     self.write(aside)
-                    if fault := self.fault():
+                    if fault := self.map_file():
                         raise UserError(f"{self.path} {fault}: files changed while they were decoded; start again")
         except OSError as error:
             raise UserError(
@@ -155,7 +156,7 @@ def digest(*parts: object) -> str:
 
 
 def decode_pairs(split: Split) -> Iterator[Pixels]:
-    """Yield all pairs in order, decoded by threads, a few at a time: two large scenes are gigabytes."""
+    """Yield all pairs in order, decoded by threads, a few at a time because a pair of large scenes takes gigabytes."""
     threads, pairs = default_workers(), range(len(split.pairs))
     with ThreadPoolExecutor(threads) as pool:
         for start in pairs[:: 2 * threads]:
@@ -164,13 +165,12 @@ def decode_pairs(split: Split) -> Iterator[Pixels]:
 
 @contextlib.contextmanager
 def hold_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock file for the duration of a `with` block; it is released if the process is killed.
+    """Hold a lock on a file for the duration of a `with` block; it is released if the process is killed.
 
-    Yields whether this process is alone. That is False on systems without locks, on which two processes may do the same
-    work.
+    Yields whether the lock is held. It is not on systems without file locks, where two processes may do the same work.
     """
     with path.open("ab") as file:
-        alone = False
+        locked = False
         with contextlib.suppress(ImportError, OSError):  # on Windows; on some network file systems
             import fcntl
 
@@ -179,5 +179,5 @@ def hold_lock(path: Path) -> Iterator[bool]:
             except BlockingIOError:
                 log.info("%s: waiting for another process that decodes the pairs", path)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            alone = True
-        yield alone
+            locked = True
+        yield locked

@@ -7,9 +7,9 @@ Every file is decoded once, and every image is compared with every other. A find
     warning  worth a look: dates that are shifted, masks of more than two values, an image that occurs twice
     note     good to know: empty masks, tiles that continue each other within a split
 
-Two things are written: check.json (the findings, and for every pair its hashes, its group of connected tiles and the
-pairs it meets; test.py reads it for its intervals), and contact sheets of the findings. The exit code is 1 if there are
-errors or leaks.
+Two things are written: contact sheets of the findings, and check.json. It holds the findings, and the hashes of each
+pair, its group of connected tiles and the pairs it meets; test.py computes its intervals from these groups. The exit
+code is 1 if there are errors or leaks.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     start_logging()
     root: Path = given.root
-    found, whole = find_files(root, given.list)
+    found, complete = find_files(root, given.list)
     folder = make_folder(given.save_path or results_folder(root))
-    facts, refused = inspect_pairs(whole)
+    facts, refused = inspect_pairs(complete)
     copies, borders = compare(facts)
     found += refused + mask_findings(facts) + shift_findings(facts)
     found += copy_findings(facts, copies) + border_findings(facts, borders)
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     neighbours, groups = connect(facts, copies, borders)
     result = {
         "root": str(root.resolve()),
-        "splits": summarise_splits(whole, facts, neighbours, groups),
+        "splits": summarise_splits(complete, facts, neighbours, groups),
         "findings": [asdict(finding) for finding in found],
         "pairs": describe_pairs(facts, neighbours, groups),
     }
@@ -98,16 +98,16 @@ def connect(
 
 
 def summarise_splits(
-    whole: Sequence[Files], facts: Sequence[PairFacts], neighbours: Sequence[set[int]], groups: Sequence[int]
+    complete: Sequence[Files], facts: Sequence[PairFacts], neighbours: Sequence[set[int]], groups: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
     """Summarise each split for check.json: pairs, sizes, groups, pairs that meet another split, and shift."""
     splits = {}
-    for name in dict.fromkeys(split for split, _, _ in whole):
+    for name in dict.fromkeys(split for split, _, _ in complete):
         members = [number for number, pair in enumerate(facts) if pair.split == name]
         sizes = [facts[number].pair.size for number in members]
         shifts = [facts[number].shift for number in members if facts[number].shift.confidence > CONFIDENT]
         splits[name] = {
-            "pairs": sum(split == name for split, _, _ in whole),
+            "pairs": sum(split == name for split, _, _ in complete),
             "decoded": len(members),
             "sizes": dict(Counter(f"{width}x{height}" for width, height in sizes)),
             "groups": len({groups[number] for number in members}),
@@ -147,7 +147,8 @@ def rows_for_sheets(
         if shown:
             link = sides.get((finding.pairs[0], finding.pairs[1])) if len(finding.pairs) == 2 else None
             join = link.side if link and link.side != link.other else ""
-            rows.setdefault(finding.kind, []).append(Row(finding.text, shown, join, finding.kind == "dates shifted"))
+            row = Row(finding.text, shown, join, checkered=finding.kind == "dates shifted")
+            rows.setdefault(finding.kind, []).append(row)
     return rows
 
 
@@ -168,5 +169,5 @@ def report(result: dict[str, Any], found: Sequence[Finding], written: Sequence[P
             lines.append(f"    and {len(texts) - SHOWN} more")
     if not found:
         lines.append("nothing found")
-    lines.append(f"written: {listed(written, len(written))}")
+    lines.append(f"written: {', '.join(str(path) for path in written)}")
     sys.stdout.write("\n".join(lines) + "\n")

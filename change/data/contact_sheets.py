@@ -15,14 +15,21 @@ from change.common.files import write_whole
 from change.common.images import Image, read_image
 from change.data.masks import read_levels
 
-ROWS, SIDE, GAP, CAPTION = 12, 256, 6, 22  # findings per sheet; pixels
+ROWS = 12  # findings per sheet
+SIDE = 256  # longest side of a picture, in pixels
+GAP = 6  # pixels between pictures
+CAPTION = 22  # height of a caption, in pixels
 
 
 @dataclass(frozen=True)
 class Row:
-    """A finding: its text and at most two pairs. `join`: the side of the first pair on which the second continues it.
+    """A finding to draw.
 
-    `checkered`: before and after are also shown in turn, in squares.
+    Attributes:
+        text: The caption.
+        pairs: At most two pairs.
+        join: The side of the first pair on which the second continues it, or "".
+        checkered: Whether to add a checkerboard of before and after.
     """
 
     text: str
@@ -49,7 +56,7 @@ def write_sheets(folder: Path, rows: Mapping[str, Sequence[Row]]) -> list[Path]:
 
 
 def draw(row: Row) -> Image:
-    """Draw a caption above before and after of each pair: joined if one continues the other, else with the masks."""
+    """Draw a caption, and below it each pair: joined if one continues the other, else with the masks."""
     shots = [load_pictures(pair) for pair in row.pairs]
     if row.join and len(shots) == 2:
         axis = 1 if row.join in ("right", "left") else 0
@@ -79,7 +86,7 @@ def add_caption(text: str, line: Image) -> Image:
 def load_pictures(pair: Pair) -> list[Image]:
     """Load before, after and the mask, reduced to at most SIDE pixels.
 
-    The mask's levels are spread to 0..255. A mask that cannot be read is left out.
+    The mask's levels are stretched to 0..255. A mask that cannot be read is left out.
     """
     pictures = [read_image(pair.before), read_image(pair.after)]
     if pair.mask:
@@ -106,7 +113,7 @@ def fit(picture: Image, other: Image, axis: int) -> Image:
 
 
 def checkerboard(before: Image, after: Image) -> Image:
-    """Show before and after in turn, in squares: lines break if the dates are shifted."""
+    """Show before and after in alternate squares: lines break if the dates are shifted."""
     rows, columns = np.indices(before.shape[:2]) // (SIDE // 8)
     return np.asarray(np.where(((rows + columns) % 2 == 0)[..., None], before, after), np.uint8)
 

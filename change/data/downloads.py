@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from change.change_dataloader import SPLITS, SUFFIXES
 from change.common.errors import UserError, listed
 from change.common.names import natural_order, parse_list
-from change.data.archives import File, Folder, fold, walk
+from change.data.archives import File, Folder, normalise_folder, walk
 
 Pairs = dict[str, dict[str, File]]  # files by stem and kind
 
@@ -37,21 +37,21 @@ class Download:
 def find_pairs(
     source: Path, kinds: Mapping[str, str], list_folder: Path | None, shipped: Path, zips: contextlib.ExitStack
 ) -> dict[str, Pairs]:
-    """Find the pairs of every split that has any, in natural order or in that of its list.
+    """Find the pairs of every split that has any, in natural order or in the order of the split's list.
 
-    Folders named train, val and test say which split images are in, else lists do. A list may name pairs that are not
-    there.
+    Folders named train, val and test assign images to splits; without them, lists do. A list may name pairs that do not
+    exist.
 
     Args:
-        source: A folder or zip file, with zip files in it or not.
+        source: A folder, which may contain zip files, or a zip file.
         kinds: The kind of the images in a folder, by the folder's name or the last parts of its path.
-        list_folder: Where the lists are: on disk, or beside the images. By default, the folder "list" beside the
-            images, or else `shipped`.
-        shipped: Lists that are used if there are none beside the images.
-        zips: Closes the zip files.
+        list_folder: The folder of the lists, on disk or beside the images. By default, the folder "list" beside the
+            images is used, and `shipped` if that does not exist.
+        shipped: The folder of the lists that come with the program.
+        zips: The stack that closes the zip files.
 
     Raises:
-        UserError: If nothing is found, if two data sets are, if a pair lacks a file, and as `walk`.
+        UserError: If there is no data set or more than one, if a pair lacks a file, or for the same reasons as `walk`.
     """
     found = collect(source, kinds, zips)
     folders = {kind: folder for folder, kind in kinds.items()}
@@ -59,7 +59,7 @@ def find_pairs(
     missing = [folder for kind, folder in folders.items() if kind not in held]
     if missing:
         raise UserError(
-            f"{source} has no images in folders {', '.join(missing)}: --before, --after, --label name others"
+            f"{source} has no images in folders {', '.join(missing)}: name its folders with --before, --after, --label"
         )
     if "" in found.tops:
         splits = split_by_lists(found.pairs[""], choose_lists(found, list_folder, shipped))
@@ -74,8 +74,8 @@ def find_pairs(
     splits = {split: pairs for split, pairs in splits.items() if pairs}
     if not splits:
         raise UserError(
-            f"{source}: no folder train, val, test nor list (train.txt, val.txt, test.txt) says which split a pair is "
-            "in: --list names a folder of lists"
+            f"{source} has no splits: it needs folders train, val, test, or lists train.txt, val.txt, test.txt; "
+            "--list names the folder of the lists"
         )
     lacking = [
         f"{name} in {folder} ({split})"
@@ -90,9 +90,12 @@ def find_pairs(
 
 
 def collect(source: Path, kinds: Mapping[str, str], zips: contextlib.ExitStack) -> Download:
-    """Collect the images and lists of a download. Raises UserError if it holds two data sets, and as `walk`."""
+    """Collect the images and lists of a download.
+
+    Raises UserError if it holds two data sets, or for the same reasons as `walk`.
+    """
     found = Download()
-    tails = {fold(PurePath(folder).parts): kind for folder, kind in kinds.items()}
+    tails = {normalise_folder(PurePath(folder).parts): kind for folder, kind in kinds.items()}
     for folder, file in walk(source, {*SPLITS, *(tail[-1] for tail in tails)}, zips):
         stem, suffix = PurePath(file.name).stem, PurePath(file.name).suffix.lower()
         tail = next((tail for tail in tails if folder[-len(tail) :] == tail), None)
@@ -100,7 +103,7 @@ def collect(source: Path, kinds: Mapping[str, str], zips: contextlib.ExitStack) 
             top = folder[: -len(tail)]
             split = next((part for part in reversed(top) if part in SPLITS), "")
             if found.tops.setdefault(split, top) != top or ("" in found.tops and len(found.tops) > 1):
-                raise UserError(f"{source} holds two data sets, or one twice ({file}): give one of their folders")
+                raise UserError(f"{source} holds two data sets, or one twice ({file}): give the folder of one")
             add(found.pairs[split][stem], tails[tail], file)
         elif suffix == ".txt" and stem in SPLITS:
             found.lists[folder][stem] = file
@@ -110,7 +113,7 @@ def collect(source: Path, kinds: Mapping[str, str], zips: contextlib.ExitStack) 
 def add(files: dict[str, File], kind: str, file: File) -> None:
     """Add a file to a pair; a second copy of the same file is ignored.
 
-    Raises UserError if there is a file of this kind that differs, or if the name is not printable text.
+    Raises UserError if the pair already has another file of this kind, or if the name is not printable text.
     """
     if not file.name.isprintable():
         raise UserError(f"{str(file)!r}: the name is not printable text; rename the file")
@@ -121,18 +124,21 @@ def add(files: dict[str, File], kind: str, file: File) -> None:
 
 
 def choose_lists(found: Download, list_folder: Path | None, shipped: Path) -> dict[str, File]:
-    """Choose the lists that split a download: with `list_folder`, those on disk come before those beside the images."""
+    """Choose the lists that split a download.
+
+    Lists on disk come first if `list_folder` is given, otherwise lists beside the images come first.
+    """
     on_disk = lists_in(list_folder or shipped)
-    beside = found.lists[found.tops[""] + fold((list_folder or Path("list")).parts)]
+    beside = found.lists[found.tops[""] + normalise_folder((list_folder or Path("list")).parts)]
     if list_folder:
         return on_disk or beside
     return beside or on_disk
 
 
 def split_by_lists(pairs: Pairs, lists: dict[str, File]) -> dict[str, Pairs]:
-    """Return those pairs of each split that its list names.
+    """Assign pairs to the splits whose lists name them.
 
-    Pairs that no list names, and names without a pair, are counted in a warning.
+    A warning counts the pairs that no list names, and the names without a pair.
     """
     names = {split: read_names(lists[split]) for split in SPLITS if split in lists}
     every: set[str] = set().union(*names.values())

@@ -1,4 +1,4 @@
-"""What `python -m change check` reports about decoded pairs: masks, shifts, images that occur twice, common borders."""
+"""The findings of `python -m change check` about decoded pairs: masks, shifts, copies of images, shared borders."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from change.common.errors import listed
 from change.common.union_find import connected_components
 from change.data.masks import lost_marks, marks_with_one
-from change.data.similarity import Link, alike, links
+from change.data.similarity import Link, find_copies, find_links
 from change.data.survey import Finding, PairFacts
 
 SHIFTED = 5.0  # pixels between the dates from which a shift is reported
-CONFIDENT = 0.05  # below this confidence a shift is chance
+CONFIDENT = 0.05  # shifts of less confidence are due to chance
 
 
 def mask_findings(facts: Sequence[PairFacts]) -> list[Finding]:
-    """Report masks that are empty, full, of more than two values, or marked otherwise than the split's other masks."""
+    """Report masks that are empty or full, have more than two values, or mark change unlike the split's other masks."""
     found: list[Finding] = []
     for split in dict.fromkeys(pair.split for pair in facts):
         masks = [pair for pair in facts if pair.split == split and pair.pair.mask]
@@ -40,11 +40,11 @@ def findings_of_mask(facts: PairFacts, binary: bool) -> list[Finding]:
     if fault:
         found.append(("error", "mask marks with other values", fault))
     elif facts.maximum > 1 and binary and max(levels) == 1:
-        found.append(("note", "mask of 0 and 1", f"{path} marks change with 1, and is read so"))
+        found.append(("note", "mask of 0 and 1", f"{path} marks change with 1, and is read accordingly"))
     if changed == 0:
-        found.append(("note", "mask empty", f"{path} marks nothing"))
+        found.append(("note", "mask empty", f"{path} marks no pixel as changed"))
     elif changed == 1:
-        found.append(("warning", "mask full", f"{path} marks all"))
+        found.append(("warning", "mask full", f"{path} marks every pixel as changed"))
     elif facts.hashes[0] == facts.hashes[1]:
         text = f"{facts.pair.before} and {facts.pair.after} are the same image, and {path} marks change"
         found.append(("error", "before is after", text))
@@ -52,7 +52,7 @@ def findings_of_mask(facts: PairFacts, binary: bool) -> list[Finding]:
 
 
 def shift_findings(facts: Sequence[PairFacts]) -> list[Finding]:
-    """Report pairs whose dates lie apart."""
+    """Report pairs whose dates are shifted against each other."""
     found = []
     for pair in facts:
         x, y, confidence = pair.shift
@@ -64,14 +64,14 @@ def shift_findings(facts: Sequence[PairFacts]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Copies:
-    """The numbers of pairs that show one image. `how`: in which ways they are laid on each other."""
+    """Pairs that show the same image: their numbers, and how the copies differ, such as "turned 90 degrees"."""
 
     members: list[int]
     how: str
 
 
 def compare(facts: Sequence[PairFacts]) -> tuple[list[Copies], list[Link]]:
-    """Compare all pairs with all: return those that share an image, and those that continue each other."""
+    """Compare every pair with every other; return those that share an image, and those that continue each other."""
     if not facts:
         return [], []
     shared = find_shared_images(facts)
@@ -81,38 +81,38 @@ def compare(facts: Sequence[PairFacts]) -> tuple[list[Copies], list[Link]]:
         members = [number for number, root in enumerate(roots) if root == group]
         how = sorted({text for (first, _), text in shared.items() if roots[first] == group})
         copies.append(Copies(members, ", ".join(how)))
-    found = links([pair.edges[0] for pair in facts], [pair.edges[1] for pair in facts])
+    found = find_links([pair.edges[0] for pair in facts], [pair.edges[1] for pair in facts])
     return copies, [link for link in found if roots[link.first] != roots[link.second]]
 
 
 def find_shared_images(facts: Sequence[PairFacts]) -> dict[tuple[int, int], str]:
-    """Return, for every two pairs that share an image, their numbers and how one is laid on the other."""
+    """Return, for every two pairs that share an image, their numbers and how the copies differ."""
     thumbs = np.stack([thumb for pair in facts for thumb in pair.thumbs])  # before and after of each pair, in turn
     how: dict[tuple[int, int], str] = {}
     first_with: dict[str, int] = {}
     for index, digest in enumerate(digest for pair in facts for digest in pair.hashes):
         first = first_with.setdefault(digest, index)
-        if first != index and thumbs[index].std() > 0:  # blank images are all alike, and no copies
+        if first != index and thumbs[index].std() > 0:  # blank images are alike, but not copies
             how[first, index] = "the same pixels"
-    for first, second, laid in alike(thumbs):
-        how.setdefault((first, second), "nearly the same pixels" if laid == "as it is" else laid)
+    for first, second, symmetry in find_copies(thumbs):
+        how.setdefault((first, second), "nearly the same pixels" if symmetry == "as it is" else symmetry)
     return {(first // 2, second // 2): text for (first, second), text in how.items() if first // 2 != second // 2}
 
 
 def copy_findings(facts: Sequence[PairFacts], copies: Sequence[Copies]) -> list[Finding]:
-    """Report images that occur in several pairs: a leak if these are in several splits."""
+    """Report images that occur in several pairs. If the pairs are in several splits, this is a leak."""
     found = []
     for copy in copies:
         members = [facts[number] for number in copy.members]
         leaks = len({pair.split for pair in members}) > 1
         keys = tuple(pair.key for pair in members)
         text = f"{listed(keys, 10)} show one image ({copy.how})"
-        found.append(Finding("leak" if leaks else "warning", f"one image {where(leaks)}", text, keys))
+        found.append(Finding("leak" if leaks else "warning", f"one image {scope(leaks)}", text, keys))
     return found
 
 
 def border_findings(facts: Sequence[PairFacts], borders: Sequence[Link]) -> list[Finding]:
-    """Report tiles that continue each other, or of which one was cut from the other: a leak if across splits."""
+    """Report tiles that continue each other, or one of which was cut from the other. Across splits, this is a leak."""
     found = []
     for link in borders:
         first, second = facts[link.first], facts[link.second]
@@ -123,10 +123,10 @@ def border_findings(facts: Sequence[PairFacts], borders: Sequence[Link]) -> list
             kind, text = "continued", f"{first.key} is continued at its {link.side} by {second.key}"
         text += f" (correlation {link.score:.2f})"
         rank = "leak" if leaks else "note"
-        found.append(Finding(rank, f"{kind} {where(leaks)}", text, (first.key, second.key)))
+        found.append(Finding(rank, f"{kind} {scope(leaks)}", text, (first.key, second.key)))
     return found
 
 
-def where(leaks: bool) -> str:
-    """Return the end of a kind's name."""
+def scope(leaks: bool) -> str:
+    """Return the last words of a kind of finding."""
     return "across splits" if leaks else "within a split"

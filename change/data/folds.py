@@ -18,7 +18,7 @@ from change.data.groups import read_groups, results_folder
 
 
 def make_folds(groups: Mapping[str, Sequence[str]], number: int) -> list[list[str]]:
-    """Spread groups of names over folds: the largest group first, each to the fold that has the fewest names so far."""
+    """Distribute groups of names over folds: the largest group first, each to the fold with the fewest names so far."""
     folds: list[list[str]] = [[] for _ in range(number)]
     for _, names in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         min(folds, key=len).extend(names)
@@ -45,7 +45,7 @@ def write_folds(folder: Path, folds: Sequence[Sequence[str]]) -> None:
 def refuse_existing(folder: Path) -> None:
     """Raise UserError if a folder exists."""
     if folder.exists():
-        raise UserError(f"{folder} is there already: choose another --list_path, or remove it")
+        raise UserError(f"{folder} already exists: choose another --list_path, or remove it")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--folds", type=int, default=3, help="number of folds (default: 3)")
     parser.add_argument("--split", default="train", help="split whose pairs are used (default: train)")
     parser.add_argument("--check", type=Path, help="check.json; default: results/check/NAME of the data set")
-    parser.add_argument("--list_path", type=Path, help="folder to make; default: list/NAME-folds")
+    parser.add_argument("--list_path", type=Path, help="folder to create; default: list/NAME-folds")
     given = parser.parse_args(arguments)
     groups: dict[str, list[str]] = defaultdict(list)
     for pair, group in read_groups(given.check or results_folder(given.root) / "check.json").items():
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str]) -> int:
             groups[group].append(name)
     if not 2 <= given.folds <= len(groups):
         raise UserError(
-            f"--folds {given.folds}: {given.split} has {len(groups)} groups of connected tiles; choose a number from 2 "
-            "to that"
+            f"--folds {given.folds}: {given.split} has {len(groups)} groups of connected tiles; "
+            "choose at least 2 folds, and at most as many as groups"
         )
     folder: Path = given.list_path or Path("list") / f"{given.root.resolve().name}-folds"
     folds = make_folds(groups, given.folds)

@@ -1,4 +1,4 @@
-"""Results of `python -m change check` for evaluation: groups of connected tiles, and pairs that meet train."""
+"""Find and read the results of `python -m change check`: groups of connected tiles, and pairs that meet train."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """A pair's group of connected tiles, and whether a train image is the same as, or continues, one of its images."""
+    """A pair's group of connected tiles, and whether one of its images is, or continues, a train image."""
 
     group: str
     meets_train: bool
 
 
 def results_folder(root: Path) -> Path:
-    """Return the folder for check's results on a data set, in which test.py looks for them."""
+    """Return the folder in which check saves its results on a data set by default, and test.py looks for them."""
     return home_folder() / "results" / "check" / root.resolve().name
 
 
 def find_check(test_root: Path) -> Path | None:
-    """Find the check.json of the data set that `test_root` is, or is a split of; None if there is none.
+    """Find the check.json of a data set, given its folder or that of one of its splits; None if there is none.
 
-    It is the first, of those for its parent's name and for its own, that records this very folder as its root; or
-    else, as the data may have been moved, the first that lists a pair of `test_root`.
+    Results are saved under the name of the data set, which another data set may share. There are two candidates: the
+    results for the name of the parent folder, and those for the name of `test_root` itself. The first candidate that
+    records that very folder as its root is returned. If none does, the data may have been moved, and the first
+    candidate that lists a pair of `test_root` is returned.
     """
     own = test_root.resolve()
     found: list[tuple[Path, Path, dict[str, Any]]] = []
@@ -56,9 +58,9 @@ def find_check(test_root: Path) -> Path | None:
 
 
 def read_check(path: Path) -> dict[str, Any]:
-    """Read a check.json; in its "pairs", "pair" and "group" are text, "hashes" two texts and "meets" a list of texts.
+    """Read a check.json. Each of its "pairs" has strings "pair" and "group", two "hashes", and a list of names "meets".
 
-    Raises UserError if it cannot be read, or was not written by check.
+    Raises UserError if the file cannot be read, or was not written by check.
     """
     try:
         result = dict(json.loads(path.read_text()))
@@ -75,14 +77,14 @@ def read_check(path: Path) -> dict[str, Any]:
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Return the group of connected tiles of every "SPLIT/NAME". Raises UserError as `read_check`."""
+    """Return the group of connected tiles of every "SPLIT/NAME". Raises UserError as `read_check` does."""
     return {pair["pair"]: pair["group"] for pair in read_check(path)["pairs"]}
 
 
 def read_places(path: Path) -> dict[tuple[str, str], Place]:
-    """Return the place of every pair, by the hashes of its images. Raises UserError as `read_check`.
+    """Return the place of every pair, by the hashes of its images. Raises UserError as `read_check` does.
 
-    Pairs with the same images share a place: the group of the first, and train if any of them meets it.
+    Pairs with the same images share a place: the group of the first, and `meets_train` if any of them meets train.
     """
     by_images: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for pair in read_check(path)["pairs"]:

@@ -1,6 +1,6 @@
 """Loaders: the order of an epoch, the share of each process, and the worker processes that read.
 
-The batches are the same for any number of workers, and for an epoch that is resumed at any batch.
+The batches do not depend on the number of workers, nor on the batch at which an epoch is resumed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from change.data.samples import Batch, TrainSamples, WholeSamples, join
 
 
 class BatchShare(NamedTuple):
-    """A process's share of a batch: `pairs` in the whole batch, `own` of this process, and `parts` they are split into.
+    """A process's share of a batch.
 
-    The parts are the micro-batches of a step.
+    Attributes:
+        pairs: The number of pairs in the whole batch.
+        own: The number of pairs of this process.
+        parts: The number of micro-batches into which they are split.
     """
 
     pairs: int
@@ -38,9 +41,9 @@ class BatchShare(NamedTuple):
 class EpochOrder(Sampler[list[tuple[int, int]]]):
     """A process's share of every batch of an epoch, as keys (epoch, index). The order follows from seed and epoch.
 
-    Set `epoch`, and `start` to leave out the first batches. Every process must do the same number of passes. A share
-    with fewer pairs than parts, which only occurs in the last batch, is filled up with other pairs of the batch; these
-    must get no weight.
+    Set `epoch`, and `start` to skip the first batches. Every process must run the same number of forward passes.
+    Therefore a share with fewer pairs than parts, which only occurs in the last batch, is filled up with other pairs of
+    the batch. The caller must give these no weight.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in filled_up[:length]]
 
     def bounds(self, pairs: int) -> tuple[int, int]:
-        """Return where this process's own pairs begin and end in a batch of `pairs`."""
+        """Return the range of this process's own pairs in a batch of `pairs`: the first, and one after the last."""
         return pairs * self.process // self.processes, pairs * (self.process + 1) // self.processes
 
     def share(self, step: int) -> BatchShare:
@@ -92,7 +95,7 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
 
 
 class TrainLoader:
-    """A process's shares of the batches of augmented crops."""
+    """Loads a process's share of every batch of augmented crops."""
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class TrainLoader:
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        """Start no worker yet. `pin`: whether batches are put into pinned memory; for the others see `EpochOrder`."""
+        """`pin`: whether to put batches into pinned memory; for the other arguments, see `EpochOrder`."""
         self.order = EpochOrder(len(samples), batch_size, samples.seed, parts, process, processes)
         self.loader = make_loader(samples, self.order, workers, pin)
 
@@ -122,8 +125,8 @@ def whole_loader(
 ) -> DataLoader[Batch | UserError]:
     """Make a loader that reads every pair once. Iterate over it with `or_raise`.
 
-    The order is that of the split, except that a batch only holds images of one size. Batches are dealt to the
-    processes in turn, so that some may get one fewer than others.
+    The order is that of the split, except that a batch only holds images of one size. The processes get the batches in
+    turn, so that some may get one fewer than others.
     """
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, pair in enumerate(samples.split.pairs):
@@ -150,15 +153,15 @@ def make_loader(
         pin_memory=pin,
         persistent_workers=workers > 0,
         worker_init_fn=functools.partial(start_worker, ending),
-        generator=torch.Generator().manual_seed(0),  # else it draws from the global generator, which dropout uses
+        generator=torch.Generator().manual_seed(0),  # otherwise it draws from the global one
     )
 
 
 def start_worker(ending: ctypes.c_byte, _: int) -> None:
     """Initialise a worker: one thread; Ctrl-C and SIGTERM, which all processes get, are left to the main process.
 
-    `ending` is set to 1 when the main process exits. It then sends SIGTERM to the workers of a loader that is still in
-    use, and they must end.
+    `ending` is 1 once the main process exits. Then the workers of a loader that is still in use are sent SIGTERM, and
+    must end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
@@ -166,7 +169,7 @@ def start_worker(ending: ctypes.c_byte, _: int) -> None:
 
 
 def or_raise(batches: DataLoader[Batch | UserError]) -> Iterator[Batch]:
-    """Yield the batches of a loader. Raises a UserError that comes in place of a batch."""
+    """Yield the batches of a loader. If it returns a UserError in place of a batch, raise that."""
     for batch in batches:
         if isinstance(batch, UserError):
             raise UserError(str(batch)) from batch  # `raise batch` would tie this frame, and the workers, in a cycle

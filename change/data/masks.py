@@ -1,8 +1,9 @@
 """The mask convention: which levels of a mask mean changed, for training and for `python -m change check` alike.
 
-One-bit masks mark change with 1. The other masks of a split mark it with 1 too if no level in any of them exceeds 1,
-else with levels above half of their type's range (from 128 of 255, from 32768 of 65535). It is an error if a mask marks
-something and would be read as unchanged by that rule. JPEG masks are exempt, because their black is rarely exactly 0.
+One-bit masks mark change with 1. For the other masks of a split there are two cases. If no level in any of them exceeds
+1, they also mark change with 1. Otherwise levels above half of their type's range mean changed (from 128 of 255, from
+32768 of 65535). A mask that has levels above 0, all of which would be read as unchanged, is an error. JPEG masks are
+exempt, because their black is rarely exactly 0.
 
 Shapes: levels and masks are (H, W).
 """
@@ -22,7 +23,7 @@ from change.common.errors import UserError
 from change.common.images import Image, mode_and_bits, open_array
 
 LOSSY = (".jpg", ".jpeg")
-AHEAD = 32  # masks that are read at a time while looking for one that settles the rule
+AHEAD = 32  # masks that are read at a time, until one shows how change is marked
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
     """Read a mask's grey levels (H, W) as stored, and the maximum of its type: 1 (one-bit files), 255 or 65535.
 
-    Raises UserError for masks in colour, whose meaning only their maker knows, and for other types.
+    Raises UserError for masks in colour, whose meaning is unknown, and for other types.
     """
     mode, depth = mode_and_bits(path)
     if mode == "1":
@@ -41,7 +42,7 @@ def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
         levels = open_array(path, None)
         if np.min(levels) >= 0 and np.max(levels) <= 65535:
             return levels, 65535
-    elif mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # of 16 bits, Pillow would drop the low byte
+    elif mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # of 16 bits, Pillow drops the low byte
         colours = open_array(path, "RGB")
         if (colours == colours[..., :1]).all():
             return colours[..., 0], 255
@@ -54,7 +55,7 @@ def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
 def read_mask(path: Path, binary: bool) -> Image:
     """Read a mask as uint8 (H, W) of 0 and 1. `binary`: the split's masks mark change with 1, see `marks_with_one`.
 
-    Raises UserError as `read_levels`, and for a mask that would lose what it marks.
+    Raises UserError for the same reasons as `read_levels`, and for a mask that would lose what it marks.
     """
     levels, maximum = read_levels(path)
     fault = lost_marks(path, int(np.max(levels)), maximum, binary)
@@ -71,7 +72,7 @@ def unchanged_up_to(maximum: int, binary: bool) -> float:
 
 
 def lost_marks(path: Path, highest: int, maximum: int, binary: bool) -> str:
-    """Say what is wrong with a mask that marks something and would be read as unchanged; "" if it would not.
+    """Return an error message if a mask has levels above 0 but would be read as unchanged, else "".
 
     Args:
         path: The mask's file.
@@ -82,20 +83,20 @@ def lost_marks(path: Path, highest: int, maximum: int, binary: bool) -> str:
     if path.suffix.lower() in LOSSY or not 0 < highest <= unchanged_up_to(maximum, binary):
         return ""
     return (
-        f"{path} goes up to {highest} where others go up to {maximum}: it would be read as unchanged; "
+        f"{path} goes up to {highest}, but other masks up to {maximum}: it would be read as unchanged; "
         f"save changed as {maximum}"
     )
 
 
 def marks_with_one(masks: Iterable[tuple[int, int]]) -> bool:
-    """Tell whether a split's masks mark change with 1, from the highest level of each and the maximum of its type."""
+    """Tell whether a split's masks mark change with 1, given the highest level of each and the maximum of its type."""
     return all(highest <= 1 for highest, maximum in masks if maximum > 1)
 
 
 def masks_are_binary(name: str, paths: Sequence[Path]) -> bool:
     """Tell whether the masks of split `name` mark change with 1, and log the rule that was found.
 
-    Masks are read until one has a level above half of its type's range. Raises UserError as `read_levels`.
+    Masks are read until one has a level above half of its type's range. Raises UserError as `read_levels` does.
     """
     masks: list[tuple[int, int]] = []
     for highest, maximum in highest_levels(paths):

@@ -1,10 +1,10 @@
-"""Bring a downloaded data set into the layout that is trained on: `python -m change prepare NAME SOURCE ROOT`.
+"""Bring a downloaded data set into the layout for training: `python -m change prepare NAME SOURCE ROOT`.
 
 SOURCE is the download as it is: a folder, a zip file or a folder of zip files, however nested. It becomes
     ROOT/{train,val,test}/{A,B,label}/STEM.*    the same bytes: hard links if possible, else copies
     list/NAME/{train,val,test}.txt              one stem per line
 or, with --tile, PNG tiles STEM_Y_X, named after the row and the column of their upper left pixel. SOURCE is never
-written to, and nothing in ROOT is overwritten. If it was interrupted, run it again to complete ROOT.
+written to, and nothing in ROOT is overwritten. After an interruption, run the command again to complete ROOT.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataSet:
-    """A published data set: the pairs in train, val and test, its folders of before, after and masks, and a warning."""
+    """A published data set.
+
+    Attributes:
+        pairs: The number of pairs in train, val and test.
+        folders: The names of its folders of before, after and masks.
+        note: A warning that is logged.
+    """
 
     pairs: tuple[int, int, int]
     folders: tuple[str, ...] = KINDS
@@ -75,7 +81,7 @@ class Tile:
     image: PIL.Image.Image
 
     def same(self, target: Path) -> bool:
-        """Tell whether the file `target` holds these pixels; another Pillow may have stored them in other bytes."""
+        """Tell whether the file `target` has these pixels. Its bytes may differ if another Pillow wrote it."""
         try:
             with open_image(target) as there:
                 return np.array_equal(np.asarray(there), np.asarray(self.image))
@@ -94,7 +100,7 @@ def cut(name: str, files: dict[str, File], tile: int, overlap: int) -> Iterator[
     """Yield the stem and the tiles of a pair, row by row.
 
     The last tiles of a row and of a column end at the image's border. Raises UserError if images differ in size or are
-    smaller than a tile, and as `decode`.
+    smaller than a tile, or for the same reasons as `decode`.
     """
     images = {kind: decode(file, kind == LABEL) for kind, file in files.items()}
     sizes = {f"{files[kind]} {image.width}x{image.height}": image.size for kind, image in images.items()}
@@ -103,8 +109,8 @@ def cut(name: str, files: dict[str, File], tile: int, overlap: int) -> Iterator[
         raise UserError(f"sizes differ: {', '.join(sizes)}")
     if min(width, height) < tile:
         raise UserError(f"{files[BEFORE]} is {width}x{height}: choose a smaller --tile than {tile}")
-    rows, columns = ((*range(0, side - tile, tile - overlap), side - tile) for side in (height, width))
-    for top, left in itertools.product(rows, columns):
+    tops, lefts = ([*range(0, side - tile, tile - overlap), side - tile] for side in (height, width))
+    for top, left in itertools.product(tops, lefts):
         stem, box = f"{name}_{top}_{left}", (left, top, left + tile, top + tile)
         with PIXEL_LIMIT.lifted():
             tiles = {kind: Tile(f"{stem}.png", image.crop(box)) for kind, image in images.items()}
@@ -114,12 +120,12 @@ def cut(name: str, files: dict[str, File], tile: int, overlap: int) -> Iterator[
 def decode(file: File, is_mask: bool) -> PIL.Image.Image:
     """Decode an image of at most 8 bits per channel, or a grey mask of up to 16 bits, which PNG stores without loss.
 
-    Raises UserError for others, and for a file that does not decode.
+    Raises UserError for other images, and for a file that does not decode.
     """
     data = file.read()
     try:
         with open_image(io.BytesIO(data)) as opened:
-            depth = bits(opened)  # Pillow forgets it when it loads the pixels
+            depth = bits(opened)  # before Pillow loads the pixels and forgets it
             image: PIL.Image.Image = opened.copy()
     except UNREADABLE as error:
         raise UserError(f"{file} cannot be decoded ({error}): replace the file") from error
@@ -146,13 +152,13 @@ def refuse_strangers(pairs: Pairs, folder: Path, tile: int) -> None:
             if not known:
                 strange.append(path)
         if strange:
-            raise UserError(f"{listed(strange)}: not of SOURCE; choose another ROOT, or give all parts as one SOURCE")
+            raise UserError(f"{listed(strange)}: not from SOURCE; choose another ROOT, or give all parts as one SOURCE")
 
 
 def write_split(pairs: Pairs, folder: Path, tile: int, overlap: int) -> list[str]:
-    """Write pairs, or their tiles, to folder/{A,B,label}, and log how; return the stems for the list.
+    """Write pairs, or their tiles, to folder/{A,B,label}; return the stems for the list.
 
-    Raises UserError if a file exists with other content, and for files that cannot be read, cut or written.
+    Raises UserError if a file exists with other content, or if a file cannot be read, cut or written.
     """
     for kind in next(iter(pairs.values())):
         make_folder(folder / kind)
@@ -175,7 +181,7 @@ def write_split(pairs: Pairs, folder: Path, tile: int, overlap: int) -> list[str
 def write_pair(
     name: str, files: dict[str, File], folder: Path, tile: int, overlap: int
 ) -> tuple[list[str], Counter[str]]:
-    """Write a pair's files, or their tiles; return the stems, and how many files were written in which way."""
+    """Write a pair's files, or their tiles; return the stems, and the number of files "linked", "copied" and so on."""
     stems: list[str] = []
     done: Counter[str] = Counter()
     parts: Iterator[tuple[str, dict[str, File] | dict[str, Tile]]]
@@ -194,19 +200,19 @@ def write_pair(
 
 
 def write_list(path: Path, stems: list[str], folder: Path) -> None:
-    """Write a list. A list that exists is kept, and how it differs from what `folder` holds is logged."""
+    """Write a list. An existing list is kept, and a warning counts how it differs from the pairs in `folder`."""
     if not path.exists():
         write_whole(path, "".join(f"{stem}\n" for stem in stems).encode())
         return
-    there = set(read_names(File(path)))
-    fewer, more = len(there.difference(stems)), len(set(stems) - there)
-    if fewer or more:
+    names = set(read_names(File(path)))
+    lacking, unlisted = len(names.difference(stems)), len(set(stems) - names)
+    if lacking or unlisted:
         log.warning(
             "%s is kept: %s lacks %d of its pairs, and has %d others; remove the list for a new one",
             path,
             folder,
-            fewer,
-            more,
+            lacking,
+            unlisted,
         )
 
 
@@ -214,11 +220,11 @@ def write_list(path: Path, stems: list[str], folder: Path) -> None:
 
 
 def kinds_of(name: str, given: Sequence[str]) -> dict[str, str]:
-    """Return the kind of the images in a folder, by the folder's name.
+    """Return the kind of image (A, B or label) that each folder holds, by the folder's name.
 
     Args:
-        name: The data set. The folders of a known one are named as in ROOT, or as published.
-        given: The names of the folders of before, after and masks, each of which may be "".
+        name: The data set. The folders of a known one have the names of ROOT's folders, or the published names.
+        given: The names of the folders of before, after and masks on the command line, "" if not given.
 
     Raises:
         UserError: If a kind has no folder, or shares it with another.
@@ -234,42 +240,42 @@ def kinds_of(name: str, given: Sequence[str]) -> dict[str, str]:
     needed = KINDS if known or given[2] else KINDS[:2]
     if set(kinds.values()) != set(needed) or not all(PurePath(folder).name for folder in kinds):
         raise UserError(
-            f"{name}: name a folder each by --before, --after and, if there are masks, --label; only "
-            f"{', '.join(DATA_SETS)} need none"
+            f"{name}: name a folder with each of --before, --after and, if there are masks, --label; only "
+            f"{', '.join(DATA_SETS)} do not need these options"
         )
-    return dict(sorted(kinds.items(), key=lambda item: -item[0].count("/")))  # the longest path that fits counts
+    return dict(sorted(kinds.items(), key=lambda item: -item[0].count("/")))  # the longest path is tried first
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; the name of a known data set gets its usual case. Raises UserError for wrong values."""
+    """Parse the command line. The name of a known data set gets its usual upper and lower case."""
     parser = OneLineParser(
-        prog="python -m change prepare", description="Bring a data set into the layout that is trained on."
+        prog="python -m change prepare", description="Bring a data set into the layout for training."
     )
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(DATA_SETS)}, or a name of your own")
     parser.add_argument("source", metavar="SOURCE", type=Path, help="the download: folder, zip file, folder of zips")
-    parser.add_argument("root", metavar="ROOT", type=Path, help="folder to make, of train, val and test")
+    parser.add_argument("root", metavar="ROOT", type=Path, help="folder to create, for train, val and test")
     parser.add_argument("--before", default="", help="folder of the images before, in SOURCE or in its splits' folders")
     parser.add_argument("--after", default="", help="folder of the images after")
     parser.add_argument("--label", default="", help="folder of the masks, if there are any")
-    parser.add_argument("--list", type=Path, help="folder of train.txt, val.txt, test.txt that split SOURCE")
+    parser.add_argument("--list", type=Path, help="folder of train.txt, val.txt, test.txt, which split SOURCE")
     parser.add_argument("--tile", type=int, default=0, help="write tiles of this side (default: 0, whole images)")
     parser.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring tiles share (default: 0)")
-    parser.add_argument("--list_path", type=Path, help="folder in which the lists' folder is made (default: list)")
+    parser.add_argument("--list_path", type=Path, help="folder in which NAME with its lists is created (default: list)")
     given = parser.parse_args(arguments)
     given.name = next((known for known in DATA_SETS if known.lower() == given.name.lower()), given.name)
     return given
 
 
 def check_values(given: argparse.Namespace, lists: Path) -> None:
-    """Raise UserError for wrong values, and if SOURCE would be written to."""
+    """Raise UserError for wrong values, and for output folders inside SOURCE."""
     if given.name != Path(given.name).name or is_hidden(given.name):
-        raise UserError(f"NAME {given.name}: choose one without a path; it is the name of the lists' folder")
+        raise UserError(f"NAME {given.name}: choose a name without a path; the folder of the lists gets it")
     if given.tile < 0 or not 0 <= given.overlap < max(given.tile, 1):
         raise UserError(
             f"--tile {given.tile} --overlap {given.overlap}: choose a --tile of 1 or more, and a smaller --overlap"
         )
     if not given.source.exists():
-        raise UserError(f"no {given.source}: SOURCE is what was downloaded, a folder or a zip file")
+        raise UserError(f"{given.source} does not exist: SOURCE is the download, a folder or a zip file")
     for folder in (lists, *(given.root / split for split in SPLITS)):
         if folder.resolve().is_relative_to(given.source.resolve()):
             raise UserError(f"{folder} is in SOURCE, where nothing is written: choose a folder outside {given.source}")

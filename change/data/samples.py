@@ -24,7 +24,7 @@ Reader = Callable[[int, bool], Pixels]  # has the signature of `Split.read`
 
 
 class Batch(NamedTuple):
-    """Images (B, 3, H, W), masks (B, 1, H, W), names, and the `image_hash` of every image if they were asked for.
+    """Images (B, 3, H, W), masks (B, 1, H, W), names, and the `image_hash` of every image if hashes were asked for.
 
     Without labels the masks are 0 everywhere.
     """
@@ -39,7 +39,8 @@ class Batch(NamedTuple):
 class TrainSamples(Dataset[Batch | UserError]):
     """Augmented crops. A key is (epoch, index); all random draws of a sample follow from it and the seed.
 
-    For a file that does not decode, the sample is a UserError: raised in a worker process, it would lose its one line.
+    For a file that does not decode, the sample is a UserError. It is returned, not raised, because an error that is
+    raised in a worker process reaches the main process with a traceback in its message.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class TrainSamples(Dataset[Batch | UserError]):
         Args:
             split: The pairs.
             crop: Side of the square crops, in pixels.
-            jitter: Colour changes, drawn for each date.
+            jitter: Colour changes, drawn separately for each date.
             seed: Random seed.
             hash_epoch: The only epoch in which images are hashed.
             geometry: How crops are scaled, turned and swapped.
@@ -86,7 +87,7 @@ class TrainSamples(Dataset[Batch | UserError]):
 
 
 class WholeSamples(Dataset[Batch | UserError]):
-    """Whole images with hashes, as they are or resized to a square (images bilinearly, masks to the nearest pixel)."""
+    """Whole images with hashes, as stored or resized to a square (images bilinearly, masks by nearest neighbour)."""
 
     def __init__(self, split: Split, size: int = 0) -> None:
         """`size`: side of the square; 0 leaves images as they are."""
@@ -108,7 +109,7 @@ class WholeSamples(Dataset[Batch | UserError]):
                 np.asarray(cv2.resize(image, square, interpolation=cv2.INTER_LINEAR), np.uint8)
                 for image in (before, after)
             )
-            # OpenCV's nearest differs from version to version, Pillow's does not.
+            # Nearest neighbours of OpenCV differ between its versions, those of Pillow do not.
             mask = np.array(PIL.Image.fromarray(mask).resize(square, PIL.Image.Resampling.NEAREST))
         return as_batch(before, after, mask, pair.name, hashes)
 
@@ -142,7 +143,7 @@ def join(samples: Sequence[Batch | UserError]) -> Batch | UserError:
 def join_tensors(parts: list[Tensor]) -> Tensor:
     """Join tensors (1, C, H, W) with channels last in memory into one (B, C, H, W).
 
-    In a worker process it is written to shared memory at once, from which the main process reads it.
+    In a worker process the result is written directly to shared memory, from which the main process reads it.
     """
     rows = [part.permute(0, 2, 3, 1) for part in parts]
     whole = torch.empty((len(rows), *rows[0].shape[1:]), dtype=rows[0].dtype)
@@ -152,5 +153,5 @@ def join_tensors(parts: list[Tensor]) -> Tensor:
 
 
 def seen_in_training(batch: Batch, trained: frozenset[str]) -> list[str]:
-    """Return the names of a batch's pairs of which an image was trained on; `trained` holds image hashes."""
+    """Return the names of the pairs with an image that was trained on. `trained` holds the hashes of such images."""
     return [name for name, hashes in zip(batch.names, batch.hashes, strict=True) if trained.intersection(hashes)]

@@ -1,7 +1,9 @@
-"""What images have in common: images that occur twice, tiles that continue each other, dates that are shifted.
+"""Compare images: find copies, tiles that continue each other, and shifts between the dates.
 
-Shapes: images are uint8 RGB (H, W, 3). N images or pairs are compared all with all, as matrix products. The thresholds
-were set on CLCD (tiles of 512 pixels), LEVIR-CD (1024) and MS-HS-BCD (256), on which correct links are far from chance.
+Each of N images or pairs is compared with every other, by matrix products. The thresholds were set on CLCD (tiles of
+512 pixels), LEVIR-CD (1024) and MS-HS-BCD (256), where correct links score far above chance.
+
+Shapes: images are uint8 RGB (H, W, 3).
 """
 
 from __future__ import annotations
@@ -17,17 +19,28 @@ from numpy.typing import NDArray
 from change.common.images import Image
 
 Floats = NDArray[np.float32]
+Profiles = tuple[Floats, Floats]  # of edges before and after, (N, L, 3) each
 
-THUMB, COARSE = 64, 16  # sides of thumbnails, as they are kept and as they are compared first
-SAME_COARSE, SAME_FINE = 0.9, 0.8  # correlations of copies; other images of one region reach 0.77 and 0.69
+THUMB = 64  # side of a thumbnail
+COARSE = 16  # side at which thumbnails are compared first
+# Correlations above these, at both sides, make a copy. Different images of one region reach 0.77 and 0.69.
+SAME_COARSE = 0.9
+SAME_FINE = 0.8
 FLAT = 2.0  # grey levels: images and edges that vary less are not compared
 SIDES = ("right", "left", "bottom", "top")
-OPPOSITE = {"right": "left", "left": "right", "bottom": "top", "top": "bottom"}
-LONGEST_EDGE = 1024  # longer ones are averaged down
-SHORTEST_EDGE = 64
-SMOOTH = 48  # pixels: slower changes along an edge are common to many tiles, and are removed
+SIDES_THAT_MEET = (  # the first two if tiles continue each other, the others if one was cut from the other
+    ("right", "left"),
+    ("bottom", "top"),
+    ("right", "right"),
+    ("left", "left"),
+    ("bottom", "bottom"),
+    ("top", "top"),
+)
+LONGEST_EDGE = 1024  # pixels: longer edges are averaged down
+SHORTEST_EDGE = 64  # pixels: shorter edges are not compared
+SMOOTH = 48  # pixels: slower changes along an edge occur in many tiles, and are removed
 SHIFT_SIDE = 256  # longest side at which the shift between the dates is measured
-GAIN = 0.03  # the least by which the correlation of outlines must grow when a shift is undone
+GAIN = 0.03  # the correlation of outlines must grow by at least this when a shift is undone
 
 
 class Link(NamedTuple):
@@ -43,8 +56,21 @@ class Link(NamedTuple):
     score: float
 
 
+class EdgeGroup(NamedTuple):
+    """The edges of equal length L on one side of N pairs.
+
+    `pairs` holds the numbers of the pairs, `profiles` the edges before and after as returned by `profiles`, (N, L, 3)
+    each, and `joined` both dates as returned by `join_dates`, (N, 6 L).
+    """
+
+    length: int
+    pairs: list[int]
+    profiles: Profiles
+    joined: Floats
+
+
 class Shift(NamedTuple):
-    """How far the second date lies from the first, in pixels, and a confidence of 0 to 1; below 0.05 it is chance."""
+    """The offset of the second date from the first in pixels, with a confidence of 0 to 1; below 0.05 it is chance."""
 
     x: float
     y: float
@@ -57,7 +83,7 @@ def thumbnail(image: Image) -> Image:
 
 
 def edges(image: Image) -> list[Image]:
-    """Return the outermost pixels of the four SIDES, (L, 3) each, from the top or from the left."""
+    """Return the outermost pixels on each of SIDES, (L, 3) each, from top to bottom or from left to right."""
     lines = [image[:, -1], image[:, 0], image[-1], image[0]]
     return [shorten(line) if len(line) > LONGEST_EDGE else line.copy() for line in lines]
 
@@ -72,8 +98,8 @@ def shorten(line: Image) -> Image:
 def shift(before: Image, after: Image) -> Shift:
     """Measure the shift between two dates by phase correlation, to a fraction of a pixel of the reduced images.
 
-    The confidence is 0 if undoing the shift does not bring outlines closer together: leaning towers and shadows that
-    moved have peaks of their own. Source: Kuglin and Hines, "The Phase Correlation Image Alignment Method", 1975.
+    The confidence is 0 if undoing the shift does not bring outlines closer together, because leaning towers and moving
+    shadows also cause peaks. Source: Kuglin and Hines, "The Phase Correlation Image Alignment Method", 1975.
     """
     scale = min(1.0, SHIFT_SIDE / max(before.shape[:2]))
     size = (max(1, round(before.shape[1] * scale)), max(1, round(before.shape[0] * scale)))
@@ -110,57 +136,57 @@ def correlation(a: Floats, b: Floats) -> float:
 
 
 def opponent(colours: Floats) -> Floats:
-    """Convert RGB (..., 3) to grey, red - green, blue - green, which differ more between pixels and between tiles."""
+    """Convert RGB (..., 3) to grey, red - green, blue - green, in which pixels and tiles differ more than in RGB."""
     red, green, blue = np.moveaxis(colours, -1, 0)
     return np.asarray(np.stack((colours.mean(-1), 2 * (red - green), 2 * (blue - green)), axis=-1), np.float32)
 
 
 def unit(rows: Floats) -> Floats:
-    """Scale rows (N, D) to length 1. Rows whose root mean square is below FLAT become 0, and so match nothing."""
+    """Scale rows (N, D) to length 1. Rows whose root mean square is below FLAT become 0, so that they match nothing."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     flat = length < FLAT * np.sqrt(rows.shape[1])
     return np.asarray(np.where(flat, 0, rows / np.maximum(length, 1e-6)), np.float32)
 
 
-# --- images that occur twice ---------------------------------------------------------------------------------------
+# --- copies of images ---------------------------------------------------------------------------------------
 
 
-def cells(thumbs: Image, side: int) -> Floats:
-    """Reduce (N, 64, 64, 3) to (N, side, side, 3), the means of areas, in opponent colours."""
+def average_areas(thumbs: Image, side: int) -> Floats:
+    """Average (N, 64, 64, 3) down to (N, side, side, 3), in opponent colours."""
     size = (side, side)
     return opponent(np.stack([cv2.resize(t.astype(np.float32), size, interpolation=cv2.INTER_AREA) for t in thumbs]))
 
 
 def describe(areas: Floats) -> Floats:
-    """Turn `cells` into vectors (N, D) whose dot products are the correlations of the images."""
+    """Turn the results of `average_areas` into vectors (N, D) whose dot products are the correlations of the images."""
     colours = areas.reshape(len(areas), -1, 3)
     return unit(np.asarray(colours - colours.mean(1, keepdims=True), np.float32).reshape(len(areas), -1))
 
 
 def symmetries(areas: Floats) -> Iterator[tuple[str, Floats]]:
-    """Yield the eight symmetries: name and result (N, S, S, 3). Turns are counter-clockwise, after the flip."""
-    for flip, laid in (("", areas), ("flipped ", areas[:, :, ::-1])):
+    """Yield the eight symmetries of (N, S, S, 3), with their names. Turns are counter-clockwise, after the flip."""
+    for flip, flipped in (("", areas), ("flipped ", areas[:, :, ::-1])):
         for turns in range(4):
-            turned = f"turned {90 * turns} degrees" if turns else ""
-            yield f"{flip}{turned}".strip() or "as it is", np.rot90(laid, turns, (1, 2))
+            turn = f"turned {90 * turns} degrees" if turns else ""
+            yield f"{flip}{turn}".strip() or "as it is", np.rot90(flipped, turns, (1, 2))
 
 
-def alike(thumbs: Image) -> list[tuple[int, int, str]]:
+def find_copies(thumbs: Image) -> list[tuple[int, int, str]]:
     """Find every two of N thumbnails (N, 64, 64, 3) that show the same image.
 
-    Returns their numbers, and how the first is to be laid to look like the second.
+    Returns their numbers, and the name of the symmetry that turns the first into the second.
     """
-    areas = cells(thumbs, COARSE)
+    areas = average_areas(thumbs, COARSE)
     coarse = describe(areas)
     found: dict[tuple[int, int], str] = {}
-    for name, laid in symmetries(areas):
-        rows = describe(laid)
+    for name, turned in symmetries(areas):
+        rows = describe(turned)
         for start in range(0, len(rows), 1024):
             scores = rows[start : start + 1024] @ coarse.T
             for row, second in np.argwhere(scores > SAME_COARSE).tolist():
                 first = start + row
                 if first < second and (first, second) not in found:
-                    fine = cells(thumbs[[first, second]], THUMB)
+                    fine = average_areas(thumbs[[first, second]], THUMB)
                     one = dict(symmetries(fine[:1]))[name]
                     if float((describe(one) @ describe(fine[1:]).T)[0, 0]) > SAME_FINE:
                         found[first, second] = name
@@ -189,19 +215,19 @@ def join_dates(before: Floats, after: Floats) -> Floats:
     return np.asarray(np.concatenate(both, axis=1) / np.sqrt(2), np.float32)
 
 
-def least(length: int, side: str, other: str) -> float:
-    """Return the correlation from which edges of `length` pixels meet: chance falls with the root of the length.
+def least_correlation(length: int, side: str, other: str) -> float:
+    """Return the correlation above which two edges of `length` pixels are linked.
 
-    Opposite sides hold neighbouring pixels, which are merely similar. Edges on the same side hold the same pixels, or
-    have nothing in common, so they must be more alike.
+    Chance correlations fall with the square root of the length. Edges on opposite sides hold neighbouring pixels, which
+    are only similar. Edges on the same side hold the same pixels or have nothing in common, so their limit is higher.
     """
     return max(0.8 if side == other else 0.45, 7.4 / float(np.sqrt(length)))
 
 
-def links(before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]]) -> list[Link]:
+def find_links(before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]]) -> list[Link]:
     """Find the pairs that continue each other, or share an edge because one was cut from the other.
 
-    Edges of equal length are compared as a whole, a shorter one with every part of a longer one.
+    Edges of equal length are compared as a whole. A shorter edge is compared with every part of a longer one.
 
     Args:
         before: The `edges` of N pairs before.
@@ -211,16 +237,16 @@ def links(before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]]) -
         The best link of every two pairs that meet, sorted.
     """
     found: list[Link] = []
-    sides = {side: group_by_length(before, after, side) for side in SIDES}
-    for side, other in (("right", "left"), ("bottom", "top"), *((side, side) for side in SIDES)):
-        for length, (rows, profile, whole) in sides[side].items():
-            for width, (columns, candidates, others) in sides[other].items():
-                if length == width:
-                    found += equal_edges(rows, whole, columns, others, side, other, length)
-                elif length < width:
-                    found += partial_edges(rows, profile, columns, candidates, side, other)
+    edges_on = {side: group_by_length(before, after, side) for side in SIDES}
+    for side, other in SIDES_THAT_MEET:
+        for a in edges_on[side]:
+            for b in edges_on[other]:
+                if a.length == b.length:
+                    found += link_equal_edges(a, b, side, other)
+                elif a.length < b.length:
+                    found += link_partial_edges(a, b, side, other)
                 elif side != other:
-                    found += partial_edges(columns, candidates, rows, profile, other, side)
+                    found += link_partial_edges(b, a, other, side)
     best: dict[tuple[int, int], Link] = {}
     for link in found:
         key = (min(link[:2]), max(link[:2]))
@@ -229,57 +255,44 @@ def links(before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]]) -
     return sorted(best.values())
 
 
-Profiles = tuple[Floats, Floats]
-
-
-def group_by_length(
-    before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]], side: str
-) -> dict[int, tuple[list[int], Profiles, Floats]]:
-    """Group the edges of one side by their length.
-
-    Returns, for each length L, the numbers of its N pairs, their profiles at both dates, (N, L, 3) each, and these
-    profiles as joined by `join_dates`.
-    """
+def group_by_length(before: Sequence[Sequence[Image]], after: Sequence[Sequence[Image]], side: str) -> list[EdgeGroup]:
+    """Group the edges of one side by their length."""
     number = SIDES.index(side)
     members: dict[int, list[int]] = defaultdict(list)
     for index, lines in enumerate(before):
         if len(lines[number]) >= SHORTEST_EDGE:
             members[len(lines[number])].append(index)
-    found = {}
-    for length, rows in members.items():
-        dates = profiles(stack(before, rows, number)), profiles(stack(after, rows, number))
-        found[length] = rows, dates, join_dates(*dates)
-    return found
+    groups = []
+    for length, pairs in members.items():
+        dates = profiles(stack(before, pairs, number)), profiles(stack(after, pairs, number))
+        groups.append(EdgeGroup(length, pairs, dates, join_dates(*dates)))
+    return groups
 
 
 def stack(lines: Sequence[Sequence[Image]], rows: Iterable[int], side: int) -> Image:
-    """Stack edges of one length to one array (N, L, 3)."""
+    """Stack edges of one length into one array (N, L, 3)."""
     return np.stack([lines[row][side] for row in rows])
 
 
-def equal_edges(
-    rows: list[int], a: Floats, columns: list[int], b: Floats, side: str, other: str, length: int
-) -> Iterator[Link]:
-    """Yield links between edges of one length, from profiles (N, D) and (M, D) as `join_dates` returns them."""
-    for start in range(0, len(rows), 512):
-        scores = a[start : start + 512] @ b.T
-        for row, column in np.argwhere(scores > least(length, side, other)).tolist():
-            first, second = rows[start + row], columns[column]
+def link_equal_edges(a: EdgeGroup, b: EdgeGroup, side: str, other: str) -> Iterator[Link]:
+    """Yield links between the edges `a` on one side and the edges `b` of the same length on the other."""
+    for start in range(0, len(a.pairs), 512):
+        scores = a.joined[start : start + 512] @ b.joined.T
+        for row, column in np.argwhere(scores > least_correlation(a.length, side, other)).tolist():
+            first, second = a.pairs[start + row], b.pairs[column]
             if first < second or (first > second and side != other):
                 yield Link(first, second, side, other, float(scores[row, column]))
 
 
-def partial_edges(
-    short: list[int], lines: Profiles, long: list[int], candidates: Profiles, side: str, other: str
-) -> Iterator[Link]:
-    """Yield links between each shorter edge and the best place along each longer one."""
-    length, width = lines[0].shape[1], candidates[0].shape[1]
-    for row, first in enumerate(short):
-        scores = np.zeros((len(long), width - length + 1), np.float32)
-        for date in (0, 1):
-            if unit(lines[date][row].reshape(1, -1)).any():
-                template = lines[date][row][None]
-                scores += np.nan_to_num(cv2.matchTemplate(candidates[date], template, cv2.TM_CCOEFF_NORMED)) / 2
-        for column in np.flatnonzero(scores.max(1) > least(length, side, other)).tolist():
-            if first != long[column]:
-                yield Link(first, long[column], side, other, float(scores[column].max()))
+def link_partial_edges(short: EdgeGroup, long: EdgeGroup, side: str, other: str) -> Iterator[Link]:
+    """Yield links between each shorter edge on one side and the best place along each longer edge on the other."""
+    for row, first in enumerate(short.pairs):
+        scores = np.zeros((len(long.pairs), long.length - short.length + 1), np.float32)
+        for short_profiles, long_profiles in zip(short.profiles, long.profiles, strict=True):
+            if unit(short_profiles[row].reshape(1, -1)).any():
+                template = short_profiles[row][None]
+                scores += np.nan_to_num(cv2.matchTemplate(long_profiles, template, cv2.TM_CCOEFF_NORMED)) / 2
+        for column in np.flatnonzero(scores.max(1) > least_correlation(short.length, side, other)).tolist():
+            second = long.pairs[column]
+            if first != second:
+                yield Link(first, second, side, other, float(scores[column].max()))

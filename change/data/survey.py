@@ -1,4 +1,4 @@
-"""The files of a data set for `python -m change check`: found in all splits, decoded once, and what is kept of them."""
+"""Find the files of a data set for `python -m change check`, decode each once, and keep what comparisons need."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass
 class PairFacts:
-    """What is kept of a decoded pair.
+    """The facts about a decoded pair that comparisons need.
 
     Attributes:
         split: The name of its split.
@@ -77,12 +77,15 @@ def find_files(root: Path, lists: Path | None) -> tuple[list[Finding], list[File
         root: A folder of train, val and test, or of A, B and label.
         lists: The folder of train.txt, val.txt and test.txt; by default ROOT/list.
 
+    Returns:
+        The findings, and the files of all complete pairs.
+
     Raises:
-        UserError: If no split is found, or a list is wrong.
+        UserError: For the same reasons as `find_splits`.
     """
     folders, names = find_splits(root, lists)
     found: list[Finding] = []
-    whole: list[Files] = []
+    complete: list[Files] = []
     for split, folder in folders.items():
         files = {
             sub: files_by_stem(folder / sub, SUFFIXES) for sub in (BEFORE, AFTER, LABEL) if (folder / sub).is_dir()
@@ -96,39 +99,43 @@ def find_files(root: Path, lists: Path | None) -> tuple[list[Finding], list[File
                 text = f"{folder}: {stem} has no file in {listed(lacking or [AFTER])}"
                 found.append(Finding("error", "missing partner", text, (f"{split}/{stem}",)))
             else:
-                whole.append((split, stem, {sub: files[sub][stem] for sub in files}))
-        if split in names and split == next(iter(folders)):  # all splits are in one folder: once is enough
+                complete.append((split, stem, {sub: files[sub][stem] for sub in files}))
+        if split in names and split == next(iter(folders)):  # once, because all splits are in one folder
             unlisted = every.difference(*names.values())
             if unlisted:
                 found.append(Finding("note", "in no list", f"{folder}: {listed(sorted(unlisted))}"))
-    return found, whole
+    return found, complete
 
 
 def find_splits(root: Path, lists: Path | None) -> tuple[dict[str, Path], dict[str, list[str]]]:
     """Find the folder of every split and, if one folder holds all splits, the names in their lists.
 
-    Raises UserError if no split is found, or a list is wrong.
+    Raises UserError if no split is found, if a list is wrong, or if `lists` is given but does nothing.
     """
     if not root.is_dir():
         raise UserError(f"no folder {root}: check the path of the data set")
     folders = {split: root / split for split in SPLITS if (root / split / BEFORE).is_dir()}
+    if folders and lists:
+        raise UserError(f"--list {lists}: {root} has folders for its splits ({', '.join(folders)}): leave it out")
     names: dict[str, list[str]] = {}
     if not folders and (root / BEFORE).is_dir():
         paths = {split: (lists or root / "list") / f"{split}.txt" for split in SPLITS}
         names = {split: read_list(path, SUFFIXES) for split, path in paths.items() if path.is_file()}
+        if lists and not names:
+            raise UserError(f"--list {lists} has no train.txt, val.txt or test.txt: choose another folder")
         folders = dict.fromkeys(names, root) or {root.resolve().name: root}
     if not folders:
         raise UserError(f"{root} holds neither train, val or test, nor {BEFORE}, {AFTER} and {LABEL}: check the path")
     return folders, names
 
 
-def inspect_pairs(whole: Sequence[Files]) -> tuple[list[PairFacts], list[Finding]]:
+def inspect_pairs(complete: Sequence[Files]) -> tuple[list[PairFacts], list[Finding]]:
     """Decode every file once, in threads. A pair that does not decode, or that training refuses, is a finding."""
     facts: list[PairFacts] = []
     found: list[Finding] = []
-    progress = tqdm(total=len(whole), desc="decode", unit="pair", leave=False)
+    progress = tqdm(total=len(complete), desc="decode", unit="pair", leave=False)
     with one_opencv_thread(), ThreadPoolExecutor() as pool, progress as bar:
-        for (split, stem, _), result in zip(whole, pool.map(inspect_pair, whole), strict=True):
+        for (split, stem, _), result in zip(complete, pool.map(inspect_pair, complete), strict=True):
             if isinstance(result, str):
                 found.append(Finding("error", "refused", result, (f"{split}/{stem}",)))
             else:
@@ -139,7 +146,7 @@ def inspect_pairs(whole: Sequence[Files]) -> tuple[list[PairFacts], list[Finding
 
 @contextlib.contextmanager
 def one_opencv_thread() -> Iterator[None]:
-    """Let OpenCV use one thread for the duration of a `with` block in which a pool has a thread for each core."""
+    """Limit OpenCV to one thread for the duration of a `with` block, in which a thread pool uses all cores."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

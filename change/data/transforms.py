@@ -1,4 +1,4 @@
-"""Augmentation of a training sample: geometry is drawn once for before, after and mask, colours for each date.
+"""Augment a training sample: geometry is drawn once for before, after and mask, colours separately for each date.
 
 Shapes: images are uint8 RGB (H, W, 3) of 0..255, masks uint8 (H, W) of 0 and 1. All random numbers come from the
 generator that is passed in, none from a global one.
@@ -21,9 +21,9 @@ LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue (ITU-R 
 class ColorJitter:
     """Ranges of the colour changes, as in torchvision's ColorJitter.
 
-    The factors of brightness, contrast and saturation are drawn from 1 - x to 1 + x (but not below 0), and the shift of
-    the hue from -x to x turns (x is at most 0.5). They are applied in random order. Raises ValueError for values out of
-    range.
+    For a field with value x, the factor of brightness, contrast or saturation is drawn from 1 - x to 1 + x (but not
+    below 0), and the shift of the hue from -x to x turns (x is at most 0.5). The changes are applied in random order.
+    Raises ValueError for values out of range.
     """
 
     brightness: float = 0.2
@@ -79,7 +79,7 @@ def adjust_saturation(image: Image, factor: float) -> Image:
 
 def blend(image: Image, factor: float, matrix: NDArray[np.float64], constant: float) -> Image:
     """Blend with `matrix` (3, 3) times the image plus `constant`, in one pass."""
-    shift = (1 - factor) * constant - 1 / 3  # torchvision rounds every step down: stay within a level of it
+    shift = (1 - factor) * constant - 1 / 3  # torchvision rounds down: stay within one level of it
     whole = np.column_stack([factor * np.eye(3) + (1 - factor) * matrix, np.full(3, shift)])
     return np.asarray(cv2.transform(image, whole), np.uint8)
 
@@ -94,11 +94,11 @@ def adjust_hue(image: Image, turns: float) -> Image:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Further changes of a crop, which is always placed at random and flipped.
+    """Further changes of a crop, in addition to a random position and random flips.
 
-    It is enlarged by a factor from `smallest` to `largest`, drawn uniformly on a logarithmic scale and limited by the
-    image's size. If `turned`, all eight symmetries are drawn. If `swapped`, the dates are exchanged with probability
-    1/2. Raises ValueError for values out of range.
+    The crop is enlarged by a factor from `smallest` to `largest`, drawn uniformly on a logarithmic scale and limited by
+    the image's size. If `turned`, all eight symmetries are drawn. If `swapped`, the dates are exchanged with
+    probability 1/2. Raises ValueError for values out of range.
     """
 
     smallest: float = 1.0
@@ -144,15 +144,17 @@ def crop_pair(
     def cut(array: Image) -> Image:
         piece = array[top : top + side, left : left + side]
         if side != crop:
-            for_images = cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR
-            how = cv2.INTER_NEAREST_EXACT if array.ndim == 2 else for_images
-            piece = np.asarray(cv2.resize(piece, (crop, crop), interpolation=how), np.uint8)
+            if array.ndim == 2:  # a mask
+                interpolation = cv2.INTER_NEAREST_EXACT
+            else:
+                interpolation = cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR
+            piece = np.asarray(cv2.resize(piece, (crop, crop), interpolation=interpolation), np.uint8)
         if turn:
             piece = np.asarray(cv2.transpose(piece), np.uint8)
         if not (flip_x or flip_y):
             return np.ascontiguousarray(piece)
-        axes = -1 if flip_x and flip_y else int(flip_x)
-        return np.asarray(cv2.flip(piece, axes), np.uint8)  # numpy takes longer
+        flip_code = -1 if flip_x and flip_y else int(flip_x)  # OpenCV: -1 is both axes, 1 is x, 0 is y
+        return np.asarray(cv2.flip(piece, flip_code), np.uint8)  # faster than numpy
 
     return cut(before), cut(after), cut(mask)
 

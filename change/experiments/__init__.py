@@ -1,1 +1,1 @@
-"""Experiments: several runs of the programs, as a small TOML file describes them."""
+"""Experiments: series of runs of the programs, described by small TOML files."""

@@ -1,9 +1,10 @@
 """Train and score several arms under the same conditions: `python -m change experiment FILE.toml`.
 
-An arm is a way to train. Every arm is trained once per seed, and scored on val; or once per fold of a cross-validation
-inside train, and scored on the fold's own val. The run of an arm lies in OUT/ARM_NUMBER, its scores in
-OUT/ARM_NUMBER/test, where `python -m change compare` finds them. Interrupted, the same command goes on: what is scored
-is skipped, and a training that has begun is continued. Other settings need another OUT.
+An arm is a way to train. Every arm is either trained once per seed and scored on val, or trained once per fold of a
+cross-validation inside train and scored on the val of that fold. The folder OUT/ARM_NUMBER holds the run of an arm with
+seed or fold NUMBER; OUT/ARM_NUMBER/test holds its scores, where `python -m change compare` finds them. After an
+interruption, run the same command again: runs with scores are skipped, and a training that has begun is continued.
+Other settings need another OUT.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ BEST = "w"  # --best_name of every run
 OWN = {
     "save_path": "every arm has a folder of its own in the one that out names",
     "best_name": "it is the same for all arms",
-    "continue_run": "what has begun in the folder that out names is continued",
+    "continue_run": "runs that have begun in the folder that out names are continued",
     "resume": "the key start of an arm names the arm that it starts from",
     "checkpoint_path": "the key start of an arm names the arm that it starts from",
 }
@@ -52,7 +53,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms, and what they share. It has either seeds, or folds with their lists."""
+    """Arms and their common settings: either seeds, or folds with their lists."""
 
     root: str  # data set with train and val
     out: str  # folder of all runs
@@ -60,7 +61,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = ()
     folds: tuple[int, ...] = ()
-    lists: str = ""  # folder with a folder of train.txt and val.txt for each fold: see python -m change folds
+    lists: str = ""  # folder with FOLD/train.txt and FOLD/val.txt: see python -m change folds
 
     def __post_init__(self) -> None:
         if bool(self.seeds) == bool(self.folds):
@@ -71,9 +72,10 @@ class Experiment:
         for arm in self.arms:
             for other in (arm.start, arm.extends):
                 if other and other not in known:
-                    raise UserError(f"arm {arm.name}: {other} is no arm before it; choose one of {', '.join(known)}")
+                    earlier = ", ".join(known) or "none"
+                    raise UserError(f"arm {arm.name}: {other} is not an earlier arm; the earlier arms are: {earlier}")
             if arm.name in known:
-                raise UserError(f"arm {arm.name} is there twice: choose another name")
+                raise UserError(f"two arms have the name {arm.name}: choose another one")
             known.append(arm.name)
         if not known:
             raise UserError("no arms: give at least one [[arm]]")
@@ -89,7 +91,7 @@ class Experiment:
             refuse_own(arm.train, own)
 
     def runs(self) -> Iterator[tuple[Arm, int]]:
-        """Yield each arm with each seed or fold: all arms of a seed together, but all folds of an arm together."""
+        """Yield each arm with each seed or fold: seed by seed, or, with folds, arm by arm."""
         if self.seeds:
             yield from ((arm, seed) for seed in self.seeds for arm in self.arms)
         else:
@@ -100,14 +102,14 @@ class Experiment:
         return Path(self.out) / f"{arm}_{number}"
 
     def own_options(self, arm: Arm) -> Options:
-        """Return the options that an arm sets, with those of the arms that it extends."""
+        """Return the options that an arm sets, and those of the arms that it extends."""
         if not arm.extends:
             return dict(arm.train)
         extended = next(other for other in self.arms if other.name == arm.extends)
         return {**self.own_options(extended), **arm.train}
 
     def data_options(self, number: int) -> Options:
-        """Return the options that say which pairs a run is trained on."""
+        """Return the options that choose the pairs for training, and the seed."""
         if self.seeds:
             return {"root": self.root, "seed": number}
         return {"root": f"{self.root}/train", "list": f"{self.lists}/{number}"}
@@ -115,16 +117,16 @@ class Experiment:
     def train_options(self, arm: Arm, number: int) -> Options:
         """Return the options of train.py for a run.
 
-        A run that goes on gets the same options, which train.py compares with those in its state, except for those
-        that say how it starts.
+        A run that is continued gets its options again, because train.py compares them with those in its state. Only the
+        options of its start are left out.
         """
         folder = self.folder(arm.name, number)
         options: Options = {**self.data_options(number), **self.train, **self.own_options(arm), "best_name": BEST}
         options["epoch"] = math.ceil(int(options["epoch"]) * arm.epoch_share)
-        going_on = (folder / f"{BEST}.state.pth").is_file()
-        if going_on or arm.start:
-            options.pop("pretrained", None)  # the encoder of a new network
-        if going_on:
+        has_begun = (folder / f"{BEST}.state.pth").is_file()
+        if has_begun or arm.start:
+            options.pop("pretrained", None)  # it is only for the encoder of a new network
+        if has_begun:
             return {**options, "continue_run": str(folder)}
         if arm.start:
             options |= {"resume": True, "checkpoint_path": str(self.folder(arm.start, number) / f"{BEST}.pth")}
@@ -148,9 +150,9 @@ class Experiment:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Read an experiment from a TOML file. Raises UserError for what is wrong in it, with the file and the key.
+    """Read an experiment from a TOML file. Folders in the file are relative to the repository.
 
-    Relative folders in the file are those of the repository.
+    Raises a UserError that names the file and the key if something in the file is wrong.
     """
     table = read_toml(path)
     arms = table.pop("arm", [])
@@ -164,14 +166,13 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def change_experiment(experiment: Experiment, given: argparse.Namespace, options: Mapping[str, Any]) -> Experiment:
-    """Return the experiment with the values of the command line. Raises UserError for those it cannot take."""
+    """Return the experiment with the values of the command line. Raises UserError for options that an arm sets."""
     for arm in experiment.arms:
         for name in arm.train:
             if name in options:
                 raise UserError(f"--{name} is set by the arm {arm.name}: leave it out, or change it in the TOML file")
-    changed = {
-        name: getattr(given, name) for name in ("root", "out", "seeds", "folds", "lists") if getattr(given, name)
-    }
+    names = ("root", "out", "seeds", "folds", "lists")
+    changed = {name: getattr(given, name) for name in names if getattr(given, name)}
     return replace(experiment, **changed, train={**experiment.train, **options})
 
 
@@ -184,7 +185,7 @@ def read_numbers(text: str) -> tuple[int, ...]:
 
 
 def build_parser() -> OneLineParser:
-    """Return the parser of the options that are not train.py's."""
+    """Return the parser of the options that are not options of train.py."""
     parser = OneLineParser(
         prog="python -m change experiment",
         description="Train and score the arms of an experiment. Options of train.py that no arm sets can be added.",
@@ -192,7 +193,7 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="TOML file, such as change/experiments/ablation.toml")
     parser.add_argument("--root", metavar="FOLDER", help="data set with train and val")
-    parser.add_argument("--out", metavar="FOLDER", help="folder of all runs")
+    parser.add_argument("--out", metavar="FOLDER", help="folder for all runs")
     parser.add_argument("--seeds", metavar="NUMBERS", type=read_numbers, help='seeds, as in "0 1 2"')
     parser.add_argument("--folds", metavar="NUMBERS", type=read_numbers, help='folds, as in "0 1 2"')
     parser.add_argument("--lists", metavar="FOLDER", help="folder of the folds' lists")
@@ -203,7 +204,7 @@ def build_parser() -> OneLineParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parse, then train and score every arm; return the exit code."""
+    """Run `python -m change experiment`; return the exit code."""
     given, rest = build_parser().parse_known_args(list(arguments))
     experiment = read_experiment(given.file)
     options = parse_options(rest)

@@ -1,7 +1,7 @@
 """Fine-tune a checkpoint on labelled pairs: `python -m change finetune DATA`.
 
-One pass from weights that are there. best.pth lands in the folder of the run. Run again, the same command continues a
-run that was interrupted. What is not given on the command line comes from a TOML file, finetune.toml by default.
+It trains one pass, and writes best.pth to the folder of the run. After an interruption, run the same command again to
+continue. Options that are not given on the command line come from a TOML file, by default finetune.toml.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ OWN = {
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What a fine-tuning starts from, and how it trains."""
+    """The settings of a fine-tuning. Paths are relative to the repository."""
 
-    start: str  # checkpoint to start from, in the repository
+    start: str  # checkpoint to start from
     train: Options  # options of train.py
-    save_path: str = ""  # folder of the run, in the repository; default: results/finetuned/NAME of the data set
-    crops: int = 0  # crops to see, in whole epochs, if no epoch is given
+    save_path: str = ""  # folder of the run; default: results/finetuned/NAME of the data set
+    crops: int = 0  # crops to train on, rounded up to whole epochs, if epoch is not given
     pack: bool = False  # whether to write packed.pth beside best.pth
-    one_process: Options = field(default_factory=dict)  # more options of train.py, unless it runs in several processes
+    one_process: Options = field(default_factory=dict)  # more options of train.py if it runs in one process
 
     def __post_init__(self) -> None:
         if not self.start:
@@ -48,34 +48,34 @@ class FineTuning:
             raise UserError(f"crops {self.crops}: choose 1 or more, or leave it out and set epoch in [train]")
         if bool(self.crops) == ("epoch" in self.train):
             raise UserError("choose either crops or epoch in [train]")
-        elsewhere = {"checkpoint_path": "use start", "save_path": "it stands outside of [train]"}
+        elsewhere = {"checkpoint_path": "use start", "save_path": "set it outside of [train]"}
         for options in (self.train, self.one_process):
             refuse_own(options, {**OWN, **elsewhere})
 
     def train_options(self, data: Path, given: Mapping[str, Value], nproc: str) -> Options:
-        """Return the options of train.py for a run; those in `given` come first.
+        """Return the options of train.py for a run. Options in `given` override those of the settings.
 
-        A run that goes on gets the same options, which train.py compares with those in its state, except for those
-        that say how it starts.
+        A run that is continued gets its options again, because train.py compares them with those in its state. Only the
+        options of its start are left out.
 
         Raises:
-            UserError: if the checkpoint that comes with the program is missing.
+            UserError: If the checkpoint that comes with the program is missing.
         """
         folder = self.folder(data, given)
-        going_on = (folder / f"{BEST}.state.pth").is_file()
+        has_begun = (folder / f"{BEST}.state.pth").is_file()
         options: Options = {"root": str(data), **self.train}
-        if not going_on:
+        if not has_begun:
             options |= self.options_of_a_new_run(data, given, nproc)
         options |= {**given, "best_name": BEST}
-        if "epoch" in options and "warmup" in self.train and "warmup" not in given:  # train.py wants fewer than epoch
-            options["warmup"] = min(int(self.train["warmup"]), int(options["epoch"]) - 1)
+        if "epoch" in options and "warmup" in self.train and "warmup" not in given:
+            options["warmup"] = min(int(self.train["warmup"]), int(options["epoch"]) - 1)  # must be less than epoch
         options.pop("save_path", None)
-        if going_on:
+        if has_begun:
             return {**options, "continue_run": str(folder)}
         return {**options, "save_path": str(folder)}
 
     def options_of_a_new_run(self, data: Path, given: Mapping[str, Value], nproc: str) -> Options:
-        """Return the options that depend on the pairs and the number of processes, and the start."""
+        """Return the options of the start, and those that depend on the pairs and on the number of processes."""
         options: Options = {"resume": True}
         if nproc == "1":
             options |= self.one_process
@@ -98,11 +98,11 @@ class FineTuning:
 
 
 def count_pairs(data: Path, lists: str) -> int:
-    """Count the pairs that train.py will train on; 0 if something is wrong with them, which train.py reports.
+    """Count the pairs that train.py will train on. Returns 0 if they are faulty, which train.py will report.
 
     Args:
-        data: data set with train/A, or with A and list/train.txt.
-        lists: folder of train.txt, or "".
+        data: Data set with train/A, or with A and list/train.txt.
+        lists: Folder of train.txt, or "".
     """
     before = data / "train" / "A"
     try:
@@ -114,7 +114,7 @@ def count_pairs(data: Path, lists: str) -> int:
 
 
 def build_parser() -> OneLineParser:
-    """Return the parser of the options that are not train.py's."""
+    """Return the parser of the options that are not options of train.py."""
     parser = OneLineParser(
         prog="python -m change finetune",
         description="Fine-tune a checkpoint on labelled pairs. Any option of train.py can be added.",
@@ -128,7 +128,7 @@ def build_parser() -> OneLineParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parse, train, pack; return the exit code."""
+    """Run `python -m change finetune`; return the exit code."""
     parsed, rest = build_parser().parse_known_args(list(arguments))
     tuning = build(FineTuning, read_toml(parsed.settings), str(parsed.settings))
     given = parse_options(rest)

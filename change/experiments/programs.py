@@ -1,4 +1,4 @@
-"""train.py, test.py and the verbs as processes: their commands, and running them one after the other."""
+"""Build the commands of train.py, test.py and the verbs, and run them as processes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def program_command(program: str, options: Mapping[str, object], nproc: str = "1
 
     Args:
         program: "train.py" or "test.py".
-        options: values by the name of the option.
-        nproc: number of processes for torchrun, or "gpu"; "1" runs without torchrun.
+        options: Values by the name of the option.
+        nproc: Number of processes for torchrun, or "gpu"; "1" runs without torchrun.
 
     Raises:
-        UserError: if this is an installed package, which has neither program.
+        UserError: If this is an installed package, which has neither program.
     """
     path = CLONE / program
     if not path.is_file():
@@ -42,10 +42,10 @@ def verb_command(verb: str, *arguments: object) -> list[str]:
 
 
 def run(command: Sequence[str], dry_run: bool = False) -> int:
-    """Run a command and return its exit code, 128 and more if a signal ended it.
+    """Run a command and return its exit code: 128 plus the signal's number if a signal ended it.
 
-    Ctrl-C and SIGTERM are left to the command, because train.py saves its state then; this waits for it.
-    With `dry_run`, the command is printed instead.
+    Ctrl-C and SIGTERM are left to the command, because train.py then saves its state. With `dry_run`, the command is
+    printed instead.
     """
     if dry_run:
         sys.stdout.write(shlex.join(command) + "\n")
@@ -60,10 +60,10 @@ def run(command: Sequence[str], dry_run: bool = False) -> int:
 
 @contextlib.contextmanager
 def signals_left_to(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Ignore Ctrl-C, which a terminal sends to `process` as well, and pass SIGTERM on; restore both in the end."""
+    """Ignore Ctrl-C, which a terminal sends to `process` too, and pass SIGTERM on; restore both handlers afterwards."""
 
     def ignore(number: int, frame: FrameType | None) -> None:
-        """Do nothing, unlike SIG_IGN also in programs that are started now."""
+        """Do nothing. Unlike SIG_IGN, a handler is not inherited by processes that are started now."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)

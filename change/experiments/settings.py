@@ -1,4 +1,4 @@
-"""Settings of an experiment: TOML files, checked against dataclasses."""
+"""Read the settings of an experiment from TOML files, and check them against dataclasses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Settings = TypeVar("Settings")
 Value = str | int | float | bool
 Options = dict[str, Value]  # options of train.py by name
 
-# The types of the fields, with what TOML gives for them and how a user is told.
+# For each type of a field: the types of its TOML value, and how error messages describe it.
 EXPECTED: dict[Any, tuple[type | tuple[type, ...], str]] = {
     str: (str, "a text in quotes"),
     int: (int, "a whole number"),
@@ -46,13 +46,13 @@ def build(kind: type[Settings], table: Mapping[str, Any], place: str, **ready: A
     """Build the dataclass `kind` from a TOML table.
 
     Args:
-        kind: dataclass whose fields, except those in `ready`, have the types in EXPECTED.
-        table: keys and values as TOML gives them.
-        place: the file, and the part of it, that errors name.
-        ready: fields that are not in the table.
+        kind: Dataclass whose fields, except those in `ready`, have the types in EXPECTED.
+        table: Keys and values as TOML gives them.
+        place: The file, and the part of it, that errors name.
+        ready: Values of fields that are not in the table.
 
     Raises:
-        UserError: if a key is unknown or missing, a value has the wrong type, or the dataclass refuses it.
+        UserError: If a key is unknown or missing, a value has the wrong type, or the dataclass refuses it.
     """
     hints = typing.get_type_hints(kind)
     specs = {spec.name: spec for spec in fields(kind) if spec.name not in ready}  # type: ignore[arg-type]
@@ -69,20 +69,20 @@ def build(kind: type[Settings], table: Mapping[str, Any], place: str, **ready: A
 
 
 def read_value(value: Any, hint: Any, place: str) -> Any:
-    """Return a TOML value as a field of type `hint` holds it. Raises UserError if its type is another."""
-    types, words = EXPECTED[hint]
+    """Convert a TOML value for a field of type `hint`. Raises UserError if it has another type."""
+    types, description = EXPECTED[hint]
     right = isinstance(value, types) and (hint is bool or not isinstance(value, bool))
     if right and isinstance(value, list):
         right = all(isinstance(each, int) and not isinstance(each, bool) for each in value)
     if not right:
-        raise UserError(f"{place} is {value!r}: give {words}")
+        raise UserError(f"{place} is {value!r}: give {description}")
     if hint == Options:
         check_options(value, place)
     return tuple(value) if isinstance(value, list) else value
 
 
 def check_options(options: Mapping[str, Any], place: str) -> None:
-    """Raise UserError if a key is no option of train.py, or a value is a list or a table."""
+    """Raise UserError if a key is not an option of train.py, or a value is a list or a table."""
     known = option_names()
     for name, value in options.items():
         if name not in known:
@@ -97,12 +97,12 @@ def option_names() -> set[str]:
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
-    """Parse options of train.py as train.py does; those that are not given are left out."""
+    """Parse options of train.py as train.py does, without defaults for options that are not given."""
     return parse_given(TrainOptions, arguments, "Options of train.py.")
 
 
 def refuse_own(options: Mapping[str, Any], own: Mapping[str, str]) -> None:
-    """Raise UserError if `options` has one that an experiment sets itself; `own` says what to do instead."""
+    """Raise UserError for an option that an experiment sets itself. `own` maps these options to remedies."""
     for name, remedy in own.items():
         if name in options:
             raise UserError(f"{name} cannot be chosen here: {remedy}")

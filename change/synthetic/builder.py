@@ -1,12 +1,12 @@
 """Invent the world of a synthetic scene.
 
 A plane is divided along a rotated, bent street grid into districts (suburb, industry, forest, scrub, fields, grass,
-bare soil, water); suburbs are divided further into blocks, and these into lots with a house each. Between the dates
-some districts are built on or cleared, and single houses appear and vanish. Much changes that is not a building: crops,
-cars, paint, pools, paved ground, trees.
+bare soil, water). Suburbs are divided further into blocks, and blocks into lots with one house each. Between the dates
+some districts are built on or cleared, and single houses appear and vanish. Many other things change too: crops, cars,
+paint, pools, paved ground, trees.
 
 Points of the grid, and boxes (x0, y0, x1, y1) on it, are in metres in the frame of the street grid; `Builder.place`
-moves them to the scene. The scenes of a seed depend on the order of all random draws.
+moves them to the scene. The order of the random draws must stay as it is, or a seed gives other scenes.
 """
 
 from __future__ import annotations
@@ -48,11 +48,17 @@ from change.synthetic.world import (
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 on the grid
 
-MARGIN = 25.0  # metres around the view in which things still throw a shadow into it
+MARGIN = 25.0  # metres around the view: things there may cast a shadow into it
 
 
 class Style(NamedTuple):
-    """What the houses of a suburb share: the width of a lot in metres, their size, and whether they look alike."""
+    """Common properties of the houses of a suburb.
+
+    Attributes:
+        lot: The width of a lot in metres.
+        size: A factor for the size of the houses.
+        alike: Whether all roofs have similar colours.
+    """
 
     lot: float
     size: float
@@ -73,15 +79,15 @@ class Builder:
         self.street = str(rng.choice(["asphalt", "concrete", "worn"]))
 
     def build(self) -> World:
-        """Divide the plane, and then make sure that at least one building in view changes."""
+        """Divide and fill the plane, then make sure that at least one building in view changes."""
         reach = 0.6 * float(np.hypot(*self.size)) + MARGIN
         self.divide((-reach, -reach, reach, reach))
         self.traffic()
         world, rng = self.world, self.rng
-        seen = [i for i, b in enumerate(world.buildings) if self.inside(b.wings[0].centre, 0.0)]
-        if not any(world.buildings[i].dates != BOTH for i in seen):
-            if seen:
-                chosen = int(rng.choice(seen))
+        in_view = [i for i, b in enumerate(world.buildings) if self.inside(b.wings[0].centre, 0.0)]
+        if all(world.buildings[i].dates == BOTH for i in in_view):
+            if in_view:
+                chosen = int(rng.choice(in_view))
                 world.buildings[chosen] = replace(world.buildings[chosen], dates=NEW)
             else:
                 self.house(rng.uniform(0.3, 0.7, 2) * self.size, self.angle, NEW)
@@ -172,7 +178,7 @@ class Builder:
                 self.industry(box, use.dates())
 
     def cover(self, box: Box, use: District) -> None:
-        """Lay the ground of an area, and plant it."""
+        """Add the ground of an area, its trees, and patches that are paved or laid bare at one date."""
         rng = self.rng
         cuts = 0
         while use.before == use.after == "field" and min(box[2] - box[0], box[3] - box[1]) > 90 and cuts < 3:
@@ -187,18 +193,18 @@ class Builder:
         for kind, dates in ((use.before, GONE), (use.after, NEW)):
             if kind in TREES and (use.before != use.after or dates == NEW):
                 self.trees(box, rng.poisson(TREES[kind] * area), BOTH if use.before == use.after else dates, kind)
-        for _ in range(rng.poisson(area / 30000)):  # ground that is paved or laid bare at one date, without a building
+        for _ in range(rng.poisson(area / 30000)):  # without a building
             point, sides = rng.uniform(box[:2], box[2:]), rng.uniform(5, 22, 2)
             self.patch(point, sides, rng.choice([*PAVED, EARTH]), one_date(rng))
 
     def field(self, box: Box, use: District) -> None:
-        """Add a field with rows; what grows on it is drawn for each date."""
+        """Add a field with rows. Its crop is drawn separately for each date."""
         crops = ("crop", "ripe", "ploughed", "grass")
         materials = [str(self.rng.choice(crops)) if kind == "field" else kind for kind in (use.before, use.after)]
         self.world.ground.append(Ground(self.outline(box), (materials[0], materials[1]), self.rng.uniform(0, np.pi)))
 
     def trees(self, box: Box, count: int, dates: Dates, kind: str) -> None:
-        """Scatter trees, scrub in clumps; three in a hundred are felled or planted between the dates."""
+        """Scatter trees, in clumps for scrub. Three in a hundred are felled or planted between the dates."""
         rng = self.rng
         places = self.place(rng.uniform(box[:2], box[2:], (count, 2)))
         large = rng.uniform(1.8, 3.4) if kind in ("forest", "scrub") else rng.uniform(1.6, 2.6)
@@ -256,7 +262,7 @@ class Builder:
                 self.lot(centre, angle + rng.normal(0, 0.02), there, min(style.size, lot / 15.5), style.alike)
 
     def lot(self, centre: Points, angle: float, dates: Dates, size: float, alike: bool) -> None:
-        """Add a house and what lies around it: earth, drive, patio, pool, cars."""
+        """Add a house and its surroundings: earth, drive, patio, pool, cars."""
         rng = self.rng
         front = np.array([np.sin(angle), -np.cos(angle)])
         side = np.array([np.cos(angle), np.sin(angle)])
@@ -360,7 +366,7 @@ class Builder:
         self.world.patches.append(Patch(Rectangle(centre, angle, long, wide), colour, dates, high))
 
     def traffic(self) -> None:
-        """Add cars on the roads, other ones at each date."""
+        """Add cars on the roads, different ones at each date."""
         rng = self.rng
         for road in self.world.roads:
             steps = np.diff(road.line, axis=0)

@@ -1,4 +1,4 @@
-"""A canvas for synthetic scenes: polygons, shadows, tree crowns, and the picture a sensor takes of them at one date.
+"""A canvas for synthetic scenes: draw polygons, shadows and tree crowns, and take the picture of a sensor at one date.
 
 A canvas holds two maps: albedo (H, W, 3) of 0..1, and light (H, W), the share of full sun that falls on flat ground.
 Polygons are (N, 2) float64, x to the right and y down, in pixels unless metres are stated.
@@ -44,7 +44,7 @@ class Look:
 
 
 def draw_look(rng: np.random.Generator) -> Look:
-    """Draw the look of a date that is registered exactly."""
+    """Draw the look of a date, without misregistration."""
     return Look(
         azimuth=rng.uniform(0, 2 * np.pi),
         elevation=rng.uniform(0.55, 1.15),
@@ -62,10 +62,7 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 
 def draw_second_look(first: Look, rng: np.random.Generator) -> Look:
-    """Draw the look of the other date.
-
-    Its light and season are nearly the same or quite different; it is misregistered by about a pixel.
-    """
+    """Draw the look of the other date, at a random distance from the first, and misregistered by about a pixel."""
     other, distance = draw_look(rng), rng.uniform(0.1, 1.0) ** 1.5
     mixed = {
         spec.name: getattr(first, spec.name) + distance * (getattr(other, spec.name) - getattr(first, spec.name))
@@ -79,7 +76,7 @@ def draw_second_look(first: Look, rng: np.random.Generator) -> Look:
 def noise(height: int, width: int, cell: float, octaves: int, rng: np.random.Generator) -> Field:
     """Draw smooth noise (H, W) of unit variance.
 
-    It is a sum of `octaves` random grids with cells of `cell` pixels, half of that, and so on.
+    It is the sum of `octaves` random grids. Their cells have `cell` pixels, half as many, and so on.
     """
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
@@ -106,9 +103,9 @@ class Canvas:
         return np.asarray(flat @ self.look.registration[:, :2].T + self.look.registration[:, 2])
 
     def cover(self, polygon: Points) -> tuple[tuple[slice, slice], Field] | None:
-        """Return the part of the canvas that a polygon in pixels touches, and the share (0..1) of each pixel it covers.
+        """Find the part of the canvas that a polygon in pixels touches, and the share (0..1) of each pixel it covers.
 
-        Returns None if the polygon is outside.
+        Returns None if the polygon is outside the canvas.
         """
         low = np.maximum(np.floor(polygon.min(0)).astype(int) - 1, 0)
         high = np.minimum(np.ceil(polygon.max(0)).astype(int) + 2, self.light.shape[::-1])
@@ -127,7 +124,7 @@ class Canvas:
             self.light[place] += alpha * (np.float32(light) - self.light[place])
 
     def shade(self, outlines: Sequence[Points], height: float) -> None:
-        """Throw the shadow of something with a flat top. `outlines`: on the ground, in metres."""
+        """Cast the shadow of something with a flat top. `outlines` on the ground and `height` are in metres."""
         reach = -self.look.sun[:2] / self.look.sun[2] * height
         for outline in outlines:
             hull = cv2.convexHull(np.concatenate([outline, outline + reach]).astype(np.float32))[:, 0]
@@ -143,7 +140,7 @@ class Canvas:
 
 
 class Crowns:
-    """Forms of tree crowns: how much of each pixel they cover, and their light under the sun of one date."""
+    """Forms of tree crowns at one date: `cover` is the share of each pixel that they cover, `light` their light."""
 
     SIZE = 32
 

@@ -1,9 +1,9 @@
 """Synthetic aerial scenes at two dates, with masks: `python -m change samples OUT --count 3 --size 1024 --seed 0`.
 
-A scene is an invented piece of country (`change.synthetic.builder`), seen twice with another sun, season, haze,
-exposure, focus, viewing angle and a slight misregistration. The mask marks the roofs of buildings that exist at only
-one date; everything else that differs stays unmarked: crops, cars, trees, paint, paved ground, shadows. The scenes are
-for trying things out: scores on them say nothing about real imagery.
+A scene is an invented piece of country (`change.synthetic.builder`), seen at two dates with different sun, season,
+haze, exposure, focus and viewing angle, and a slight misregistration. The mask marks the roofs of buildings that exist
+at only one date. All other differences stay unmarked: crops, cars, trees, paint, paved ground, shadows. The scenes are
+for trying things out; scores on them say nothing about real imagery.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from change.synthetic.builder import Builder
 from change.synthetic.canvas import Canvas, Crowns, Field, draw_look, draw_second_look, expose, noise
 from change.synthetic.world import BOTH, Building, Colour, Points, Rectangle, Tree, World, tint
 
-# Colours of each material in the wet and in the dry season: two each, which are mixed in patches.
+# Two colours of each material, which are mixed in patches: in the wet season and in the dry season.
 MATERIALS: dict[str, tuple[tuple[Colour, Colour], tuple[Colour, Colour]]] = {
     "grass": (((0.34, 0.40, 0.23), (0.43, 0.44, 0.29)), ((0.53, 0.48, 0.36), (0.60, 0.54, 0.41))),
     "suburb": (((0.32, 0.39, 0.22), (0.42, 0.43, 0.29)), ((0.47, 0.44, 0.33), (0.56, 0.50, 0.39))),
@@ -41,6 +41,7 @@ MATERIALS: dict[str, tuple[tuple[Colour, Colour], tuple[Colour, Colour]]] = {
     "concrete": (((0.67, 0.65, 0.61), (0.72, 0.70, 0.66)), ((0.68, 0.66, 0.62), (0.74, 0.71, 0.67))),
     "dirt": (((0.62, 0.54, 0.43), (0.68, 0.60, 0.49)), ((0.66, 0.57, 0.46), (0.72, 0.64, 0.53))),
 }
+# The darkest and the brightest leaves: in the wet season and in the dry season.
 LEAVES: tuple[tuple[Colour, Colour], tuple[Colour, Colour]] = (
     ((0.20, 0.27, 0.15), (0.36, 0.42, 0.23)),
     ((0.26, 0.28, 0.19), (0.50, 0.43, 0.33)),
@@ -48,7 +49,7 @@ LEAVES: tuple[tuple[Colour, Colour], tuple[Colour, Colour]] = (
 
 
 def draw_ground(canvas: Canvas, world: World, date: int, rng: np.random.Generator, shared: np.random.Generator) -> None:
-    """Draw districts, fields, roads and everything flat. `shared` draws what is the same at both dates."""
+    """Draw districts, fields, roads and everything flat. `shared` is the generator of draws that both dates share."""
     height, width = canvas.light.shape
     scale = canvas.scale
     other = canvas.albedo.copy()
@@ -135,7 +136,7 @@ def draw_roof(canvas: Canvas, wing: Rectangle, building: Building, colour: Colou
 
 
 def draw_flat_roof(canvas: Canvas, wing: Rectangle, eaves: float, colour: Colour, rng: np.random.Generator) -> None:
-    """Draw a flat roof with a rim, and machines that throw shadows. `eaves`: height in metres."""
+    """Draw a flat roof with a rim, and machines that cast shadows. `eaves`: height in metres."""
     canvas.fill(canvas.pixels(wing.corners(), eaves), tint(colour, rng, 0.05), 1.0)
     inner = Rectangle(wing.centre, wing.angle, wing.half_length - 0.5, wing.half_width - 0.5)
     canvas.fill(canvas.pixels(inner.corners(), eaves), colour, 1.0)
@@ -215,7 +216,7 @@ def draw_date(world: World, date: int, canvas: Canvas, rng: np.random.Generator,
 
 
 def clear_of(trees: list[Tree], buildings: list[Building]) -> list[Tree]:
-    """Return the trees that do not stand inside a building."""
+    """Return the trees that do not overlap a building."""
     if not trees or not buildings:
         return trees
     mains = [building.wings[0] for building in buildings]
@@ -282,17 +283,17 @@ def write_samples(folder: Path, count: int, size: int, seed: int) -> None:
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise UserError if something is there, unless it is an empty folder, which may be replaced."""
+    """Raise UserError if `folder` exists, unless it is an empty folder, which may be replaced."""
     if not folder.name:
         raise UserError(f"OUT {folder}: choose a folder of its own")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: choose another folder, or remove it")
+        raise UserError(f"{folder} already exists: choose another folder, or remove it")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run `python -m change samples`; return the exit code."""
     parser = OneLineParser(prog="python -m change samples", description="Draw synthetic scenes with masks.")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to make, of A, B and label")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to create, for A, B and label")
     parser.add_argument("--count", type=int, default=3, help="number of scenes (default: 3)")
     parser.add_argument("--size", type=int, default=1024, help="side in pixels (default: 1024)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")

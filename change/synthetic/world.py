@@ -1,6 +1,6 @@
-"""What stands in a synthetic scene, and when: an invented piece of country in metres, at two dates.
+"""The contents of a synthetic scene at two dates: ground, roads, buildings, trees and small things.
 
-`change.synthetic.builder` invents it, `change.synthetic.render` draws it.
+`change.synthetic.builder` invents them, `change.synthetic.render` draws them.
 
 Points are (N, 2) float64, x to the right and y down, in metres from the scene's upper left corner.
 """
@@ -45,11 +45,10 @@ POOL: Colour = (0.30, 0.58, 0.66)
 SLAB: Colour = (0.76, 0.74, 0.70)
 EARTH: Colour = (0.64, 0.53, 0.41)
 
-
-# Kinds of district, with weights: those that stay what they are, and those that are built on.
+# Kinds of district with their weights: districts that stay as they are, and districts that are built on.
 STABLE = {"suburb": 3, "industry": 1, "forest": 2.5, "scrub": 2.5, "field": 1.5, "grass": 1, "soil": 1, "water": 0.2}
 BUILT_ON = {"scrub": 3, "soil": 3, "forest": 2, "grass": 2, "field": 2}
-TREES = {  # per square metre
+TREES = {  # trees per square metre
     "forest": 0.024,
     "scrub": 0.009,
     "grass": 0.0008,
@@ -73,7 +72,7 @@ class Rectangle:
         return self.at([[-1, -1], [1, -1], [1, 1], [-1, 1]])
 
     def at(self, shares: object) -> Points:
-        """Return points that are given in half lengths and half widths from the centre."""
+        """Convert points from half lengths and half widths, relative to the centre, to metres in the scene."""
         local = np.asarray(shares, float) * (self.half_length, self.half_width)
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         return np.asarray(local @ np.array([[cos, sin], [-sin, cos]]) + self.centre)
@@ -100,7 +99,7 @@ class Road:
 
 @dataclass(frozen=True)
 class Patch:
-    """Something small of one colour: a car, or something of height 0 such as paved ground or a pool."""
+    """Something small of one colour: a car, or something flat such as paved ground or a pool. `height`: in metres."""
 
     shape: Rectangle
     colour: Colour
@@ -110,9 +109,14 @@ class Patch:
 
 @dataclass(frozen=True)
 class Building:
-    """A building: wings, the largest first, the height of the eaves in metres, a roof, and its colour at each date.
+    """A building.
 
-    `roof` is "hip", "gable" or "flat".
+    Attributes:
+        wings: Its parts, the largest first.
+        height: The height of the eaves in metres.
+        roof: "hip", "gable" or "flat".
+        colours: The colour of the roof at each date.
+        dates: The dates at which it stands.
     """
 
     wings: tuple[Rectangle, ...]
@@ -164,7 +168,7 @@ def one_date(rng: np.random.Generator) -> Dates:
 
 
 def tint(colour: Colour, rng: np.random.Generator, strength: float) -> Colour:
-    """Draw a similar colour, of another brightness and a slightly different hue."""
+    """Draw a similar colour, with another brightness and a slightly different hue."""
     red, green, blue = np.clip(
         np.array(colour) * (1 + rng.normal(0, 2 * strength)) + rng.normal(0, strength / 3, 3), 0, 1
     )

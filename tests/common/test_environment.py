@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from change.common import environment
-from change.common.environment import applies, lacking, numbers, requirements
+from change.common.environment import applies, find_missing, numbers, requirements
 from tests.conftest import REPOSITORY
 
 
@@ -124,7 +124,7 @@ def test_pip_that_fails(clone: Path) -> None:
 
 def test_this_environment_has_everything() -> None:
     files = ["requirements.txt", "requirements-geo.txt", "tests/requirements-onnx.txt", "tests/requirements.txt"]
-    assert lacking(files) == []
+    assert find_missing(files) == []
 
 
 @pytest.mark.parametrize(("less", "more"), [("2.9.1", "2.10"), ("2.6", "2.6.0+cpu"), ("1.26.4", "2"), ("", "0.1")])
@@ -179,7 +179,7 @@ def test_a_requirement_of_another_form(
 
 
 def test_a_marker_keeps_a_package_out(clone: Path) -> None:
-    """Neither asked for nor installed: the set-up reads markers as pip does."""
+    """The package is neither asked for nor installed: the set-up reads markers as pip does."""
     (clone / "requirements.txt").write_text('torchlike>=2.6\nabsent>=1; python_version < "3.0"\n')
     result = find(clone)
     assert result.returncode == 0, result.stderr

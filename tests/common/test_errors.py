@@ -1,4 +1,4 @@
-"""How a command ends: its own code, or one line and 2 for what the user can mend."""
+"""Exit codes: the command's own, or 2 with one line for an error that the user can fix."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_pillow_refuses_by_itself(tmp_path: Path, limit: int) -> None:
-    """If it did not, the other tests would show nothing."""
+    """Without this, the other tests would show nothing."""
     path = write_pairs(tmp_path, 1) / "A" / "0.png"
     with pytest.raises(PIL.Image.DecompressionBombError):
         PIL.Image.open(path)

@@ -36,8 +36,8 @@ def test_lists(drop_folders: bool, first: str) -> None:
     assert parse_list(text, SUFFIXES, "LIST", drop_folders) == [first, "2", "B/3", "4.jpg", "5.b"]
 
 
-def test_doubles(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"LIST names twice: 2, 1$"):
+def test_duplicate_names_and_empty_lists(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"LIST has duplicate names: 2, 1; keep one of each$"):
         parse_list("2\n1\n3\n1.png\n2\n1.tif", SUFFIXES, "LIST")
     path = tmp_path / "list.txt"
     path.write_text("\n \n")

@@ -1,4 +1,4 @@
-"""Downloads for tests, drawn in their real folders: as a folder, a zip file, or a folder of zip files."""
+"""Draw tiny downloads in their real layouts: as a folder, a zip file, or a folder of zip files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LISTED = ("LEVIR-CD-256", "DSIFN-CD-256")
 
 
 def stems(name: str, split: str) -> list[str]:
-    """Return the names of the first pairs of a split as the data set has them, in natural order."""
+    """Return the names of the first pairs of a split in natural order, as in the real data set."""
     count = range(COUNTS[split])
     if name == "S2Looking":
         return [str({"train": 1, "val": 3501, "test": 4001}[split] + index) for index in count]
@@ -35,7 +35,7 @@ def stems(name: str, split: str) -> list[str]:
 
 
 def download(folder: Path, name: str, size: int = 16) -> Path:
-    """Draw `folder`/NAME as it is when unpacked, with the hidden files that macOS adds."""
+    """Draw the unpacked download folder/NAME, with the hidden files that macOS and Windows add."""
     rng = np.random.default_rng(len(name))
     top = folder / name
     for split in SPLITS:

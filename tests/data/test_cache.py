@@ -1,4 +1,4 @@
-"""The cache of decoded pairs: identical samples, made again if stale, shared by processes that may be killed."""
+"""The cache of decoded pairs: samples are identical, a stale file is made anew, killed processes do no harm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,7 +113,7 @@ def test_pairs_lie_one_after_the_other(root: Path, folder: Path) -> None:
     assert all(not array.flags.owndata and not array.flags.writeable for array in cache.read(1, False)[:3])
 
 
-# --- when it is made anew ------------------------------------------------------------------------------------------
+# --- a stale or damaged file ------------------------------------------------------------------------------------------
 
 
 def set_clock(path: Path) -> None:
@@ -167,7 +166,9 @@ def test_stale(root: Path, folder: Path, caplog: pytest.LogCaptureFixture, chang
     assert "start the run again" in user_error(lambda: pickle.loads(asleep).read(0, True))
 
 
-def test_as_it_was_is_used_as_it_is(root: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unchanged_split_uses_its_file(
+    root: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A cache is valid for any path to the images, if moved along with them, and on a read-only disk."""
     DecodedCache(find_split(root, ""), folder).path.with_suffix(".lock").unlink()
     moved = tmp_path / "moved"
@@ -186,7 +187,7 @@ def test_as_it_was_is_used_as_it_is(root: Path, folder: Path, tmp_path: Path, ca
 
 
 def test_splits_share_a_folder(dataset: Path, folder: Path) -> None:
-    """Other pairs of a split, and the same names in another folder, get a file of their own."""
+    """Each split has its own file: also one with fewer pairs, and one with the same names in another folder."""
     splits = [find_split(dataset, part) for part in ("train", "val")]
     splits.append(replace(splits[0], pairs=splits[0].pairs[:3]))
     shutil.copytree(dataset, dataset.with_name("copy"))
@@ -241,17 +242,17 @@ def test_two_processes_decode_once(root: Path, folder: Path) -> None:
     split = find_split(root, "")
     path = DecodedCache(split, folder).path
     path.unlink()
-    with ExitStack() as door:
-        assert door.enter_context(hold_lock(path.with_suffix(".lock")))
+    with hold_lock(path.with_suffix(".lock")) as locked:
+        assert locked
         processes = [open_slowly(root, folder) for _ in range(2)]
         for process in processes:
             assert process.stderr is not None
             while "waiting" not in process.stderr.readline():
                 assert process.poll() is None
-    said = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert sorted("is new: decoding 5 pairs" in errors for _, errors in said) == [False, True]
-    assert {output.strip() for output, _ in said} == {str(split.read(0).hashes)}
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sorted("is new: decoding 5 pairs" in errors for _, errors in outputs) == [False, True]
+    assert {printed.strip() for printed, _ in outputs} == {str(split.read(0).hashes)}
 
 
 def test_without_locks(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

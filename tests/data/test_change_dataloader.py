@@ -1,4 +1,4 @@
-"""Splits: layouts, lists, shared images, and errors that name files."""
+"""Splits: layouts, lists, images shared by two splits, and errors that name files."""
 
 from __future__ import annotations
 
@@ -124,9 +124,8 @@ def test_images_that_train_and_val_share(tmp_path: Path, monkeypatch: pytest.Mon
     shutil.copy(tmp_path / "val" / "B" / "1.bmp", tmp_path / "train" / "B" / "3.bmp")
     truncate(tmp_path / "train" / "A" / "1.bmp")  # nothing is decoded
     assert shared_images(train, val) == ["1", "2"]
-    assert {path.relative_to(tmp_path).as_posix() for path in hashed} == {
-        *("val/A/2.bmp", "train/B/0.bmp", "val/B/1.bmp", "train/B/3.bmp")
-    }
+    compared = ["train/B/0.bmp", "train/B/3.bmp", "val/A/2.bmp", "val/B/1.bmp"]
+    assert sorted({path.relative_to(tmp_path).as_posix() for path in hashed}) == compared
     assert shared_images(val, val) == ["0", "1", "2", "3"]
 
 
@@ -181,9 +180,9 @@ def test_the_likely_folder_is_suggested(dataset: Path) -> None:
         (b"", "LIST is empty"),
         (b" \n\n", "LIST is empty"),
         (b"0\n7\n", "no file for 7 in A, 7 in B, 7 in label"),
-        (b"0\n1\n0\n1.png\n", "LIST names twice: 0, 1"),
+        (b"0\n1\n0\n1.png\n", "LIST has duplicate names: 0, 1;"),
         ("é\n".encode("latin-1"), "no file for"),
-        (None, "LIST, which would name the pairs of train, is missing"),
+        (None, "LIST is missing: ROOT holds A and B of all splits, so a list must name the pairs of train"),
     ],
     ids=["empty", "blank", "unknown", "double", "not UTF-8", "missing"],
 )
@@ -192,7 +191,8 @@ def test_broken_lists_are_named(tmp_path: Path, content: bytes | None, expected:
     path = tmp_path / "list.txt"
     if content is not None:
         path.write_bytes(content)
-    assert expected.replace("LIST", str(path)) in user_error(lambda: find_split(root, "train", path))
+    message = user_error(lambda: find_split(root, "train", path))
+    assert expected.replace("LIST", str(path)).replace("ROOT", str(root)) in message
 
 
 def test_missing_lists(dataset: Path) -> None:

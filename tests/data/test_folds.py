@@ -48,7 +48,7 @@ def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [[{pair.name for pair in split.pairs} for split in fold] for fold in found]
     assert all(train | val == set("01234") and not train & val for train, val in names)
     assert names[0][0] == names[1][1] and all({"0", "3"} <= train or {"0", "3"} <= val for train, val in names)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         main([*options, "--folds=2"])
     with pytest.raises(UserError, match="train has 4 groups"):
         main([*options, "--folds=5"])
@@ -59,7 +59,7 @@ def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that somebody makes while the lists are written stays as it is."""
+    """A folder that somebody creates while the lists are written stays as it is."""
     folder = tmp_path / "lists"
 
     def make_it_meanwhile(path: Path, data: bytes) -> None:
@@ -68,6 +68,6 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (folder / "mine.txt").write_text("mine")
 
     monkeypatch.setattr("change.data.folds.write_whole", make_it_meanwhile)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         write_folds(folder, [["a"], ["b"]])
     assert [path.name for path in tmp_path.rglob("*")] == ["lists", "mine.txt"]

@@ -1,4 +1,4 @@
-"""The choice of a check.json: that of the data set, even if others of the same name were checked."""
+"""The check.json of the right data set is found, even if others of the same name were checked."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_truncated_files_end_the_run_by_name(dataset: Path, file: str, workers: 
 
 
 def test_a_caught_error_frees_the_loader(dataset: Path) -> None:
-    """Reference counting frees it: if the garbage collector must, every worker delays the process by five seconds."""
+    """Reference counting frees it. If that is left to the garbage collector, each worker takes five seconds to end."""
     truncate(dataset / "train" / "A" / "3.png")
     batches = whole_loader(WholeSamples(find_split(dataset, "train")), 2, workers=1)
     alive = weakref.ref(batches)
@@ -80,12 +80,12 @@ def samples(batches: Iterable[Batch]) -> dict[str, bytes]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_matter(dataset: Path, workers: int) -> None:
     split = find_split(dataset, "train")
-    alone, shared = train_loader(split), train_loader(split, workers)
+    without_workers, with_workers = train_loader(split), train_loader(split, workers)
     for epoch in range(2):
-        expected = contents(alone.epoch(epoch))
+        expected = contents(without_workers.epoch(epoch))
         assert len(expected) == 3
-        assert contents(shared.epoch(epoch)) == expected
-        assert contents(shared.epoch(epoch, start=1)) == expected[1:]
+        assert contents(with_workers.epoch(epoch)) == expected
+        assert contents(with_workers.epoch(epoch, start=1)) == expected[1:]
 
 
 def test_draws_follow_from_seed_epoch_and_sample(dataset: Path) -> None:
@@ -120,7 +120,7 @@ def test_an_epoch_starts_at_any_batch(dataset: Path, start: int) -> None:
     assert contents(loader.epoch(4, start)) == contents(loader.epoch(4))[start:]
 
 
-def test_every_sample_once_an_epoch(dataset: Path) -> None:
+def test_every_sample_once_per_epoch(dataset: Path) -> None:
     loader = train_loader(find_split(dataset, "train"))
     orders = []
     for epoch in range(6):
@@ -132,7 +132,7 @@ def test_every_sample_once_an_epoch(dataset: Path) -> None:
     assert len({tuple(order) for order in orders}) > 3
 
 
-def test_epochs_asked_for_together_stay_apart(dataset: Path) -> None:
+def test_epochs_that_are_started_together_do_not_mix(dataset: Path) -> None:
     loader = train_loader(find_split(dataset, "train"))
     expected = [contents(loader.epoch(epoch)) for epoch in (0, 1)]
     iterators = [loader.epoch(epoch) for epoch in (0, 1)]
@@ -140,7 +140,7 @@ def test_epochs_asked_for_together_stay_apart(dataset: Path) -> None:
 
 
 def test_train_samples_are_crops_of_their_files(dataset: Path) -> None:
-    """After is bright exactly where the mask is 1, so both are cut in the same way; channels come first, as uint8."""
+    """After is painted bright where the mask is 1. This also holds for crops, so both are cut in the same way."""
     for path in (dataset / "train" / "B").iterdir():
         with PIL.Image.open(path) as after, PIL.Image.open(dataset / "train" / "label" / path.name) as mask:
             painted = np.where(np.asarray(mask)[..., None] > 0, 255, np.asarray(after) // 4)

@@ -54,8 +54,8 @@ def test_mask_rules(
     with caplog.at_level("INFO"):
         split = find_split(root, "")
     assert split.binary == binary
-    (said,) = caplog.messages
-    assert ("changed is 1" in said, "above half" in said) == (binary, not binary)
+    (message,) = caplog.messages
+    assert ("changed is 1" in message, "above half" in message) == (binary, not binary)
     for pair, mask in zip(split.pairs, expected, strict=True):
         assert pair.mask is not None
         np.testing.assert_array_equal(read_mask(pair.mask, split.binary), mask)
@@ -82,7 +82,7 @@ def test_changed_is_above_half(tmp_path: Path, dtype: type[np.unsignedinteger[An
 @pytest.mark.parametrize(
     ("suffix", "level"), [(".png", 0), (".tif", 0), (".jpg", 2)], ids=["PNG", "TIFF", "JPEG of 0 and 2"]
 )
-def test_a_split_without_change_is_warned_of(
+def test_a_split_without_change_causes_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, level: int
 ) -> None:
     root = write_pairs(tmp_path, 2)
@@ -117,7 +117,7 @@ def save_red_palette(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "others", "reason"),
     [
-        (save_faint, 1, "goes up to 1 "),
+        (save_faint, 1, "goes up to 1, "),
         (save_deep_colour, 0, "16 bit"),
         (save_deep_colour, 1, "16 bit"),
         (save_red, 0, "in colour"),

@@ -1,4 +1,4 @@
-"""Downloads, drawn in their real folders, become what `find_split` reads; nothing is lost, changed or overwritten."""
+"""Downloads in their real layouts become splits that `find_split` reads; nothing is lost, changed or overwritten."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_nothing_is_overwritten(shop: Workshop) -> None:
     target.write_bytes(target.read_bytes()[:-1] + b"x")
     shop.refused("CLCD", archive, match=r"val/label/9\.png differs from .*CLCD\.zip: CLCD/val/label/9\.png")
     target.rename(target.with_name("stranger.png"))
-    shop.refused("CLCD", archive, match=r"label/stranger\.png: not of SOURCE")
+    shop.refused("CLCD", archive, match=r"label/stranger\.png: not from SOURCE")
 
 
 def test_unpacked_beside_its_zip(shop: Workshop) -> None:
@@ -223,11 +223,10 @@ def test_any_data_set(shop: Workshop) -> None:
         (top / path).parent.mkdir(exist_ok=True)
         (top / sub).rename(top / path)
     folders = ("--before", "year/2010", "--after", "year/2020")
-    shop.refused("mine", top, match="mine: name a folder each by --before, --after .*, --label; only LEVIR-CD, ")
-    shop.refused("mine", top, *folders, match="no folder train, val, test nor list .* says which split")
-    shop.refused(
-        "mine", top, *folders, "--list", "other", match="no folder train, val, test nor list .* says which split"
-    )
+    shop.refused("mine", top, match="mine: name a folder with each of --before, --after .*, --label; only LEVIR")
+    no_splits = "has no splits: it needs folders train, val, test, or lists train.txt, val.txt, test.txt"
+    shop.refused("mine", top, *folders, match=no_splits)
+    shop.refused("mine", top, *folders, "--list", "other", match=no_splits)
     shutil.copytree(top / "mine", shop.source / "on_disk")
     (top / "mine" / "test.txt").unlink()
     shop.prepare("mine", archive := as_zip(top), *folders, "--list", "mine")
@@ -279,7 +278,7 @@ def test_tiles(shop: Workshop, form: Form) -> None:
     (shop.root / "train" / "A" / "8_12_0.png").unlink()
     shop.prepare("CLCD", source, "--tile", 16, "--overlap", 4)
     assert {path for path, key in identity(shop.root).items() if written[path] != key} == {"train/A/8_12_0.png"}
-    shop.refused("CLCD", source, match="not of SOURCE")
+    shop.refused("CLCD", source, match="not from SOURCE")
     shop.refused("CLCD", source, "--tile", 32, match="_0_0.png differs from")
 
 
@@ -318,10 +317,10 @@ def add_entry(archive: Path, name: str, mode: int = 0o100644) -> None:
 
 
 @pytest.mark.parametrize("entry", ["../x.png", "A/../../x.png", "/abs/x.png", "C:/x.png", "..\\x.png", "link.png"])
-def test_entries_that_point_out_of_the_zip(shop: Workshop, entry: str) -> None:
+def test_entries_that_lead_out_of_the_zip(shop: Workshop, entry: str) -> None:
     archive = as_zip(download(shop.source, "CLCD"))
     add_entry(archive, entry, 0o120777 if entry == "link.png" else 0o100644)
-    shop.refused("CLCD", archive, match=r"CLCD\.zip: its entry '.*(x|link)\.png' points out of it")
+    shop.refused("CLCD", archive, match=r"CLCD\.zip: its entry '.*(x|link)\.png' leads out of it")
 
 
 def test_damaged_zips(shop: Workshop) -> None:
@@ -330,7 +329,7 @@ def test_damaged_zips(shop: Workshop) -> None:
     with zipfile.ZipFile(archive) as file:
         info = file.getinfo("CLCD/train/time1/8.png")
     archive.write_bytes(whole[: len(whole) // 2])
-    shop.refused("CLCD", archive, match=r"CLCD\.zip is no whole zip file")
+    shop.refused("CLCD", archive, match=r"CLCD\.zip is not a complete zip file")
     start = info.header_offset + 30 + len(info.filename)
     archive.write_bytes(whole[: start + 9] + bytes(40) + whole[start + 49 :])
     with pytest.raises(UserError, match=r"CLCD\.zip: CLCD/train/time1/8\.png cannot be read"):
@@ -353,14 +352,15 @@ def test_missing_partners(shop: Workshop) -> None:
 
 def test_sources_that_are_not_clear(shop: Workshop) -> None:
     levir = download(shop.source, "LEVIR-CD")
-    shop.refused("DSIFN-CD", shop.source / "none", match="no .*none: SOURCE is what was downloaded")
-    shop.refused("DSIFN-CD", REPOSITORY / "README.md", match=r"README\.md is no whole zip file")
-    shop.refused("CLCD", REPOSITORY / "models", match="has no images in folders time1, time2, label: --before")
-    shop.refused("LEVIR-CD", download(shop.source / "s2", "S2Looking"), match="has no images in folders A, B: --before")
+    shop.refused("DSIFN-CD", shop.source / "none", match="none does not exist: SOURCE is the download")
+    shop.refused("DSIFN-CD", REPOSITORY / "README.md", match=r"README\.md is not a complete zip file")
+    shop.refused("CLCD", REPOSITORY / "models", match="has no images in folders time1, time2, label: name its")
+    s2looking = download(shop.source / "s2", "S2Looking")
+    shop.refused("LEVIR-CD", s2looking, match="has no images in folders A, B: name its folders with --before")
     shutil.rmtree(shop.source / "s2")
     shop.refused("LEVIR-CD", levir, "--list", shop.lists, match="has folders for its splits .*: leave it out")
     shutil.copytree(levir, shop.source / "other")
-    shop.refused("LEVIR-CD", shop.source, match="holds two data sets, or one twice .*: give one of their folders")
+    shop.refused("LEVIR-CD", shop.source, match="holds two data sets, or one twice .*: give the folder of one")
     shutil.copy(levir / "val" / "B" / "val_9.png", levir / "val" / "B" / "val_9.tif")
     shop.refused("LEVIR-CD", levir, match=r"val_9\.(png|tif) and .*val_9\.(png|tif) share a stem and differ")
     shop.root = levir
@@ -368,10 +368,10 @@ def test_sources_that_are_not_clear(shop: Workshop) -> None:
         shop.prepare("LEVIR-CD", levir)
 
 
-def test_lists_name_twice(shop: Workshop) -> None:
+def test_lists_with_duplicate_names(shop: Workshop) -> None:
     top = download(shop.source, "LEVIR-CD-256")
     (top / "list" / "val.txt").write_text("val_2_1.png\nval_2_1.png\n")
-    shop.refused("LEVIR-CD-256", top, match=r"val\.txt names twice: val_2_1")
+    shop.refused("LEVIR-CD-256", top, match=r"val\.txt has duplicate names: val_2_1;")
 
 
 @pytest.mark.parametrize("options", [("--tile", -1), ("--overlap", 4), ("--tile", 8, "--overlap", 8)])

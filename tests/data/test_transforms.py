@@ -1,4 +1,4 @@
-"""Augmentation: colours are compared to torchvision, geometry to coordinates written into the pixels."""
+"""Augmentation: colours are compared with torchvision, geometry with coordinates that are stored in the pixels."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_hue_matches_torchvision(smooth: Image, turns: float) -> None:
 
 
 def draw_coordinates(rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Augment pixels that hold their own coordinates: rows and columns (CROP, CROP) that one draw picked.
+    """Augment pixels that hold their own coordinates; return the rows and columns (CROP, CROP) of the crop.
 
     Before holds (y, x, 0), after (x, y, 7), the mask their exclusive or; the three must agree.
     """
@@ -123,7 +123,7 @@ def test_scale() -> None:
     enlarged, _, _ = crop_pair(image, image, mask, 64, rng, Geometry(2, 2))
     assert np.abs(np.diff(enlarged[..., 1].astype(int), axis=1)).mean() == pytest.approx(0.5, abs=0.03)
     assert 0.45 < min(steps) < 0.6 and 2.3 < max(steps) <= 2.55  # 160 / 64: the image's side
-    assert 0.25 < np.mean(np.array(steps) < 1) < 0.42  # one doubling of three
+    assert 0.25 < np.mean(np.array(steps) < 1) < 0.42  # one of three doublings
 
 
 def test_crop_of_the_whole_image() -> None:
@@ -164,6 +164,6 @@ def test_jitter_range_and_order(smooth: Image) -> None:
 
 
 @pytest.mark.parametrize("settings", [(-0.1, 0, 0, 0), (0, 0, -1, 0), (0, 0, 0, 0.6)])
-def test_jitter_refuses_what_it_cannot_do(settings: tuple[float, float, float, float]) -> None:
+def test_jitter_refuses_values_out_of_range(settings: tuple[float, float, float, float]) -> None:
     with pytest.raises(ValueError, match=r"hue 0 to 0\.5"):
         ColorJitter(*settings)

@@ -1,4 +1,4 @@
-"""Experiments: the commands of every arm, against those of the published tables, and what an interruption leaves."""
+"""Experiments: the commands of every arm match the published tables, and an interrupted experiment is continued."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ name = "one"
 
 
 class Recorder:
-    """Stands for `run`: keeps the commands, and makes the files that the programs would make."""
+    """Replaces `run`: it records the commands, and creates the files that the programs would create."""
 
     def __init__(self, fails_at: int = 0) -> None:
         self.commands: list[list[str]] = []
@@ -70,7 +70,7 @@ def record(monkeypatch: pytest.MonkeyPatch, *arguments: str, fails_at: int = 0) 
 
 
 def test_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every arm is trained, from where it should be, and scored; once more, nothing is done."""
+    """Every arm is trained from the right weights, and scored. A second run does nothing."""
     arguments = [ABLATION, "--root=data", f"--out={tmp_path}", "--seeds=3", "--epoch=8", "--device=cpu"]
     code, commands = record(monkeypatch, *arguments)
     assert code == 0
@@ -116,7 +116,7 @@ def test_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_values_of_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """What is trained without any option: three seeds of ten arms for 56 epochs, three folds of nine steps for 14."""
+    """The defaults: three seeds of ten arms for 56 epochs, and three folds of nine steps for 14 epochs."""
     for file, runs, epochs, data in ((ABLATION, 30, {56, 28}, {"data/CLCD"}), (RECIPE, 27, {14}, {"data/CLCD/train"})):
         assert main([file, f"--out={tmp_path}", "--dry_run"]) == 0
         commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
@@ -132,7 +132,7 @@ def test_values_of_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 
 def test_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Optimizer adds to published, average to that, each other step to average, on every fold; all is the recipe."""
+    """Optimizer extends published, average extends optimizer, other steps extend average; the last is the recipe."""
     arguments = [RECIPE, "--root=data", f"--out={tmp_path}", "--lists=lists", "--folds=0 2", "--nproc=2"]
     code, commands = record(monkeypatch, *arguments)
     assert code == 0 and len(commands) == 2 * 9 * 2
@@ -159,7 +159,7 @@ def test_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_interrupted_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """train.py is given the options again, to compare them with those of the run, except for how it starts."""
+    """train.py gets the options again, which it compares with those of the run, but not the options of the start."""
     arguments = [ABLATION, f"--out={tmp_path}", "--root=data", "--seeds=1 2", "--epoch=9", "--swap"]
     code, first = record(monkeypatch, *arguments, fails_at=5)
     assert code == 3 and len(first) == 5
@@ -172,7 +172,7 @@ def test_an_interrupted_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_half_as_many_epochs_are_rounded_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also when the run goes on."""
+    """This also holds for a run that is continued."""
     (tmp_path / "turn2_0").mkdir()
     (tmp_path / "turn2_0" / "w.state.pth").touch()
     for given, expected in ((["--epoch=9"], 5), ([], 28)):
@@ -223,12 +223,16 @@ def test_wrong_options(caplog: pytest.LogCaptureFixture, given: str, message: st
         ('name = "one"', 'name = "one"\nform = "x"', "arm one: unknown key form; the keys are name, start"),
         ('name = "one"', 'name = "a/b"', "arm a/b: name 'a/b': choose one that can name a folder"),
         ('name = "one"', "", "arm 1: the key name is missing"),
-        ('name = "one"', 'name = "one"\nstart = "two"', "arm one: two is no arm before it"),
-        ('name = "one"', 'name = "one"\nextends = "one"', "arm one: one is no arm before it"),
+        (
+            'name = "one"',
+            'name = "one"\nstart = "two"',
+            "arm one: two is not an earlier arm; the earlier arms are: none",
+        ),
+        ('name = "one"', 'name = "one"\nextends = "one"', "arm one: one is not an earlier arm"),
         ('name = "one"', 'name = "one"\nepoch_share = 1.5', "arm one: epoch_share 1.5: choose a share above 0"),
         ('name = "one"', 'name = "one"\ntrain.epoch = 3', "arm one: epoch cannot be chosen here: use epoch_share"),
         ('name = "one"', 'name = "one"\ntrain.lrr = 3', "arm one: train: unknown key lrr"),
-        ('name = "one"', 'name = "one"\n[[arm]]\nname = "one"', "arm one is there twice"),
+        ('name = "one"', 'name = "one"\n[[arm]]\nname = "one"', "two arms have the name one"),
         ('[[arm]]\nname = "one"', "", r"no arms: give at least one \[\[arm\]\]"),
         ("[[arm]]", "[arm]", r"write each arm as \[\[arm\]\]"),
     ],

@@ -1,4 +1,4 @@
-"""Fine-tuning: epochs, options and folders of a run, against the published ones; and the data for buildings."""
+"""Fine-tuning: epochs, options and folders of a run match the published ones; the data of the buildings checkpoint."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_epochs(
     given: list[str],
     expected: dict[str, int],
 ) -> None:
-    """2,400 crops, whatever the number of pairs: those that train.py will find, in its own layouts."""
+    """There are 2,400 crops, whatever the number of pairs. Pairs are counted as train.py finds them, in all layouts."""
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "my data"
     (place / folder).mkdir(parents=True)
@@ -73,7 +73,7 @@ def test_epochs(
 
 
 def test_published_values(capsys: pytest.CaptureFixture[str]) -> None:
-    """What the three scripts gave train.py when the checkpoints were made."""
+    """The options are those with which the published checkpoints were made."""
     shared = {
         "recipe": "scratch",
         "trainsize": 0,
@@ -129,7 +129,7 @@ def test_what_is_given_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
 def test_default_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: str, name: str
 ) -> None:
-    """Named like the data set, as the user names it."""
+    """The folder is named after the data set, as the user writes it."""
     here = tmp_path / "above" / "here"
     (here / "target").mkdir(parents=True)
     (here / "link").symlink_to(here / "target")
@@ -145,7 +145,7 @@ def test_packing_follows(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """train.py is given the options again, to compare them with those of the run, except for how it starts."""
+    """train.py gets the options again, which it compares with those of the run, but not the options of the start."""
     where = f"--save_path={tmp_path}"
     for given in ([], ["--device=cpu", "--epoch=7"], [LAND], [LAND, "--epoch=1"], ["--checkpoint_path=x.pth"]):
         (tmp_path / "best.state.pth").unlink(missing_ok=True)
@@ -194,7 +194,7 @@ def test_faults_in_a_file(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_training_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its exit code is that of the verb, and nothing is packed."""
+    """The command ends with the exit code of the training, and packs nothing."""
     commands: list[Sequence[str]] = []
 
     def fail(command: Sequence[str], dry_run: bool) -> int:
@@ -219,7 +219,7 @@ def write_data(folder: Path, side: int) -> Path:
 
 
 class Programs:
-    """Stands for `run`: runs each command as the tests run programs, and keeps what it writes on stderr."""
+    """Replaces `run`: it runs each command as the tests run programs, and keeps its stderr."""
 
     def __init__(self) -> None:
         self.said = ""
@@ -238,7 +238,7 @@ class Programs:
 
 @pytest.mark.slow
 def test_buildings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data put together, the pass on it, the packed checkpoint; once more, nothing is drawn or trained again."""
+    """Data, training and packed checkpoint. A second run draws and trains nothing."""
     levir, small = write_data(tmp_path / "levir", 512), write_data(tmp_path / "ms", 256)
     arguments = [str(tmp_path / "all"), f"--levir={levir}", f"--ms_bcd={small}", "--count=1"]
     assert buildings_data.main(arguments) == 0
@@ -246,7 +246,7 @@ def test_buildings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(names) == 5 and {name.split("_")[0] for name in names} == {"levir", "ms", "scene"}
     assert len([*(tmp_path / "all" / "val" / "label").iterdir()]) == 2
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["train", "val"]
-    assert not (tmp_path / "all.part").exists()
+    assert not [*tmp_path.glob(".all.*")]
     written = (tmp_path / "all").stat().st_mtime_ns
     assert buildings_data.main(arguments) == 0
     assert (tmp_path / "all").stat().st_mtime_ns == written
@@ -266,7 +266,7 @@ def test_buildings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_again_on_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is done is not taken for one on them."""
+    """A finished run on other pairs is not taken for a run on these."""
     first, second = write_data(tmp_path / "1", 64), write_data(tmp_path / "2", 96)
     programs = Programs()
     monkeypatch.setattr(finetune, "run", programs)
@@ -279,12 +279,16 @@ def test_again_on_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_buildings_need_their_parts(tmp_path: Path) -> None:
-    """Reported before anything is drawn; what is there stays."""
-    (tmp_path / "all.part").mkdir()
-    (tmp_path / "all.part" / "mine").touch()
+    """Missing parts are reported before anything is written or removed, and a file in place of ROOT stays."""
+    (tmp_path / ".all.part").mkdir()
+    (tmp_path / ".all.part" / "mine").touch()
+    (tmp_path / "file").write_text("kept")
     arguments = [str(tmp_path / "all"), "--levir=nowhere", "--ms_bcd=nowhere"]
     with pytest.raises(UserError, match="no folder nowhere/train/label: set levir and ms_bcd"):
         buildings_data.main(arguments)
     with pytest.raises(UserError, match="--count 0: choose 1 or more"):
         buildings_data.main([*arguments, "--count=0"])
-    assert (tmp_path / "all.part" / "mine").exists() and not (tmp_path / "all").exists()
+    with pytest.raises(UserError, match="file is not a folder: choose another one"):
+        buildings_data.main([str(tmp_path / "file"), *arguments[1:]])
+    assert (tmp_path / "file").read_text() == "kept"
+    assert (tmp_path / ".all.part" / "mine").exists() and not (tmp_path / "all").exists()

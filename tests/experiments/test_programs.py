@@ -1,4 +1,4 @@
-"""Commands of the programs, and running them."""
+"""Build the commands of the programs, and run them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_an_installed_package_has_no_programs(tmp_path: Path, monkeypatch: pytes
 
 
 def test_running(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In another folder the child finds the package; exit codes come back; a dry run only prints."""
+    """The process finds the package from any folder, its exit code is returned, and a dry run only prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     assert run([sys.executable, "-c", "import change.common.errors"]) == 0
@@ -67,7 +67,7 @@ sys.exit(code)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_program_finish(tmp_path: Path, number: signal.Signals) -> None:
-    """SIGTERM reaches this process only, Ctrl-C the whole group; both times the program saves its state and exits."""
+    """SIGTERM reaches only the parent, Ctrl-C the whole group. In both cases the child saves its state and exits."""
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "parent.py").write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

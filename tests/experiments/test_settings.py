@@ -1,4 +1,4 @@
-"""TOML files: what is wrong in one is named, with the file and the key."""
+"""TOML files: errors name the file and the key."""
 
 from __future__ import annotations
 

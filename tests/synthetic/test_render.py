@@ -1,4 +1,4 @@
-"""Synthetic scenes: reproducible, with correct masks, and changes that a difference of pixels does not find."""
+"""Synthetic scenes: they are reproducible, have correct masks, and pixel differences do not find their changes."""
 
 from __future__ import annotations
 
@@ -69,9 +69,8 @@ def test_mask_marks_the_roof_that_appears() -> None:
     bright = (canvases[1].albedo > 0.9).all(2)
     assert (bright & (mask > 0)).sum() > 0.97 * max(bright.sum(), mask.sum())
     assert not (canvases[0].albedo > 0.9).all(2).any()
-    assert float(mask.sum()) == pytest.approx(
-        (44 + 1) * (28 + 1), rel=0.05
-    )  # drawn with its outline: half a pixel more
+    area = (44 + 1) * (28 + 1)  # drawn with its outline, half a pixel wide on each side
+    assert float(mask.sum()) == pytest.approx(area, rel=0.05)
 
 
 def test_what_is_there_at_both_dates_is_unmarked() -> None:
@@ -88,13 +87,13 @@ def test_what_is_there_at_both_dates_is_unmarked() -> None:
 def test_command_writes_a_data_set(tmp_path: Path) -> None:
     result = samples(tmp_path / "out", "--count", 2, "--size", 64, "--seed", 4)
     assert result.returncode == 0, result.stderr
-    assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")) == [
-        *("A/4_0000.jpg", "A/4_0001.jpg", "B/4_0000.jpg", "B/4_0001.jpg", "label/4_0000.png", "label/4_0001.png")
-    ]
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    images = ["A/4_0000.jpg", "A/4_0001.jpg", "B/4_0000.jpg", "B/4_0001.jpg"]
+    assert written == [*images, "label/4_0000.png", "label/4_0001.png"]
     _, _, mask = draw_scene(64, 64, (4, 1))
     assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "out" / "label" / "4_0001.png")), mask * 255)
     again = samples(tmp_path / "out", "--count", 1, "--size", 64)
-    assert again.returncode == 2 and "is there already" in again.stderr and again.stderr.count("\n") == 1
+    assert again.returncode == 2 and "already exists" in again.stderr and again.stderr.count("\n") == 1
     assert len([*tmp_path.iterdir()]) == 1 and len([*(tmp_path / "out" / "A").iterdir()]) == 2
 
 
@@ -112,7 +111,7 @@ def test_unknown_verb() -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder is replaced. Others stay, also one that somebody fills while the scenes are drawn."""
+    """An empty folder is replaced. Other folders stay, even one that somebody fills while the scenes are drawn."""
     (tmp_path / "empty").mkdir()
     write_samples(tmp_path / "empty", 1, 64, 0)
     assert (tmp_path / "empty" / "A" / "0_0000.jpg").is_file()
@@ -124,7 +123,7 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return draw_scene(*given)
 
     monkeypatch.setattr("change.synthetic.render.draw_scene", draw_slowly)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         write_samples(folder, 1, 64, 0)
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "out"]
