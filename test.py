@@ -20,7 +20,7 @@ from change.evaluation.summary import Settings
 from change.options import OutputOptions, TestOptions, build_test_options
 
 
-@distributed.joined()
+@distributed.join()
 def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
     process, processes = distributed.rank(), distributed.processes()
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     source, protocol, compute = options.input, options.protocol, options.compute
     device = choose_device(compute.device)
     checkpoint = load_checkpoint(Path(source.checkpoint_path))
-    threshold = checkpoint.chosen_threshold(protocol.threshold)
+    threshold = checkpoint.choose_threshold(protocol.threshold)
     network, left_out = network_for_prediction(checkpoint)
     list_file = Path(source.list) if source.list else None
     split = find_split(Path(source.test_root), "", list_file, need_labels=False)

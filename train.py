@@ -6,12 +6,12 @@ import logging
 
 from change.checkpoint import PassRecord, pass_name
 from change.common import distributed
-from change.common.command_line import flat, parse_given
+from change.common.command_line import parse_given, to_flat
 from change.common.devices import choose_device
 from change.common.errors import run_command
 from change.common.logs import start_logging
 from change.options import TrainOptions
-from change.training.build import build_parts, check_same_pairs, made_with, open_data, use_cache
+from change.training.build import build_parts, check_same_pairs, describe_setup, open_data, use_cache
 from change.training.interruption import Interrupted
 from change.training.precision import Precision, algorithms
 from change.training.run_folder import Run
@@ -21,7 +21,7 @@ from change.training.trainer import Training
 log = logging.getLogger("train")
 
 
-@distributed.joined()
+@distributed.join()
 def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
     kept_log = start_logging(distributed.rank())
@@ -38,11 +38,13 @@ def main(arguments: list[str]) -> int:
         data = open_data(options, device)
         parts = build_parts(options, precision, state, data.train)
         use_cache(data, options.data)
-        distributed.wait()  # all processes have looked at the folder: now the first one may write there
+        distributed.wait()  # process 0 writes only after all have checked the folder
         done = state.progress if state else None
         run = Run(plan.folder, plan.name, kept_log, done.epoch if done else 0, writes=distributed.rank() == 0)
-        run.open_board(flat(options), done.steps if done else 0)
-        record = PassRecord(pass_name(parts.template.config), options=flat(options), versions=made_with(precision))
+        run.open_board(to_flat(options), done.steps if done else 0)
+        record = PassRecord(
+            pass_name(parts.template.config), options=to_flat(options), versions=describe_setup(precision)
+        )
         training = Training(options=options, parts=parts, data=data, run=run, record=record)
         if state:
             training.load_state(state)

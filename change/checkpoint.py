@@ -9,11 +9,11 @@ A checkpoint is a dict of plain values and tensors, read with `weights_only=True
     normalisation  {"mean": [3 floats], "std": [3 floats]}, for RGB in 0..1
     threshold      a pixel is changed if its probability exceeds this
     val_threshold  the threshold with the highest F1 on val, used only on request; None if it is not known
-    weights        name -> tensor, or {"levels": int8, "scale": float32 that broadcasts to it}, whose product it is
+    weights        name -> tensor; a packed one is {"levels": int8, "scale": float32}, which are multiplied
     lineage        one record per training pass, the first pass first, see `PassRecord`
 
-State dicts of the published PRX-Change are read too. Every load is strict: names that are missing or left over are an
-error, except for those that are left out on purpose, which are returned to the caller.
+State dicts of the published PRX-Change are read too. Every load is strict: missing or surplus names are an error,
+except for those that are left out on purpose, which are returned to the caller.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class PassRecord:
     """The record of one training pass.
 
     Attributes:
-        name: the name of the pass, see `pass_name`; "unknown" for the training of a published file.
+        name: the name of the pass, see `pass_name`; "unknown" for a published file.
         images: hashes of the distinct training images, see `image_hash`.
         options: the options of train.py.
-        versions: versions of the programs.
+        versions: versions of Python and packages, and the device and number format of the run.
         scores: scores on val.
         epoch: the epoch of the weights.
     """
@@ -64,16 +64,16 @@ class Checkpoint:
     """A network's configuration, weights and history. The module's docstring describes the entries of the file.
 
     Attributes:
-        config: from which the network is built.
+        config: the values from which the network is built.
         weights: the network's state dict.
         lineage: one record per training pass, the first pass first.
         mean: channels' means of RGB in 0..1, with which the network's input is normalised.
         std: channels' standard deviations of RGB in 0..1.
         threshold: a pixel is changed if its probability exceeds this.
-        val_threshold: the threshold with the highest F1 on val, if it is known.
-        path: the file that it was read from, if any.
+        val_threshold: the threshold with the highest F1 on val; None if it is not known.
+        path: the file that the checkpoint was read from; None if it was not read.
         sha256: the hash of that file.
-        left_out: names in that file that the network has no use for.
+        left_out: names in that file that the network does not use.
     """
 
     config: NetworkConfig
@@ -95,7 +95,7 @@ class Checkpoint:
         """Return the hashes of all training images, of all passes."""
         return frozenset(digest for record in self.lineage for digest in record.images)
 
-    def chosen_threshold(self, text: str) -> float:
+    def choose_threshold(self, text: str) -> float:
         """Return the threshold that a user asks for.
 
         Args:
@@ -109,9 +109,7 @@ class Checkpoint:
         if text != "val":
             return float(text)
         if self.val_threshold is None:
-            raise UserError(
-                f"{self.path} carries no threshold chosen on val: give --threshold a number, or leave it out"
-            )
+            raise UserError(f"{self.path} has no threshold chosen on val: give --threshold a number, or leave it out")
         return self.val_threshold
 
     def save(self, path: Path, packed: bool = False) -> None:
@@ -158,7 +156,7 @@ def pack_weights(weights: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
     """Store weights in a quarter of the size.
 
     Weights of convolutions and linear layers become 8-bit levels with one scale per output channel. Biases, norms and
-    tokens stay as they are.
+    tokens are not packed.
     """
     modules = dict(build_network(config).named_modules())
     packed: dict[str, Tensor | dict[str, Tensor]] = {}
@@ -174,8 +172,8 @@ def pack_weights(weights: Mapping[str, Tensor], config: NetworkConfig) -> dict[s
     return packed
 
 
-def unpacked(stored: Tensor | Mapping[str, Tensor]) -> Tensor:
-    """Restore a weight that `pack_weights` stored: float32 if it was packed, else as it is."""
+def unpack_weight(stored: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """Restore a weight that `pack_weights` stored: float32 if it was packed, else unchanged."""
     return stored if isinstance(stored, Tensor) else stored["levels"].float() * stored["scale"]
 
 
@@ -196,15 +194,15 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}: check the path")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; all that matters is whether the file loads
+            warnings.simplefilter("ignore")  # warnings about pickle protocols: a file that cannot be read is an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is refused: it is no checkpoint, or holds more than tensors, numbers and text, which could run "
-            "code when loaded; save only the state dict"
+            f"{path} is refused: it is no checkpoint, or holds objects besides tensors, numbers and text, which could "
+            "run code when loaded; save only the state dict"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no checkpoint, or a damaged one; fetch or make it again") from error
+        raise UserError(f"{path} is no checkpoint, or a damaged one; download or train it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint or a state dict")
     return content
@@ -224,15 +222,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
-    """Make a checkpoint from the content of one of our files. Raises UserError if the content is not whole."""
+    """Make a checkpoint from the content of one of our files. Raises UserError if something in it is missing."""
     if str(content["format"]).startswith("prx-change-run/"):
-        raise UserError(f"{path} is the state of a run, for --continue_run; the weights lie beside it in *.pth")
+        raise UserError(f"{path} is the state of a run, for --continue_run; the weights are beside it in *.pth")
     if content["format"] != FORMAT:
         raise UserError(f"{path} has format {content['format']!r}, this version reads {FORMAT!r}; update the code")
     try:
         checkpoint = Checkpoint(
             config=NetworkConfig(**content["config"]),
-            weights={name: unpacked(stored) for name, stored in content["weights"].items()},
+            weights={name: unpack_weight(stored) for name, stored in content["weights"].items()},
             lineage=[PassRecord(**record) for record in content["lineage"]],
             mean=tuple(float(value) for value in content["normalisation"]["mean"]),
             std=tuple(float(value) for value in content["normalisation"]["std"]),
@@ -240,17 +238,17 @@ def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
             val_threshold=None if content.get("val_threshold") is None else float(content["val_threshold"]),
         )
         if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in checkpoint.weights.items()):
-            raise TypeError("weights that are no tensors")
+            raise TypeError("some weights are no tensors")
         if not len(checkpoint.mean) == len(checkpoint.std) == 3:
-            raise ValueError("normalisation of other than 3 channels")
+            raise ValueError("the normalisation is not for 3 channels")
         checkpoint.trained_on()
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} is not a whole checkpoint ({error}); fetch or make it again") from error
+        raise UserError(f"{path} is not a whole checkpoint ({error}); download or train it again") from error
     return checkpoint
 
 
 def from_published(state: Mapping[str, Any], path: Path) -> Checkpoint:
-    """Make a checkpoint from a published state dict. Raises UserError if it is none."""
+    """Make a checkpoint from a published state dict. Raises UserError if `state` is not one."""
     config, weights, left_out = translate(state, path)
     return Checkpoint(config, weights, [PassRecord("unknown")], left_out=left_out)
 
@@ -261,7 +259,7 @@ def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: object
     Args:
         module: the module.
         weights: its state dict.
-        source: where the weights come from, for the error message.
+        source: the origin of the weights, for the error message.
 
     Raises:
         UserError: names or shapes differ. The message names them.
@@ -276,7 +274,7 @@ def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: object
     ]
     complaints = [
         f"{label} {listed(names)}"
-        for label, names in (("it lacks", missing), ("it has besides", extra), ("other shapes:", shapes))
+        for label, names in (("missing", missing), ("unexpected", extra), ("other shapes:", shapes))
         if names
     ]
     if complaints:

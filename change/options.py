@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from change.common.command_line import (
-    at_least,
-    flat,
     from_flat,
     option,
     option_tables,
     refuse_without_effect,
-    share,
+    require_at_least,
+    require_share,
+    to_flat,
 )
 from change.common.devices import AMP_CHOICES, TRAINING_AMP_CHOICES
 from change.common.errors import UserError
@@ -29,11 +29,11 @@ from models.encoders import ENCODERS, encoder_name
 from models.network import MODELS, NetworkConfig
 from models.padding import MULTIPLE
 
-# Side of the tiles and overlap by protocol; (0, 0): whole images, None: as the options say.
+# Side and overlap of the tiles of each protocol. (0, 0): whole images; None: the values of --tile and --overlap.
 PROTOCOLS: dict[str, tuple[int, int] | None] = {"full": (0, 0), "slide": None, "tile256": (256, 0)}
 
 
-def numbers(name: str, text: str, count: int, example: str) -> tuple[float, ...]:
+def read_numbers(name: str, text: str, count: int, example: str) -> tuple[float, ...]:
     """Read `count` numbers separated by spaces, the value of option `name`. Raises UserError for anything else."""
     try:
         values = tuple(float(part) for part in text.split())
@@ -65,7 +65,7 @@ class RunOptions:
     continue_run: str = option("", "folder of an interrupted run to resume, exactly")
     recipe: str = option(
         "published",
-        "sets the options that are not given: the published training, or one for random weights and little data",
+        "defaults of the options: those of the published training, or others for random weights and little data",
         choices=("published", "scratch"),
     )
     epoch: int = option(800, "number of epochs")
@@ -74,8 +74,8 @@ class RunOptions:
     save_minutes: float = option(10.0, "save the state of the run every n minutes within an epoch")
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "epoch")
-        at_least(self, 0, "seed", "save_freq", "save_minutes")
+        require_at_least(self, 1, "epoch")
+        require_at_least(self, 0, "seed", "save_freq", "save_minutes")
         if "/" in self.best_name or "\\" in self.best_name:
             raise UserError(
                 f"--best_name {self.best_name}: give a file name without a folder; --save_path is the folder"
@@ -87,14 +87,14 @@ class DataOptions:
     """Data."""
 
     root: str = option("", "data folder: train and val, each with A, B and label; or A, B, label and lists")
-    list: str = option("", "folder of train.txt and val.txt, which name the pairs; default ROOT/list if that is used")
+    list: str = option("", "folder of the lists train.txt and val.txt; default ROOT/list if there is no ROOT/train")
     trainsize: int = option(1024, "resize val images to this square if they differ from it; 0: never")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
     cache: str = option("off", "disk: decode every pair once, into one file per split", choices=("off", "disk"))
     cache_path: str = option("", "folder of these files; default ROOT/.cache", needs="cache=disk")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "trainsize")
+        require_at_least(self, 0, "trainsize")
         if self.cropsize < MULTIPLE or self.cropsize % MULTIPLE:
             raise UserError(f"--cropsize {self.cropsize}: choose a multiple of {MULTIPLE}")
 
@@ -115,15 +115,15 @@ class AugmentationOptions:
         self.scales()
 
     def jitter(self) -> tuple[float, float, float, float]:
-        """The ranges of brightness, contrast, saturation and hue."""
-        brightness, contrast, saturation, hue = numbers("color_setting", self.color_setting, 4, "0.2 0.2 0.1 0.1")
+        """Return the ranges of brightness, contrast, saturation and hue. Raises UserError for bad values."""
+        brightness, contrast, saturation, hue = read_numbers("color_setting", self.color_setting, 4, "0.2 0.2 0.1 0.1")
         if not (all(0 <= value < 100 for value in (brightness, contrast, saturation)) and 0 <= hue <= 0.5):
             raise UserError(f'--color_setting "{self.color_setting}": choose 0 or more, and at most 0.5 for the last')
         return brightness, contrast, saturation, hue
 
     def scales(self) -> tuple[float, float]:
-        """The smallest and the largest factor."""
-        smallest, largest = numbers("scale", self.scale, 2, "0.5 2")
+        """Return the smallest and the largest factor. Raises UserError for bad values."""
+        smallest, largest = read_numbers("scale", self.scale, 2, "0.5 2")
         if not 0.1 <= smallest <= largest <= 10:
             raise UserError(f'--scale "{self.scale}": choose from 0.1 to 10, the smaller number first')
         return smallest, largest
@@ -133,21 +133,24 @@ class AugmentationOptions:
 class NetworkOptions:
     """Network."""
 
-    model: str = option("prx", "the network, or a plain U-Net on the same encoder to compare with", choices=MODELS)
+    model: str = option("prx", "our network, or a plain U-Net with the same encoder to compare with", choices=MODELS)
     backbone: str = option("resnet18", "encoder; 18 is short for resnet18", choices=ENCODERS, read=read_encoder)
     refine: bool = option(False, "add progressive refinement (pass 2)")
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
     within: bool = option(False, "attend within each date instead, to compare with", needs="cross")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "backbone", encoder_name(self.backbone))  # earlier versions saved the depth, 18
+        try:
+            object.__setattr__(self, "backbone", encoder_name(self.backbone))  # earlier versions saved the depth, 18
+        except ValueError as error:
+            raise UserError(f"--{error}") from error
         if self.model == "unet" and self.cross:
             raise UserError("--model unet has no cross-attention: leave out --cross")
         if self.within and not self.cross:
             raise UserError("--within is a form of cross-attention: add --cross")
 
     def config(self) -> NetworkConfig:
-        """The network that these options describe."""
+        """Return the configuration of the network that these options describe."""
         return NetworkConfig(self.backbone, self.cross, self.refine, self.model, self.within)
 
 
@@ -176,9 +179,9 @@ class LossOptions:
     beta: float = option(0.75, "refinement: share of the points that are the hardest candidates", needs="refine")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "dice", "l1", "l2")
-        at_least(self, 1, "k")
-        share(self, "beta")
+        require_at_least(self, 0, "dice", "l1", "l2")
+        require_at_least(self, 1, "k")
+        require_share(self, "beta")
 
 
 @dataclass(frozen=True)
@@ -190,18 +193,18 @@ class OptimizerOptions:
         "poly", "learning rate: lr * (1 - epoch / epochs) ** power, or half a cosine", choices=("poly", "cosine")
     )
     power: float = option(1.0, "exponent of the schedule", needs="schedule=poly")
-    warmup: int = option(0, "epochs in which the learning rate rises to its value; fewer than --epoch")
+    warmup: int = option(0, "epochs in which the learning rate rises to that of the schedule; fewer than --epoch")
     decay_epoch: int = option(1, "update the learning rate every n epochs")
     weight_decay: float = option(2e-3, "weight decay of AdamW")
     decay_norms: bool = option(True, "apply weight decay to norms and biases too")
     eps: float = option(1e-3, "eps of AdamW: damps small gradients; the default of torch is 1e-8")
-    ema: float = option(0.0, "decay of a moving average of the weights, which is validated and kept (0.999); 0: none")
+    ema: float = option(0.0, "decay of a moving average of the weights (0.999), which is validated and kept; 0: none")
     train_batchsize: int = option(8, "global batch size, over all processes")
     grad_accum: int = option(1, "split each step into n micro-batches, to save memory")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "lr", "power", "warmup", "weight_decay", "eps")
-        at_least(self, 1, "decay_epoch", "train_batchsize", "grad_accum")
+        require_at_least(self, 0, "lr", "power", "warmup", "weight_decay", "eps")
+        require_at_least(self, 1, "decay_epoch", "train_batchsize", "grad_accum")
         if not 0 <= self.ema < 1:
             raise UserError(f"--ema {self.ema}: choose 0 (none) to below 1, such as 0.999")
 
@@ -215,7 +218,7 @@ class ValidationOptions:
     keep: str = option("best", "which weights to keep: those of the best F1 on val, or the last", ("best", "last"))
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "val_epoch", "val_batchsize")
+        require_at_least(self, 1, "val_epoch", "val_batchsize")
 
 
 @dataclass(frozen=True)
@@ -224,10 +227,10 @@ class ComputeOptions:
 
     device: str = option("auto", "auto, cpu, cuda, mps, or the number of a GPU")
     workers: int = option(-1, "loader processes; -1: one per core, at most 8")
-    compile: str = option("auto", "torch.compile; auto: if it is expected to pay", choices=COMPILE_CHOICES)
+    compile: str = option("auto", "use torch.compile; auto: if it should save time", choices=COMPILE_CHOICES)
 
     def __post_init__(self) -> None:
-        at_least(self, -1, "workers")
+        require_at_least(self, -1, "workers")
 
 
 @dataclass(frozen=True)
@@ -237,22 +240,22 @@ class TrainComputeOptions(ComputeOptions):
     amp: str = option("auto", "number format of training and validation", choices=TRAINING_AMP_CHOICES)
     mixed_precision_training: bool = option(True, "False means --amp off")
     kept_activations: float = option(
-        1.0, "share of the activations that stays in memory; the rest is computed again", needs="compile=on"
+        1.0, "share of the activations to keep in memory; the others are computed again", needs="compile=on"
     )
     deterministic: bool = option(False, "use only algorithms that give the same bits again on the same device")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share(self, "kept_activations")
+        require_share(self, "kept_activations")
 
     def number_format(self) -> str:
-        """The combined meaning of --amp and --mixed_precision_training."""
+        """Return the number format that --amp and --mixed_precision_training give together."""
         return self.amp if self.mixed_precision_training else "off"
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of train.py, in groups. Their defaults are the published training."""
+    """The options of train.py, in groups. Their defaults are those of the published training."""
 
     run: RunOptions
     data: DataOptions
@@ -271,7 +274,7 @@ class TrainOptions:
             raise UserError("--save_path is missing: the folder of the run")
 
     def run_name(self) -> str:
-        """The name of the run: --best_name, or 1 (base), 2 (refine) or best (with cross)."""
+        """Return the name of the run: --best_name, or 1 (base), 2 (refine) or best (with cross)."""
         if self.run.best_name:
             return self.run.best_name
         if self.network.cross:
@@ -286,7 +289,7 @@ class TrainOptions:
 class TestInputOptions:
     """Data and weights."""
 
-    __test__ = False  # not a test class of pytest
+    __test__ = False  # pytest takes classes named Test for tests
 
     test_root: str = option("", "folder of A, B and, for scores, label")
     list: str = option("", "text file that names the pairs to use, one per line; default: all")
@@ -308,21 +311,21 @@ class ProtocolOptions:
         "full", "whole images, overlapping tiles, or tiles of 256 without overlap", choices=tuple(PROTOCOLS)
     )
     tile: int = option(512, "side of the tiles in pixels", alias="window", needs="protocol=slide")
-    overlap: int = option(128, "overlap of the tiles in pixels, where they are blended", needs="protocol=slide")
+    overlap: int = option(128, "overlap of neighbouring tiles in pixels; it is blended", needs="protocol=slide")
     tta: bool = option(False, "average over the eight flips and quarter turns")
     threshold: str = option("", "a number, or val: the one chosen on val; default: the threshold of the checkpoint")
     testsize: int = option(0, "resize images to this square (bilinear; masks nearest); 0: keep their size")
     test_batchsize: int = option(1, "batch size; only images of one size share a batch")
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "testsize", "overlap")
-        at_least(self, 1, "test_batchsize", "tile")
+        require_at_least(self, 0, "testsize", "overlap")
+        require_at_least(self, 1, "test_batchsize", "tile")
         check_threshold(self.threshold)
         if self.protocol == "slide" and self.overlap >= self.tile:
             raise UserError(f"--overlap {self.overlap}: choose less than --tile {self.tile}")
 
     def prediction(self) -> Protocol:
-        """How images are predicted."""
+        """Return how images are predicted."""
         tile, overlap = PROTOCOLS[self.protocol] or (self.tile, self.overlap)
         return Protocol(self.protocol, tile, overlap, self.tta)
 
@@ -352,7 +355,7 @@ class TestComputeOptions(ComputeOptions):
 
 @dataclass(frozen=True)
 class TestOptions:
-    """The options of test.py, in groups. The checkpoint says what network it holds."""
+    """The options of test.py, in groups. The network is that of the checkpoint."""
 
     __test__ = False
 
@@ -363,9 +366,9 @@ class TestOptions:
 
 
 def build_test_options(given: Mapping[str, Any]) -> TestOptions:
-    """The options of test.py. Raises UserError for bad values and for an option that does nothing in this mode."""
+    """Build the options of test.py. Raises UserError for bad values and for options that do nothing in this mode."""
     options = from_flat(TestOptions, given)
-    refuse_without_effect(TestOptions, given, flat(options))
+    refuse_without_effect(TestOptions, given, to_flat(options))
     return options
 
 
@@ -373,14 +376,14 @@ def build_test_options(given: Mapping[str, Any]) -> TestOptions:
 
 
 def options_page() -> str:
-    """The text of docs/options.md."""
+    """Return the text of docs/options.md."""
     return f"""# Options
 
 Every option of `train.py` and `test.py`. This page is generated from `change/options.py`
 (`python -m change.options > docs/options.md`) and checked by a test.
 
 Booleans can be written `--cross`, `--no-cross`, `--cross=True` or `--cross=False`. An option that does nothing in the
-given mode is an error. The commands of `python -m change VERB` list their options with `--help`.
+chosen mode is an error. The commands of `python -m change VERB` list their options with `--help`.
 
 ## train.py
 

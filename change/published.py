@@ -42,12 +42,12 @@ PUBLISHED_NAMES = (
 # The published network has this layer but never calls it.
 UNUSED_PUBLISHED = ("change_head.tf0.upsample.weight", "change_head.tf0.upsample.bias")
 
-# The ResNet by its number of blocks in the third stage and whether they are bottlenecks.
+# Number of blocks in the third stage, and whether they are bottlenecks -> the ResNet.
 RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
 
 
 class Published(NamedTuple):
-    """A translated state dict: its configuration, its weights under our names, the published names left out."""
+    """A translated state dict: configuration, weights under our names, and the published names that are left out."""
 
     config: NetworkConfig
     weights: dict[str, Tensor]
@@ -62,14 +62,14 @@ def our_name(name: str) -> str:
 
 
 def translate(state: Mapping[str, Any], path: Path) -> Published:
-    """Translate a published state dict. Its configuration is read off its names.
+    """Translate a published state dict. Its names determine its configuration.
 
     Args:
-        state: the state dict, also as DataParallel writes it.
+        state: the state dict, with or without the prefix "module." of DataParallel.
         path: the file it comes from, for error messages.
 
     Raises:
-        UserError: it is not the state dict of a PRX-Change network.
+        UserError: `state` is not the state dict of a PRX-Change network.
     """
     strange = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if strange or not state:

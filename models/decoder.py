@@ -49,7 +49,7 @@ class Affine(NamedTuple):
 
 
 def norm_as_affine(norm: nn.GroupNorm, maps: Tensor) -> Affine:
-    """Compute what a GroupNorm does to maps (B, C, h, w), without writing its output."""
+    """Express what a GroupNorm does to maps (B, C, h, w) as scale and shift, without computing its output."""
     values = full_precision(maps)
     means = values.mean((2, 3))
     squares = values.square().mean((2, 3))
@@ -143,7 +143,7 @@ class FusionStage(nn.Module):
         self.out_channels = channels
 
     def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
-        """Fuse.
+        """Fuse both dates and the coarser map.
 
         Args:
             features: (2B, C, h, w), first before, then after.
@@ -155,11 +155,12 @@ class FusionStage(nn.Module):
         if self.cross is not None:
             features = self.cross(features)
         maps = (*split_dates(features), self.upsample(coarse))
-        # In float32 also under autocast: these few numbers scale all others.
+        # In float32 even under autocast: these few numbers scale all others.
         with torch.autocast(features.device.type, enabled=False):
-            each = [norm_as_affine(self.norm, part) for part in maps]
-            scale, shift, means = (torch.cat(parts, dim=1) for parts in zip(*each, strict=True))
-            gate = self.gate(means)
+            norms = [norm_as_affine(self.norm, part) for part in maps]
+            scale = torch.cat([norm.scale for norm in norms], dim=1)
+            shift = torch.cat([norm.shift for norm in norms], dim=1)
+            gate = self.gate(torch.cat([norm.means for norm in norms], dim=1))
         convolution, norm_and_relu = self.reduce[0], self.reduce[1:]
         assert isinstance(convolution, nn.Conv2d)
         reduced = norm_and_relu(convolve_affine(convolution, maps, scale * gate, shift * gate))
@@ -187,13 +188,13 @@ class Head(nn.Module):
         with torch.no_grad():
             bias.fill_(torch.logit(torch.tensor(rate, dtype=torch.float64), eps=1e-6))
 
-    def composed(self) -> tuple[Tensor, Tensor]:
+    def compose(self) -> tuple[Tensor, Tensor]:
         """Compute the one layer that equals the three.
 
         Returns:
             The kernel (C, 1, 4, 4) and the bias (2, 2), which repeats over the image.
         """
-        # Without autocast, so that the kernel is as exact in mixed precision.
+        # Without autocast, so that the kernel is exact in mixed precision too.
         with torch.autocast(self.out.weight.device.type, enabled=False):
             assert self.upsample1.bias is not None and self.upsample2.bias is not None and self.out.bias is not None
             last = self.out.weight[0, :, 0, 0]  # (m)
@@ -205,7 +206,7 @@ class Head(nn.Module):
 
     def forward(self, fused: Tensor) -> Tensor:
         """Predict: a map (B, C, H/4, W/4) -> logits (B, 1, H, W)."""
-        kernel, bias = self.composed()
+        kernel, bias = self.compose()
         logits = F.conv_transpose2d(fused, kernel, stride=4)
         return logits + bias.to(logits.dtype).repeat(fused.shape[2] * 2, fused.shape[3] * 2)
 
@@ -218,7 +219,7 @@ class Decoder(nn.Module):
 
         Args:
             deepest: the stage of stride 32.
-            stages: those of strides 16, 8, 4.
+            stages: the stages of strides 16, 8, 4.
         """
         super().__init__()
         self.deepest = deepest

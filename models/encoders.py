@@ -127,7 +127,7 @@ def build_encoder(name: str | int) -> Encoder:
     return BUILDERS[encoder_name(name)]()
 
 
-def both_dates(encoder: Encoder, before: Tensor, after: Tensor) -> list[Tensor]:
+def encode_dates(encoder: Encoder, before: Tensor, after: Tensor) -> list[Tensor]:
     """Encode both dates as one batch.
 
     Args:

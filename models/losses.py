@@ -1,9 +1,9 @@
-"""The loss of training, composed of named terms.
+"""The training loss, composed of named terms.
 
 A new term that compares logits with the mask takes two steps: add a function to `MASK_TERMS` here, and an option for
 its weight, of the same name, to `LossOptions` in change/options.py.
 
-Shapes: B pairs, H W image size, P points per image.
+Shapes: B pairs, H and W the image's height and width, P points per image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Compute 1 - Dice over all pixels of the batch together, (B, 1, H, W) each -> a scalar, 0 to 1.
 
-    It is not a mean over pairs: if a batch is split into micro-batches, the mean of their losses is another value.
+    It is not a mean over pairs: if a batch is split into micro-batches, the mean of their losses differs from it.
     Source: Milletari et al., "V-Net", 3DV 2016, with sums instead of squares.
     """
     probability = torch.sigmoid(full_precision(logits))
@@ -88,10 +88,10 @@ class TrainingLoss(nn.Module):
             beta: share of the points that are the hardest candidates, 0 to 1.
             l1: weight of the mask's loss if there is refinement.
             l2: weight of the points' loss.
-            weights: weights of `MASK_TERMS` beside the cross-entropy, which has weight 1; `dice=0.5`, for instance.
+            weights: weights of the other terms of `MASK_TERMS`, such as `dice=0.5`; the cross-entropy has weight 1.
 
         Raises:
-            ValueError: for a weight without a term.
+            ValueError: a weight belongs to no term.
         """
         super().__init__()
         unknown = weights.keys() - MASK_TERMS.keys()
@@ -107,12 +107,13 @@ class TrainingLoss(nn.Module):
         """Compute losses and logits.
 
         Args:
-            before, after: normalised images, float (B, 3, H, W), sides multiples of 32.
+            before: float (B, 3, H, W), normalised; H and W are multiples of 32.
+            after: the same shape.
             mask: float (B, 1, H, W) of 0 and 1.
-            points: four of (B, P, 2), x and y in 0..1, instead of drawn ones.
+            points: points to use instead of drawn ones, one tensor (B, P, 2) per stage; x and y in 0..1.
 
         Returns:
-            the losses and the logits (B, 1, H, W).
+            The losses, and the logits (B, 1, H, W).
         """
         fused = self.network.fuse(before, after)
         logits = self.network.head(fused[-1])

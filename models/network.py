@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from models.decoder import Decoder, DeepestStage, FusionStage, Head
-from models.encoders import Encoder, both_dates, build_encoder, encoder_name
+from models.encoders import Encoder, build_encoder, encode_dates, encoder_name
 from models.refinement import Refinement
 from models.unet import UNetDecoder
 from models.xcross import XCross
@@ -68,7 +68,7 @@ class PRXChange(nn.Module):
         self.refinement = refinement
 
     def fuse(self, before: Tensor, after: Tensor) -> list[Tensor]:
-        """Compute the fused maps of all stages.
+        """Compute the fused maps of all stages of the decoder.
 
         Args:
             before: float (B, 3, H, W), normalised; H and W are multiples of 32.
@@ -77,7 +77,7 @@ class PRXChange(nn.Module):
         Returns:
             Maps (B, C, H/s, W/s) of strides s = 32, 16, 8, 4.
         """
-        fused: list[Tensor] = self.decoder(both_dates(self.encoder, before, after))
+        fused: list[Tensor] = self.decoder(encode_dates(self.encoder, before, after))
         return fused
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:

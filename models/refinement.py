@@ -26,7 +26,7 @@ class PointLogits(NamedTuple):
 
 
 class StageRefinement(nn.Module):
-    """Coarse logits of a stage's fused map, and refined logits at single points."""
+    """Coarse logits for all positions of a stage's fused map, and refined logits for some points."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -120,8 +120,8 @@ def hardest_points(candidates: Tensor, logits: Tensor, number: int) -> Tensor:
 def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
     """Read a map at points.
 
-    The result is that of `grid_sample` with align_corners=False and zeros outside of the map. But only the cells that
-    are read are copied, and the gradient adds up in a fixed order on a GPU too.
+    The result is that of `grid_sample` with align_corners=False and zeros outside of the map. Unlike `grid_sample`, it
+    copies only the cells that are read, and sums the gradient in a fixed order on a GPU too.
 
     Args:
         values: the map (B, C, h, w).

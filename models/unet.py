@@ -18,7 +18,7 @@ from models.xcross import split_dates
 
 
 def double_convolution(channels: int, out_channels: int) -> nn.Sequential:
-    """Build twice a 3x3 convolution, BatchNorm and ReLU: (B, channels, h, w) -> (B, out_channels, h, w)."""
+    """Build two blocks of 3x3 convolution, BatchNorm and ReLU: (B, channels, h, w) -> (B, out_channels, h, w)."""
     layers: list[nn.Module] = []
     for width in (channels, out_channels):
         layers += [

@@ -43,15 +43,15 @@ class CrossAttention(nn.Module):
         """
         query, key, value = self.norm(self.qkv(tokens).unflatten(2, (3, -1))).unbind(2)
         attended: Tensor = F.scaled_dot_product_attention(
-            self.asking(query).unsqueeze(1),
+            self.align_queries(query).unsqueeze(1),
             key.unsqueeze(1),
             value.unsqueeze(1),
             dropout_p=self.drop if self.training else 0.0,
         )
         return attended.squeeze(1)
 
-    def asking(self, query: Tensor) -> Tensor:
-        """Put the queries (2B, T, C) next to the keys that they read."""
+    def align_queries(self, query: Tensor) -> Tensor:
+        """Order the queries (2B, T, C) as the keys and values that they read."""
         return query if self.within else swap_dates(query)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is loaded, published and old files load, others are refused, writes are atomic."""
+"""Checkpoints: they load as they were saved, published and old files load, others are refused, writes are atomic."""
 
 from __future__ import annotations
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from change.common.command_line import flat, from_flat, options_of, parse_given
+from change.common.command_line import from_flat, options_of, parse_given, to_flat
 from change.common.errors import UserError
 from change.options import LossOptions, TestOptions, TrainOptions, build_test_options, options_page
 from change.training.schedule import Schedule
-from change.training.start import RECIPES, new_run, resumed_run
+from change.training.start import RECIPES, options_for_new_run, options_for_resumed_run
 from models.losses import MASK_TERMS, TrainingLoss
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY
@@ -26,7 +27,11 @@ def given(*arguments: str) -> dict[str, Any]:
 
 
 def parse(*arguments: str) -> TrainOptions:
-    return new_run(given(*arguments))
+    return options_for_new_run(given(*arguments))
+
+
+def resume(saved: Mapping[str, Any], **given: object) -> TrainOptions:
+    return options_for_resumed_run(saved, {**given, "continue_run": "run"})
 
 
 def parse_test(*arguments: str) -> TestOptions:
@@ -57,7 +62,7 @@ def test_published_defaults() -> None:
         "resume": False,
         "mixed_precision_training": True,
     }
-    options = flat(parse())
+    options = to_flat(parse())
     assert {name: options[name] for name in published} == published
     assert parse().network.config() == NetworkConfig("resnet18")
     assert parse("--save_feq=7").run.save_freq == 7
@@ -72,9 +77,9 @@ def test_options_are_flat_in_files() -> None:
         aliases = [spec.metadata["alias"] for _, spec in options_of(kind) if spec.metadata["alias"]]
         assert len({*names, *aliases}) == len(names) + len(aliases)
     options = parse("--lr=0.5", "--refine", "--k=3")
-    assert from_flat(TrainOptions, flat(options)) == options
+    assert from_flat(TrainOptions, to_flat(options)) == options
     with pytest.raises(UserError, match="unknown options: novelty"):
-        from_flat(TrainOptions, {**flat(options), "novelty": 1})
+        from_flat(TrainOptions, {**to_flat(options), "novelty": 1})
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,7 @@ def test_number_format_and_names() -> None:
 
 
 def test_recipes() -> None:
-    """A recipe sets what is not given; every name in one is an option."""
+    """A recipe sets options that exist, if they are not given."""
     names = {spec.name for _, spec in options_of(TrainOptions)}
     assert all(set(values) <= names for values in RECIPES.values())
     options = parse("--recipe=scratch", "--lr=0.5")
@@ -164,7 +169,7 @@ def test_options_without_effect_are_refused(arguments: list[str], error: str) ->
 
 
 def test_options_with_effect_are_taken() -> None:
-    """The same options in a mode in which they do something; a False asks for nothing."""
+    """The same options are accepted in a mode in which they do something; False switches nothing on."""
     parse("--refine", "--k=3", "--l1=2", "--cache=disk", "--cache_path=x", "--compile=on", "--kept_activations=0.5")
     parse("--resume", "--checkpoint_path=a", "--recipe=scratch")
     parse("--power=2", "--cross", "--within", "--warmup=4", "--epoch=5")
@@ -233,37 +238,36 @@ def test_every_loss_option_reaches_the_loss() -> None:
 
 
 def test_resuming() -> None:
-    saved = flat(parse("--lr=0.1"))
-    resumed = resumed_run(saved, {"lr": 0.1, "workers": 3, "continue_run": "run"})
+    saved = to_flat(parse("--lr=0.1"))
+    resumed = resume(saved, lr=0.1, workers=3)
     assert resumed.compute.workers == 3 and resumed.run.continue_run == ""
-    assert resumed_run(saved, {"cache": "disk", "continue_run": "run"}).data.cache == "disk"
+    assert resume(saved, cache="disk").data.cache == "disk"
     by_depth = {**saved, "backbone": 18}  # as earlier versions saved it
-    assert resumed_run(by_depth, {"backbone": "resnet18", "continue_run": "run"}) == resumed_run(
-        saved, {"continue_run": "run"}
-    )
+    assert resume(by_depth, backbone="resnet18") == resume(saved)
     older = {name: value for name, value in saved.items() if name != "keep"}  # before that option was there
-    assert resumed_run(older, {"keep": "best", "continue_run": "run"}).validation.keep == "best"
+    assert resume(older, keep="best").validation.keep == "best"
     with pytest.raises(UserError, match=r"--lr 0\.2, was 0\.1; --seed 5, was 0"):
-        resumed_run(saved, {"lr": 0.2, "seed": 5, "continue_run": "run"})
+        resume(saved, lr=0.2, seed=5)
     with pytest.raises(UserError, match="--pretrained 'none', was 'imagenet'"):
-        resumed_run(saved, {"pretrained": "none", "continue_run": "run"})
+        resume(saved, pretrained="none")
 
 
 def test_resuming_writes_to_its_own_folder() -> None:
-    saved = flat(parse())
-    assert resumed_run(saved, {"continue_run": "run", "save_path": "./run"}).run.save_path == "run"
-    with pytest.raises(UserError, match="--continue_run run goes on in its own folder: leave out --save_path other"):
-        resumed_run(saved, {"continue_run": "run", "save_path": "other"})
+    saved = to_flat(parse())
+    assert resume(saved, save_path="./run").run.save_path == "run"
+    with pytest.raises(UserError, match="--continue_run run writes to its own folder: leave out --save_path other"):
+        resume(saved, save_path="other")
 
 
 def test_resuming_runs_of_earlier_versions() -> None:
-    """They hold an option that is gone; what it did at 0 is what is done now."""
-    saved = flat(parse())
-    assert resumed_run({**saved, "pseudo": 0.0}, {"continue_run": "run"}) == resumed_run(saved, {"continue_run": "run"})
-    with pytest.raises(UserError, match=r"--pseudo 0\.5, which is gone"):
-        resumed_run({**saved, "pseudo": 0.5}, {"continue_run": "run"})
-    with pytest.raises(UserError, match="made by another version"):
-        resumed_run({**saved, "novelty": 1}, {"continue_run": "run"})
+    """Their options include one that no longer exists; its value 0 means what is done now."""
+    saved = to_flat(parse())
+    assert resume({**saved, "pseudo": 0.0}) == resume(saved)
+    with pytest.raises(UserError, match=r"--pseudo 0\.5, which no longer exists"):
+        resume({**saved, "pseudo": 0.5})
+    for value in ({"novelty": 1}, {"backbone": "vgg16"}):
+        with pytest.raises(UserError, match="made by another version"):
+            resume({**saved, **value})
 
 
 # --- the learning rate ---------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ import pytest
 
 from change.checkpoint import Checkpoint, load_checkpoint
 from change.common import command_line
-from change.common.command_line import flat
+from change.common.command_line import to_flat
 from change.options import TestOptions, TrainOptions
-from change.training.start import new_run, resumed_run
+from change.training.start import options_for_new_run, options_for_resumed_run
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY, write_pairs
 from tests.scripts import (
@@ -217,12 +217,12 @@ def test_options_of_the_three_passes(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "2.state.pth").touch()
     again = [options_in(command) for command in commands_of("train_script/train_all.sh", tmp_path, "levir", **values)]
-    begun = flat(new_run(read_options(second)))
+    begun = to_flat(options_for_new_run(read_options(second)))
     second["continue_run"] = "run"
     del second["checkpoint_path"]
     assert again == [first, second, third]
-    assert new_run(read_options(first)) and new_run(read_options(third))
-    assert resumed_run(begun, read_options(second))
+    assert options_for_new_run(read_options(first)) and options_for_new_run(read_options(third))
+    assert options_for_resumed_run(begun, read_options(second))
 
 
 def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:

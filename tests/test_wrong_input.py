@@ -200,7 +200,7 @@ def test_other_checkpoints(dataset: Path, tmp_path: Path) -> None:
     network = build_network(NetworkConfig())
     lacking = {name: weight for name, weight in network.state_dict().items() if name != "head.out.bias"}
     Checkpoint(NetworkConfig(), {**lacking, "surplus": torch.zeros(1)}).save(tmp_path / "lacking.pth")
-    refused(start_from(tmp_path / "lacking.pth"), "it lacks head.out.bias", "it has besides surplus")
+    refused(start_from(tmp_path / "lacking.pth"), "missing head.out.bias", "unexpected surplus")
     Checkpoint(NetworkConfig(), {**lacking, "head.out.bias": torch.zeros(2)}).save(tmp_path / "shape.pth")
     refused(start_from(tmp_path / "shape.pth"), "other shapes: head.out.bias (2,) for (1,)")
 

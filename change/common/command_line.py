@@ -1,8 +1,8 @@
 """Command lines that follow from typed dataclasses, in groups.
 
 An options class is a frozen dataclass whose fields are groups; a group is a frozen dataclass whose fields are options,
-made by `option`. The type of a field says how its argument is read (bool: --x, --no-x, --x=True, --x=False), its
-metadata what it means. Files and checkpoints hold options as a flat dict, name -> value.
+made by `option`. The type of a field determines how its argument is read (bool: --x, --no-x, --x=True, --x=False); its
+metadata holds the rest. Files and checkpoints hold options as a flat dict, name -> value.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def option(
     """Make a dataclass field that is a command-line option.
 
     Args:
-        default: the value if it is not given.
-        help: what it means, a phrase.
+        default: the value if the option is not given.
+        help: its meaning, a phrase.
         choices: the allowed values.
         alias: another name for it.
-        read: converts its text; by default the type of the field does.
         needs: the option without which this one does nothing: "refine", or "schedule=poly" for one of its values.
+        read: converts its text; by default the type of the field does.
     """
     return field(
         default=default, metadata={"help": help, "choices": choices, "alias": alias, "needs": needs, "read": read}
@@ -43,25 +43,25 @@ def option(
 
 
 def groups_of(kind: type) -> dict[str, type]:
-    """The groups of an options class: field name -> dataclass."""
+    """Return the groups of an options class: field name -> dataclass."""
     types = typing.get_type_hints(kind)
     return {spec.name: types[spec.name] for spec in fields(kind)}
 
 
 def options_of(kind: type) -> Iterator[tuple[type, Field[Any]]]:
-    """Every option of an options class, with its group."""
+    """Yield every option of an options class, after its group."""
     for group in groups_of(kind).values():
         for spec in fields(group):
             yield group, spec
 
 
-def flat(options: Any) -> dict[str, Any]:
+def to_flat(options: Any) -> dict[str, Any]:
     """Turn options into one dict, name -> value."""
     return {name: value for group in asdict(options).values() for name, value in group.items()}
 
 
 def from_flat(kind: type[Options], values: Mapping[str, Any]) -> Options:
-    """Build options from a flat dict; missing ones have their defaults. Raises UserError for unknown names."""
+    """Build options from a flat dict; missing ones get their defaults. Raises UserError for unknown names."""
     unknown = values.keys() - {spec.name for _, spec in options_of(kind)}
     if unknown:
         raise UserError(f"unknown options: {', '.join(sorted(unknown))}")
@@ -84,7 +84,7 @@ def parse_given(kind: type, arguments: Sequence[str], description: str) -> dict[
 
 
 def title_of(group: type) -> str:
-    """The heading of a group: the first line of its docstring, without the full stop."""
+    """Return the heading of a group: the first line of its docstring, without the full stop."""
     return (group.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
@@ -93,7 +93,7 @@ def add_argument(section: Any, spec: Field[Any], kind: type) -> None:
     meta = spec.metadata
     flags = [f"--{name}" for name in (spec.name, meta["alias"]) if name]
     needs = f"; needs --{meta['needs'].replace('=', ' ')}" if meta["needs"] else ""
-    text = f"{meta['help']}{needs} (default: {shown(spec.default)})".replace("%", "%%")
+    text = f"{meta['help']}{needs} (default: {format_default(spec.default)})".replace("%", "%%")
     if kind is bool:
         section.add_argument(*flags, dest=spec.name, nargs="?", const=True, type=read_bool, metavar="BOOL", help=text)
         section.add_argument(f"--no-{spec.name}", dest=spec.name, action="store_false", help=argparse.SUPPRESS)
@@ -113,8 +113,8 @@ def read_bool(text: str) -> bool:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False") from None
 
 
-def shown(value: object) -> str:
-    """A default as help texts and tables show it."""
+def format_default(value: object) -> str:
+    """Format a default for help texts and tables."""
     return "none" if value == "" else str(value)
 
 
@@ -123,16 +123,18 @@ def refuse_without_effect(kind: type, given: Mapping[str, Any], values: Mapping[
 
     Args:
         kind: the options class.
-        given: the options on the command line; a False asks for nothing and is let through.
+        given: the options on the command line; False switches nothing on, so it is always accepted.
         values: all options, flat, defaults included.
     """
     for _, spec in options_of(kind):
         needed, _, value = spec.metadata["needs"].partition("=")
         if spec.name not in given or given[spec.name] is False or not needed:
             continue
-        is_on = str(values[needed]) == value if value else bool(values[needed])
+        if value:
+            is_on, remedy = str(values[needed]) == value, f"--{needed} {value}"
+        else:
+            is_on, remedy = bool(values[needed]), f"--{needed}"
         if not is_on:
-            remedy = f"--{needed} {value}" if value else f"--{needed}"
             raise UserError(f"--{spec.name} does nothing without {remedy}: add that, or leave out --{spec.name}")
 
 
@@ -149,7 +151,7 @@ def refuse_idle(given: Mapping[str, Any], names: Iterable[str], mode: str) -> No
             raise UserError(f"--{name} does nothing with {mode}: leave it out")
 
 
-def at_least(options: object, bound: int, *names: str) -> None:
+def require_at_least(options: object, bound: int, *names: str) -> None:
     """Raise UserError for the first named field that is below `bound`, infinite or too large for an integer."""
     for name in names:
         value = getattr(options, name)
@@ -158,7 +160,7 @@ def at_least(options: object, bound: int, *names: str) -> None:
             raise UserError(f"--{name} {value}: choose {bound} or more, and a finite number")
 
 
-def share(options: object, *names: str) -> None:
+def require_share(options: object, *names: str) -> None:
     """Raise UserError for the first named field that is not within 0 to 1."""
     for name in names:
         value = getattr(options, name)
@@ -167,7 +169,7 @@ def share(options: object, *names: str) -> None:
 
 
 def option_tables(kind: type) -> str:
-    """The options as Markdown, one table per group."""
+    """Format the options as Markdown, one table per group."""
     lines: list[str] = []
     for group in groups_of(kind).values():
         lines += [f"### {title_of(group)}", "", "| option | default | meaning |", "|---|---|---|"]
@@ -178,6 +180,6 @@ def option_tables(kind: type) -> str:
                 text += f"; one of {', '.join(map(str, choices))}"
             if needs := spec.metadata["needs"]:
                 text += f"; needs `--{needs.replace('=', ' ')}`"
-            lines.append(f"| {names} | {shown(spec.default)} | {text} |")
+            lines.append(f"| {names} | {format_default(spec.default)} | {text} |")
         lines.append("")
     return "\n".join(lines)

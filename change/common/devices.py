@@ -1,4 +1,4 @@
-"""Devices and number formats: what the machine has, and what `auto` means on it."""
+"""Devices and number formats: what the machine has, and what `auto` stands for on it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_device(name: str) -> torch.device:
     """Choose the device of this process: `name` is auto, cpu, cuda, mps or the number of a GPU.
 
-    If several processes run, each takes a GPU of its own. Raises UserError if there is no such device.
+    If several processes run, each takes its own GPU. Raises UserError if there is no such device.
     """
     device = find_device(name)
     if distributed.processes() == 1 or device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:
-        raise UserError(f"--device {name}: with several processes each takes its own GPU; leave it out, or use cpu")
+        raise UserError(f"--device {name}: with several processes each takes its own GPU; use --device cuda or cpu")
     index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if index >= count:
         raise UserError(
@@ -40,8 +40,10 @@ def find_device(name: str) -> torch.device:
     """Turn auto, cpu, cuda, mps or the number of a GPU into a device. Raises UserError if there is no such device."""
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available()
+    if name == "auto" and cuda:
+        return torch.device("cuda")
     if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        return torch.device("mps" if mps else "cpu")
     if name == "cpu" or (name == "mps" and mps) or (name == "cuda" and cuda):
         return torch.device(name)
     if name.isdecimal() and int(name) < torch.cuda.device_count():
@@ -53,11 +55,11 @@ def find_device(name: str) -> torch.device:
 
 
 def choose_amp(name: str, device: torch.device, training: bool = False) -> str:
-    """Choose the number format: what `auto` means on `device`; every other `name` stays.
+    """Replace `auto` by the number format for `device`; return every other `name` as it is.
 
-    On a GPU, prediction takes fp16, whose masks are closer to those of float32 than bf16's (IoU 0.999 against 0.992);
-    training takes bf16 if the hardware has it, because its range needs no loss scaling. A CPU takes bf16 if it has the
-    instructions, else float32 ("off").
+    With CUDA, prediction uses fp16, whose masks are closer to those of float32 than those of bf16 (IoU 0.999 against
+    0.992). Training uses bf16 if the hardware has it, because its range needs no loss scaling, else fp16. On a CPU both
+    use bf16 if the CPU has instructions for it, else float32 ("off"). Other devices use float32.
     """
     if name != "auto":
         return name
@@ -70,7 +72,7 @@ def choose_amp(name: str, device: torch.device, training: bool = False) -> str:
 
 @contextlib.contextmanager
 def exact_float32(dtype: torch.dtype) -> Iterator[None]:
-    """Let cuDNN compute float32 convolutions in float32, not in TF32, inside this context if `dtype` is float32."""
+    """If `dtype` is float32, let cuDNN compute convolutions in float32, not in TF32, inside this context."""
     before = torch.backends.cudnn.allow_tf32
     if dtype == torch.float32:
         torch.backends.cudnn.allow_tf32 = False
@@ -81,6 +83,6 @@ def exact_float32(dtype: torch.dtype) -> Iterator[None]:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX); without, bf16 only costs time."""
+    """Return whether the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX); else bf16 is slower."""
     tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(test() for test in tests if test is not None)

@@ -1,7 +1,7 @@
 """One process or many: the exchanges between the processes that torchrun starts.
 
 With one process every function here returns what it is given, so callers have one path. Values on the CPU travel
-through gloo, those on a GPU through nccl. If one process ends, the others end too: none waits forever.
+through gloo, those on a GPU through nccl. If one process ends, the others end too, so none waits forever.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from change.common.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)  # for a process that has more to do; gloo notices at once if one has ended
+PATIENCE = timedelta(days=1)  # wait this long for a slower process; gloo notices at once if a process has ended
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did, and leave when the slowest is done.
+def join() -> Iterator[None]:
+    """Join the processes that torchrun started, if there are any; at the end, wait for the slowest and leave.
 
     After an error this process leaves at once, and the others notice that it is gone.
     """
@@ -81,12 +81,12 @@ def together() -> Iterator[None]:
 
 
 def wait() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have reached this point."""
     largest([0])
 
 
 def largest(values: Sequence[int]) -> list[int]:
-    """Return the largest of each value over the processes."""
+    """Return the maximum of each value over the processes."""
     if processes() == 1:
         return list(values)
     found = torch.tensor(values, dtype=torch.int64)
@@ -95,7 +95,7 @@ def largest(values: Sequence[int]) -> list[int]:
     return [int(value) for value in found.tolist()]
 
 
-def summed(values: Tensor) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """Sum a tensor on the CPU over the processes, in place, and return it."""
     if processes() > 1:
         with together():
@@ -103,7 +103,7 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def gathered(value: T) -> list[T]:
+def gather(value: T) -> list[T]:
     """Return the value of every process, by rank."""
     if processes() == 1:
         return [value]
@@ -113,8 +113,8 @@ def gathered(value: T) -> list[T]:
     return found
 
 
-def collected(value: T) -> list[T]:
-    """Return the value of every process on process 0, an empty list on the others; for large values."""
+def gather_on_first(value: T) -> list[T]:
+    """Return the value of every process on process 0, and an empty list on the others; for large values."""
     if processes() == 1:
         return [value]
     found: list[T] = [value] * processes() if rank() == 0 else []
@@ -136,7 +136,7 @@ def synchronise(network: nn.Module, device: torch.device) -> None:
 
 
 def average_statistics(network: nn.Module) -> None:
-    """Average the running statistics of batch norms that are not synchronised over the processes.
+    """Average, over the processes, the running statistics of batch norms that are not synchronised.
 
     They are linear in the statistics of the batches, so averaging once, late, equals averaging after every step.
     """
@@ -144,30 +144,31 @@ def average_statistics(network: nn.Module) -> None:
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     running = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
 
-    def mean(flat: Tensor) -> None:
-        dist.all_reduce(flat)
-        flat /= processes()
+    def average(joined: Tensor) -> None:
+        dist.all_reduce(joined)
+        joined /= processes()
 
-    in_one(running, mean)
+    exchange_at_once(running, average)
 
 
 def share_weights(network: nn.Module) -> None:
-    """Copy the weights of process 0: the same seed may give other last bits on other hardware, and they would stay."""
-    in_one([t for t in network.state_dict().values() if t.is_floating_point()], lambda flat: dist.broadcast(flat, 0))
+    """Copy the weights of process 0: equal seeds may give slightly different weights on different hardware."""
+    floats = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    exchange_at_once(floats, lambda joined: dist.broadcast(joined, 0))
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum the gradients over the processes."""
-    in_one([parameter.grad for parameter in parameters if parameter.grad is not None], dist.all_reduce)
+    exchange_at_once([parameter.grad for parameter in parameters if parameter.grad is not None], dist.all_reduce)
 
 
-def in_one(tensors: Sequence[Tensor], exchange: Callable[[Tensor], object]) -> None:
-    """Apply an exchange to all tensors at once, in place: hundreds of small exchanges would take far longer."""
+def exchange_at_once(tensors: Sequence[Tensor], exchange: Callable[[Tensor], object]) -> None:
+    """Apply an exchange to all tensors joined into one, in place: hundreds of small exchanges take far longer."""
     if processes() == 1 or not tensors:
         return
-    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    joined = torch.cat([tensor.detach().flatten() for tensor in tensors])
     with together():
-        exchange(flat)
-    pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
+        exchange(joined)
+    pieces = torch.split(joined, [tensor.numel() for tensor in tensors])
     with torch.no_grad():
         torch._foreach_copy_(list(tensors), [p.view(t.shape) for p, t in zip(pieces, tensors, strict=True)])

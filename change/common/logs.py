@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless")
 
 
 class Console(logging.Handler):
-    """A handler that writes to stderr above the bars of tqdm, not into them."""
+    """A handler that writes to stderr, above tqdm's progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -27,8 +27,8 @@ class Console(logging.Handler):
 def start_logging(process: int = 0) -> logging.handlers.MemoryHandler:
     """Set up the logging of a program: to the console, and to a buffer that a log file can take over later.
 
-    Processes after the first log errors only, with their number. Returns the buffer. This replaces the handlers of the
-    root logger, so only programs call it, never a library function.
+    Processes after the first show only errors, with their number. Returns the buffer. This replaces the handlers of the
+    root logger, so only programs may call it, never a library function.
     """
     kept = logging.handlers.MemoryHandler(1000, flushLevel=logging.CRITICAL)
     console = Console(logging.ERROR if process else logging.INFO)
@@ -39,7 +39,7 @@ def start_logging(process: int = 0) -> logging.handlers.MemoryHandler:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on: Python, packages, and the commit of the code if this is a clone."""
+    """Return the versions that a result depends on: Python, packages and, in a clone, the commit of the code."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

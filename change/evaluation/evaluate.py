@@ -124,7 +124,7 @@ class Evaluation:
         outputs.prepare()
         if self.left_out:
             log.info("left out of %s, not used in prediction: %s", self.checkpoint.path, listed(self.left_out))
-        tallies = distributed.collected(self.count(self.make_predict(network), loader, outputs))
+        tallies = distributed.gather_on_first(self.count(self.make_predict(network), loader, outputs))
         if not tallies:
             return
         tally = merge(tallies, [pair.name for pair in self.split.pairs])

@@ -37,7 +37,7 @@ class FusedHead(nn.Module):
 
     def __init__(self, head: Head) -> None:
         super().__init__()
-        kernel, bias = head.composed()
+        kernel, bias = head.compose()
         self.conv = nn.Conv2d(len(kernel), 16, 1)
         self.conv.weight.data = kernel.flatten(1).t()[:, :, None, None].contiguous()
         self.conv.bias = nn.Parameter(bias.repeat(2, 2).flatten())
@@ -57,12 +57,12 @@ class ChunkedAttention(nn.Module):
         super().__init__()
         self.qkv = attention.qkv
         self.norm = attention.norm
-        self.asking = attention.asking
+        self.align_queries = attention.align_queries
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Attend, as `CrossAttention.forward` does in eval mode: (2B, T, C) -> (2B, T, C)."""
         query, key, value = self.norm(self.qkv(tokens).unflatten(2, (3, -1))).unbind(2)
-        query = self.asking(query) * query.shape[2] ** -0.5
+        query = self.align_queries(query) * query.shape[2] ** -0.5
         key = key.transpose(1, 2)
         return torch.cat([torch.softmax(some @ key, dim=2) @ value for some in query.split(QUERIES, dim=1)], dim=1)
 

@@ -10,6 +10,17 @@ from torch import Tensor
 from change.common.errors import UserError, listed
 
 
+class NotFiniteError(UserError):
+    """A probability is NaN or infinite. `names` are those of the images."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(
+            f"the network gives no finite probability for {listed(names)}: use --amp off, or other weights if it "
+            "happens there too"
+        )
+        self.names = names
+
+
 def changed_pixels(probability: Tensor, threshold: float, names: Sequence[str]) -> Tensor:
     """Turn probabilities into masks: a pixel is changed if its probability exceeds the threshold.
 
@@ -22,17 +33,14 @@ def changed_pixels(probability: Tensor, threshold: float, names: Sequence[str]) 
         bool of the same shape, on the same device.
 
     Raises:
-        UserError: if a probability is NaN or infinite, with the names of these images.
+        NotFiniteError: if a probability is NaN or infinite, with the names of these images.
     """
     changed = probability > threshold
     finite = probability.isfinite()
     if not finite.all():
         good = finite.flatten(1).all(1).tolist()
         broken = [name for name, is_good in zip(names, good, strict=True) if not is_good]
-        raise UserError(
-            f"the network gives no finite probability for {listed(broken)}: use --amp off, or other weights if it "
-            "happens there too"
-        )
+        raise NotFiniteError(broken)
     return changed
 
 

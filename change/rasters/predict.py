@@ -44,7 +44,7 @@ POLYGON_OPTIONS = ("min_area", "simplify")
 RASTER_OPTIONS = ("bands", "stretch", "assume_aligned", "vectors", *POLYGON_OPTIONS)
 
 
-@distributed.joined()
+@distributed.join()
 def main(arguments: Sequence[str]) -> int:
     """Predict every pair that the command line names; return the exit code."""
     given = parse_arguments(arguments)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"{given.out} already holds a result: choose another -o, or add --overwrite")
     own = jobs[process::processes]
     detector = make_detector(given, pixels=sum(count_pixels(job.before) for job in own))
-    settings = make_settings(given, threshold=detector.checkpoint.chosen_threshold(given.threshold))
+    settings = make_settings(given, threshold=detector.checkpoint.choose_threshold(given.threshold))
     failed = []
     for job in own:
         write = partial(predict_job, job, detector=detector, settings=settings, progress=process == 0)
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
             failed.append(job.folder.name)
         else:
             log.info("written to %s", job.folder)
-    all_failed = sorted(name for names in distributed.gathered(failed) for name in names)
+    all_failed = sorted(name for names in distributed.gather(failed) for name in names)
     if all_failed:
         raise UserError(f"{len(all_failed)} of {len(jobs)} pairs failed: {listed(all_failed)}; the others are done")
     return 0

@@ -15,8 +15,10 @@ class WeightAverage(Generic[Network]):
     """An exponential moving average of weights and running statistics.
 
     The decay after n steps is at most (1 + n) / (10 + n), so that the start is soon forgotten. Integers are copied.
-    Source: the ExponentialMovingAverage of TensorFlow 1. `torch.optim.swa_utils.AveragedModel` is not used: it copies
-    the weights at the first step, so old runs would not resume exactly, and reads a counter from the device per step.
+    `torch.optim.swa_utils.AveragedModel` is not used: it copies the weights at the first step, so old runs would not
+    resume exactly, and it reads a counter from the device at every step.
+
+    Source: the ExponentialMovingAverage of TensorFlow 1.
 
     Attributes:
         network: the average, a copy that follows the trained network; with decay 0 the trained network itself.
@@ -24,7 +26,7 @@ class WeightAverage(Generic[Network]):
     """
 
     def __init__(self, trained: Network, decay: float) -> None:
-        """Start the average at the weights of `trained`, which is on its device; `decay` is 0 or more, below 1."""
+        """Start the average at the weights of `trained`, on its device. `decay` is 0 to below 1."""
         self.decay = decay
         self.network = copy.deepcopy(trained).requires_grad_(False) if decay else trained
         self.networks = [trained, self.network] if decay else [trained]
@@ -43,7 +45,7 @@ class WeightAverage(Generic[Network]):
                 average.copy_(integer)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a run needs to resume; empty without an average."""
+        """Return the state that a run needs to resume; empty without an average."""
         return dict(self.network.state_dict()) if self.decay else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ from change.data.samples import Batch, TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter, Geometry
 from change.options import DataOptions, OptimizerOptions, TrainOptions
 from change.training.average import WeightAverage
-from change.training.first_weights import first_weights
+from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
 from change.training.run_state import RunState
 from change.training.start import Plan
@@ -46,12 +46,17 @@ class Data:
     val_loader: DataLoader[Batch | UserError]
 
     def digest(self) -> str:
-        """Return what tells these pairs from others: digests of names and sizes."""
-        return self.train.digest() + self.val.digest()
+        """Return a digest of the names and sizes of the pairs, which tells them from others."""
+        return digest_of(self.train, self.val)
+
+
+def digest_of(train: Split, val: Split) -> str:
+    """Return the digests of two splits as one string."""
+    return train.digest() + val.digest()
 
 
 def find_splits(options: DataOptions) -> tuple[Split, Split]:
-    """Find the pairs of train and val. Raises UserError as `find_split`."""
+    """Find the pairs of train and val. Raises UserError as `find_split` does."""
     lists = Path(options.list) if options.list else None
     train, val = (
         find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
@@ -64,7 +69,7 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
     if plan.state is None or "root" not in given:
         return
     train, val = find_splits(plan.options.data)
-    if plan.state.data != train.digest() + val.digest():
+    if plan.state.data != digest_of(train, val):
         raise UserError(
             f"{plan.folder} holds a finished run on other pairs than those in --root {plan.options.data.root} now: "
             "choose another --save_path"
@@ -72,9 +77,9 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
 
 
 def open_data(options: TrainOptions, device: torch.device) -> Data:
-    """Find the pairs and make the loaders of this process. Warns if train and val share images.
+    """Find the pairs and make the loaders of this process. A warning is logged if train and val share images.
 
-    Raises UserError as `find_split`, and if a crop is larger than an image.
+    Raises UserError as `find_split` does, and if a crop is larger than an image.
     """
     process, processes = distributed.rank(), distributed.processes()
     train, val = find_splits(options.data)
@@ -115,7 +120,7 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
 
 
 def use_cache(data: Data, options: DataOptions) -> None:
-    """Read the pairs from decoded files if --cache asks for it; making these can take minutes."""
+    """Read the pairs from decoded files if --cache is "disk"; making these files can take minutes."""
     if options.cache != "disk":
         return
     folder = Path(options.cache_path or f"{options.root}/.cache")
@@ -130,7 +135,15 @@ def use_cache(data: Data, options: DataOptions) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained. `template`: the checkpoint that the run writes, without its weights."""
+    """The objects that a run trains with, on their device.
+
+    Attributes:
+        loss: the network and its loss.
+        average: the moving average of the weights.
+        optimizer: the optimizer of the network.
+        precision: the number format.
+        template: the checkpoint that the run writes, without its weights.
+    """
 
     loss: TrainingLoss
     average: WeightAverage[PRXChange]
@@ -143,20 +156,20 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     """Build the network with its first weights, the loss and the optimizer.
 
     Args:
-        options: of the run.
-        precision: whose device the network goes to.
-        state: of an interrupted run, whose weights are loaded later; None for a new run.
+        options: the options of the run.
+        precision: the number format and the device of the network.
+        state: the state of an interrupted run, whose weights are loaded later; None for a new run.
         train: the split whose rate of change --prior starts from.
 
     Raises:
-        UserError: for weights to start from that are missing or do not fit.
+        UserError: the weights to start from are missing or do not fit.
     """
     torch.manual_seed(options.run.seed)
     config = options.network.config()
     network = build_network(config)
     template = Checkpoint(config, {})
     if state is None:
-        template = first_weights(network, options.network, options.start, lambda: rate_of_change(train))
+        template = load_first_weights(network, options.network, options.start, lambda: rate_of_change(train))
     distributed.synchronise(network, precision.device)
     network.to(precision.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, options.optimizer, fused=precision.apex is None)
@@ -170,8 +183,8 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     )
 
 
-def made_with(precision: Precision) -> dict[str, str]:
-    """Describe what a run is made with: versions, device, number format, number of processes."""
+def describe_setup(precision: Precision) -> dict[str, str]:
+    """Describe the setup of a run: versions, device, number format, number of processes."""
     return {
         **versions(),
         "device": str(precision.device),

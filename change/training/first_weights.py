@@ -1,7 +1,7 @@
 """The weights that a training pass starts from: those of an earlier pass, or pretrained ones for the encoder.
 
-Every load is strict: names that are missing or left over are an error, except for those that are added or left out on
-purpose, which are returned or logged.
+Every load is strict: missing or surplus names are an error, except for those that are added or left out on purpose,
+which are returned or logged.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def hand_over(checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig)
 
     Raises:
         UserError: the checkpoint has another model, encoder or kind of attention, comes from a later pass, or does not
-            fit otherwise.
+            fit for another reason.
     """
     check_succession(checkpoint, config)
     adds_refinement = config.refine and not checkpoint.config.refine
@@ -89,7 +89,7 @@ def load_encoder(encoder: Encoder, name: str | int, pretrained: str) -> str:
         pretrained: "imagenet", see `imagenet_weights`, or the path of a state dict.
 
     Returns:
-        A line for the log: where the weights come from, which were left out, and which are new.
+        A line for the log: the origin of the weights, the names left out, and the names that are new.
 
     Raises:
         UserError: there are no such weights, or they do not fit.
@@ -109,9 +109,9 @@ def load_encoder(encoder: Encoder, name: str | int, pretrained: str) -> str:
 
 
 def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
-    """Find an encoder's ImageNet weights.
+    """Find an encoder's ImageNet weights: torchvision's file in checkpoints/base, or else torchvision's download.
 
-    They are torchvision's file in checkpoints/base, under its full name or as NAME.pth, else torchvision's download.
+    The file can have its full name or be named NAME.pth.
 
     Args:
         name: the encoder's name.
@@ -142,13 +142,25 @@ def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     return str(weights_enum.url), state
 
 
-def first_weights(
+def load_first_weights(
     network: PRXChange, shape: NetworkOptions, start: StartOptions, rate: Callable[[], float]
 ) -> Checkpoint:
-    """Load the weights that a new run starts from; return the checkpoint it will write, without weights.
+    """Load the weights that a new run starts from.
 
-    With --resume, normalisation, threshold and lineage are those of the checkpoint. What is loaded, left out and new is
-    logged by name.
+    With --resume, normalisation, threshold and lineage are those of the checkpoint. The names of the weights that are
+    left out and of those that are new are logged.
+
+    Args:
+        network: the network of the run.
+        shape: the options that it was built from.
+        start: the options that name the weights.
+        rate: computes the rate of change in train; called only for --prior.
+
+    Returns:
+        The checkpoint that the run will write, without weights.
+
+    Raises:
+        UserError: the weights are missing or do not fit.
     """
     config = shape.config()
     if start.resume:

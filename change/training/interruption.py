@@ -1,4 +1,4 @@
-"""Stopping politely: Ctrl-C and SIGTERM end a run after the current step, with its state saved."""
+"""Ctrl-C and SIGTERM: they end a run after the current step, with its state saved."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """A context that notes the first Ctrl-C or SIGTERM in `number`, for the loop to stop where it can save.
+    """A context that notes the first Ctrl-C or SIGTERM in `number`, so that the loop can save its state and stop.
 
-    A second signal has its usual effect. The handlers that were there before are restored at the end. Outside the main
-    thread, where Python allows no handlers, nothing is noted.
+    A second signal of the same kind ends the process at once. The previous handlers are restored at the end. Outside
+    the main thread, where Python allows no handlers, nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,6 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handle the first signal."""
+        """Note the first signal, and let the next one end the process."""
         self.number = number
         signal.signal(number, signal.SIG_DFL)

@@ -1,7 +1,7 @@
 """The number format of training: one path for float32, bf16, fp16 and NVIDIA Apex.
 
-float32 and bf16 need no loss scaling; fp16 keeps one `GradScaler` for the whole run. Float32 takes the same path with
-autocast and scaler disabled.
+fp16 needs loss scaling and keeps one `GradScaler` for the whole run. For bf16 the scaler is disabled, and for float32
+autocast is disabled too.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from change.common.devices import choose_amp
 from change.common.errors import UserError
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-SMALLEST_SCALE = 2.0**-10  # of the loss in fp16; a healthy run stays above 1
+SMALLEST_SCALE = 2.0**-10  # the smallest useful scale of the loss in fp16; a healthy run stays above 1
 
 
 class Precision:
-    """The number format of a run: autocast for the forward pass, and the way from a loss to an optimizer step."""
+    """The number format of a run: autocast for the forward pass, loss scaling for the backward pass and the step."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         """Choose the format: `name` is one of `TRAINING_AMP_CHOICES`. Raises UserError if it is not available."""
@@ -49,7 +49,7 @@ class Precision:
             self.apex.initialize(network, optimizer, opt_level="O1", verbosity=0)
 
     def backward(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Add the gradients of `loss` to those that are there; in fp16 they are scaled."""
+        """Add the gradients of `loss` to those of the parameters; in fp16 they are scaled."""
         if self.apex:
             with self.apex.scale_loss(loss, optimizer) as scaled:
                 scaled.backward()
@@ -59,8 +59,8 @@ class Precision:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take a step by the gradients of `backward`, then clear them.
 
-        In fp16 a step whose gradients are not finite is skipped. Several processes sum their gradients before, so they
-        agree on it.
+        In fp16 a step whose gradients are not finite is skipped. Several processes sum their gradients first, so all
+        skip the same steps.
         """
         if self.apex:
             optimizer.step()
@@ -70,11 +70,11 @@ class Precision:
         optimizer.zero_grad(set_to_none=True)
 
     def lost(self) -> bool:
-        """Return whether fp16 has failed: steps are skipped at any scale of the loss."""
+        """Return whether fp16 has failed: steps were skipped however small the scale of the loss became."""
         return self.name == "fp16" and self.scaler.get_scale() < SMALLEST_SCALE
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a run needs to resume: the state of the scaler, empty without one."""
+        """Return the state that a run needs to resume: that of the scaler; empty without one."""
         return dict(self.apex.state_dict() if self.apex else self.scaler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -87,16 +87,19 @@ class Precision:
 
 @contextlib.contextmanager
 def algorithms(deterministic: bool, precision: Precision) -> Iterator[None]:
-    """Set the algorithms of a training run, and restore the settings that were there before.
+    """Set the algorithms of a training run, and restore the previous settings at the end.
 
-    On CUDA, cuDNN measures which algorithms are fastest, which pays because crops have one size; with `deterministic`
-    only those are allowed that give the same bits again. Without mixed precision, float32 is not computed in TF32.
+    On CUDA, cuDNN measures which algorithms are fastest, which pays because all crops have the same size. With
+    `deterministic`, only algorithms that give the same bits every time are allowed. Without mixed precision, float32 is
+    not computed in TF32.
     """
     cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    benchmark, allow_tf32 = cudnn.benchmark, cudnn.allow_tf32
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     workspace = os.environ.get(WORKSPACE)
     if deterministic:
-        os.environ.setdefault(WORKSPACE, ":4096:8")  # read when cuBLAS starts; torch asks for it
+        os.environ.setdefault(WORKSPACE, ":4096:8")  # torch requires it for cuBLAS, which reads it when it starts
         torch.use_deterministic_algorithms(True)
     cudnn.benchmark = precision.device.type == "cuda" and not deterministic
     if precision.name == "off":
@@ -104,14 +107,14 @@ def algorithms(deterministic: bool, precision: Precision) -> Iterator[None]:
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32 = before[:2]
-        torch.use_deterministic_algorithms(before[2])
+        cudnn.benchmark, cudnn.allow_tf32 = benchmark, allow_tf32
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=only_warned)
         if workspace is None:
             os.environ.pop(WORKSPACE, None)
 
 
 def nvidia_apex(device: torch.device) -> ModuleType:
-    """Import `apex.amp` of NVIDIA Apex. Raises UserError if it is missing or another package of that name."""
+    """Import `apex.amp` of NVIDIA Apex. Raises UserError if it is missing or belongs to another project."""
     instead = "use --amp bf16 or --amp fp16"
     spec = importlib.util.find_spec("apex")
     if spec is None:

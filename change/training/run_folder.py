@@ -1,14 +1,15 @@
-"""The folder of a training run: what it holds beside the weights.
+"""The folder of a training run.
 
     NAME.pth            the best weights             NAME_epochN.pth   snapshots
-    NAME.state.pth      everything that --continue_run needs
+    NAME.state.pth      everything that --continue_run needs, see change/training/run_state.py
     NAME.options.json   options and versions
     NAME.epochs.jsonl   one line per epoch
     metrics.txt         every validation of every run in the folder
     log.txt             the log
     tensorboard/NAME/   curves and pictures
 
-NAME is --best_name, so the passes of one experiment can share a folder.
+NAME is --best_name, so the passes of one experiment can share a folder. The trainer writes the *.pth files, this module
+the others.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ from change.common.files import make_folder, write_whole
 from change.common.logs import versions
 from change.evaluation.metrics import SCORES
 
-log = logging.getLogger(__name__)
-
 
 class LogFile(logging.FileHandler):
-    """A log file that lets a full disk end the run; the handler of `logging` would print a traceback per line."""
+    """A log file whose failed writes end the run; the handler of `logging` would print a traceback per line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise the error of a failed write again: this is called inside its `except`."""
+        """Raise the error of a failed write again: `logging` calls this in an `except` clause."""
         raise
 
 
 def find_run(folder: Path, name: str) -> str:
-    """Find the run to resume in a folder; an empty `name` finds the only one.
+    """Find the run to resume in a folder and return its name; an empty `name` stands for the only run.
 
-    Raises UserError if there is none, or several.
+    Raises UserError if there is no such run, and for an empty `name` if there are several.
     """
     names = [path.name.removesuffix(".state.pth") for path in sorted(folder.glob("*.state.pth"))]
     if not names:
         raise UserError(f"--continue_run {folder}: there is no run to resume (*.state.pth)")
     if name and name not in names:
-        raise UserError(f"--continue_run {folder}: there is no run {name}, but {listed(names)}")
+        raise UserError(f"--continue_run {folder}: there is no run {name}; choose from {listed(names)}")
     if not name and len(names) > 1:
-        raise UserError(f"--continue_run {folder}: there are the runs {listed(names)}; add --best_name to choose one")
+        raise UserError(
+            f"--continue_run {folder}: there are several runs, {listed(names)}; choose one with --best_name"
+        )
     return name or names[0]
 
 
@@ -67,7 +68,7 @@ def refuse_existing(folder: Path, name: str) -> None:
 
 
 class Run:
-    """The files of one run. Created last, when everything else is known to be right: it is what writes to the disk."""
+    """The files of one run. It is created after everything else has been checked, because it writes to the disk."""
 
     def __init__(
         self,
@@ -80,11 +81,11 @@ class Run:
         """Open the folder and its log.
 
         Args:
-            folder: made if it does not exist.
-            name: of the run.
-            kept: the log so far, as `start_logging` returns it.
-            from_epoch: epochs done; what a resumed run wrote about later ones is dropped.
-            writes: False in all processes but one; these never touch the disk.
+            folder: the folder of the run, made if it does not exist.
+            name: the name of the run.
+            kept: the log so far, as returned by `start_logging`.
+            from_epoch: epochs done; lines about later ones, from before an interruption, are dropped.
+            writes: whether this process writes; all but one never touch the disk.
         """
         self.folder, self.name, self.writes = folder, name, writes
         self.best_path = folder / f"{name}.pth"
@@ -100,12 +101,12 @@ class Run:
         kept.setTarget(file)
         kept.flush()
         logging.getLogger().addHandler(file)
-        for left in folder.glob(f".{name}.*.part"):  # from a process that was killed while it wrote
-            left.unlink()
+        for leftover in folder.glob(f".{name}.*.part"):  # from a process that was killed while it wrote
+            leftover.unlink()
         self.epochs = [row for row in read_rows(self.epochs_path) if row["epoch"] <= from_epoch]
 
     def open_board(self, options: Mapping[str, Any], step: int) -> None:
-        """Write the options and open TensorBoard; what an interrupted run wrote about steps after `step` is dropped."""
+        """Write the options and open TensorBoard; curves after `step`, from before an interruption, are dropped."""
         if not self.writes:
             return
         text = json.dumps({"options": dict(options), "versions": versions()}, indent=1)
@@ -139,7 +140,7 @@ class Run:
 
 
 def metrics_table(folder: Path) -> str:
-    """The text of metrics.txt: the scores of every validation of every run in a folder."""
+    """Return the text of metrics.txt: the scores of every validation of every run in a folder."""
     lines = [f"{'run':<8}{'epoch':>6}" + "".join(f"{name:>11}" for name in SCORES)]
     for path in sorted(folder.glob("*.epochs.jsonl")):
         run = path.name.removesuffix(".epochs.jsonl")
@@ -151,5 +152,5 @@ def metrics_table(folder: Path) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a JSON-lines file; a missing file has none."""
+    """Read a file of JSON lines; a missing file has none."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

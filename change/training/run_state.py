@@ -1,8 +1,8 @@
 """The state of a run: everything it needs to resume, in one file.
 
-No RNG state is saved: the order of an epoch and every augmentation are derived from seed, epoch and sample, dropout and
-refinement points from seed, step and process. A run that is resumed ends, on the CPU, with the same bits as one
-that was never interrupted.
+No RNG state is saved: the order of an epoch and every augmentation are derived from seed, epoch and sample; dropout and
+refinement points from seed, step and process. On the CPU, a resumed run ends with the same bits as one that was never
+interrupted.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ class Progress:
         epoch: epochs done.
         step: steps done of the next epoch.
         steps: steps done in all.
-        best, best_epoch: the best F1 on val so far, and its epoch, from 1.
+        best: the best F1 on val so far; -1 before the first validation.
+        best_epoch: its epoch, from 1; 0 before the first validation.
         sums: total, classification and refinement loss, each summed over the pairs of this epoch so far.
-        pairs: how many pairs these are.
+        pairs: the number of these pairs.
     """
 
     epoch: int = 0
@@ -45,17 +46,20 @@ class Progress:
 
 @dataclass
 class RunState:
-    """What NAME.state.pth holds.
+    """The content of NAME.state.pth.
 
     Attributes:
-        options: flat, as the run was started with.
+        options: the options that the run was started with, flat.
         data: digest of the names and sizes of the pairs.
-        weights, average, optimizer, precision: state dicts; `average` is empty without --ema.
-        precision_name: the number format, which "auto" stood for.
+        weights: state dict of the network.
+        optimizer: state dict of the optimizer.
+        precision_name: the number format, also where the options have "auto".
+        precision: state dict of `Precision`.
         progress: how far the run has come.
-        lineage: the passes before this one.
+        lineage: the records of the passes before this one.
         images: hashes of the images trained on so far, sorted.
-        mean, std, threshold: of the checkpoint that the run writes.
+        average: state dict of the moving average; empty without --ema.
+        mean, std, threshold: see `Checkpoint`, for the one that the run writes.
     """
 
     options: dict[str, Any]
@@ -73,7 +77,7 @@ class RunState:
     threshold: float = 0.5
 
     def save(self, path: Path) -> None:
-        """Write the state, whole or not at all. Raises UserError if that fails."""
+        """Write the state, whole or not at all. Raises UserError if it cannot be written."""
         content = {spec.name: getattr(self, spec.name) for spec in fields(self)}
         content |= {
             "format": FORMAT,
@@ -86,14 +90,14 @@ class RunState:
 
 
 def read_state(path: Path) -> RunState:
-    """Read the state of a run. Raises UserError for a file that this version cannot resume from."""
+    """Read the state of a run. Raises UserError if this version cannot resume from the file."""
     content = read_tensors(path)
     names = [spec.name for spec in fields(RunState)]
     missing = [name for name in names if name not in content and name not in ADDED_LATER]
     if content.get("format") != FORMAT or missing:
         raise UserError(
             f"{path} is no state that this version can resume from (format {content.get('format')!r}, missing: "
-            f"{listed(missing) or 'nothing'}): use the version that wrote it"
+            f"{listed(missing) or 'nothing'}); use the version that wrote it"
         )
     values = {name: content[name] for name in names if name in content}
     try:
@@ -103,10 +107,10 @@ def read_state(path: Path) -> RunState:
             if name in values:
                 values[name] = tuple(values[name])
     except TypeError as error:
-        raise does_not_fit(path, error) from error
+        raise unfit_state_error(path, error) from error
     return RunState(**values)
 
 
-def does_not_fit(path: Path, error: Exception) -> UserError:
-    """The error for a state whose content does not fit this version."""
+def unfit_state_error(path: Path, error: Exception) -> UserError:
+    """Make the error for a state whose content does not fit this version."""
     return UserError(f"{path} does not fit this version ({error}): use the one that wrote it")

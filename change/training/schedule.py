@@ -12,7 +12,7 @@ import numpy as np
 class Schedule:
     """The learning rate: lr * (1 - epoch / epochs) ** power, or half a cosine from lr to 0.
 
-    It is updated every `every` epochs. In the first `warmup` epochs it rises linearly to its value.
+    It is updated every `every` epochs. In the first `warmup` epochs it rises linearly to these values.
     """
 
     lr: float
@@ -23,7 +23,7 @@ class Schedule:
     warmup: int = 0
 
     def at(self, epoch: int) -> float:
-        """Return the rate of the epoch that follows `epoch` finished ones."""
+        """Return the rate of an epoch, counted from 0."""
         held = epoch - epoch % self.every
         left = 1 - held / self.epochs
         share = (1 - math.cos(math.pi * left)) / 2 if self.cosine else left**self.power
@@ -31,5 +31,5 @@ class Schedule:
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """Return the seed of the dropout and the refinement points of one step in one process."""
+    """Return the seed for dropout and refinement points in one step of one process."""
     return int(np.random.SeedSequence((seed, step, process, 2)).generate_state(1, np.uint64)[0])

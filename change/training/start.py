@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from change.common.command_line import flat, from_flat, refuse_without_effect
+from change.common.command_line import from_flat, refuse_without_effect, to_flat
 from change.common.errors import UserError
 from change.options import TrainOptions
 from change.training.run_folder import find_run, refuse_existing
 from change.training.run_state import RunState, read_state
 
-# The values that --recipe sets if they are not given. The defaults are the published training.
+# The values that each --recipe sets if they are not given, in place of the defaults, which are the published ones.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {},
     "scratch": {
@@ -34,14 +34,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def new_run(given: Mapping[str, Any]) -> TrainOptions:
-    """The options of a new run: those given, then those of the recipe, then the defaults.
+def options_for_new_run(given: Mapping[str, Any]) -> TrainOptions:
+    """Build the options of a new run: each is the given value, or else that of the recipe, or else the default.
 
     Raises UserError for a value that is out of range and for an option that does nothing in this mode.
     """
     recipe = RECIPES[given.get("recipe", "published")]
     options = from_flat(TrainOptions, {**recipe, **given})
-    refuse_without_effect(TrainOptions, given, flat(options))
+    refuse_without_effect(TrainOptions, given, to_flat(options))
     for name in ("pretrained", "prior"):
         if options.start.resume and given.get(name):
             raise UserError(
@@ -57,7 +57,7 @@ def new_run(given: Mapping[str, Any]) -> TrainOptions:
     return options
 
 
-# Options that may change when a run is resumed: where it runs, where the same data lies, what it writes besides.
+# Options that may change when a run is resumed: where it computes, where the same data is, which snapshots it writes.
 MAY_CHANGE = (
     "root",
     "list",
@@ -71,20 +71,20 @@ MAY_CHANGE = (
 )
 
 
-def resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOptions:
-    """The options of a resumed run: the saved ones, except those given now that may change.
+def options_for_resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOptions:
+    """Build the options of a resumed run: the saved ones, replaced by the given ones if these may change.
 
     Args:
-        saved: flat options, as the run was started with.
-        given: flat options of this command line, --continue_run among them.
+        saved: the options that the run was started with, flat.
+        given: the options on this command line, flat, with --continue_run among them.
 
     Raises:
-        UserError: for a given option that would make it another run.
+        UserError: a given option would make it another run, or the saved ones are those of another version.
     """
     saved = dict(saved)
     if pseudo := saved.pop("pseudo", 0.0):  # an option of earlier versions
         raise UserError(
-            f"the run was made with --pseudo {pseudo}, which is gone: resume it with the version that made it"
+            f"the run was made with --pseudo {pseudo}, which no longer exists: resume it with the version that made it"
         )
     try:
         before = from_flat(TrainOptions, saved)
@@ -93,24 +93,31 @@ def resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOpti
     folder = given.get("save_path", "")
     if folder and Path(folder).resolve() != Path(given["continue_run"]).resolve():
         raise UserError(
-            f"--continue_run {given['continue_run']} goes on in its own folder: leave out --save_path {folder}"
+            f"--continue_run {given['continue_run']} writes to its own folder: leave out --save_path {folder}"
         )
-    old, fixed = flat(before), {*MAY_CHANGE, "continue_run", "save_path", "best_name"}
-    new = flat(from_flat(TrainOptions, {**old, **given}))
+    old, fixed = to_flat(before), {*MAY_CHANGE, "continue_run", "save_path", "best_name"}
+    new = to_flat(from_flat(TrainOptions, {**old, **given}))
     differing = [
         f"--{name} {new[name]!r}, was {old[name]!r}" for name in given if name not in fixed and new[name] != old[name]
     ]
     if differing:
-        raise UserError(f"--continue_run resumes the run as it was; not with {'; '.join(differing)}")
+        raise UserError(f"--continue_run resumes a run with its own options: leave out {'; '.join(differing)}")
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
     options = from_flat(TrainOptions, {**old, **changed})
-    refuse_without_effect(TrainOptions, changed, flat(options))
+    refuse_without_effect(TrainOptions, changed, to_flat(options))
     return options
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained, and where. `state` is that of an interrupted run; None for a new one."""
+    """The plan of a run.
+
+    Attributes:
+        options: the options of the run.
+        folder: the folder that it writes to.
+        name: its name.
+        state: the state to resume from; None for a new run.
+    """
 
     options: TrainOptions
     folder: Path
@@ -119,7 +126,7 @@ class Plan:
 
     @property
     def weights_path(self) -> Path:
-        """Where the run keeps its weights."""
+        """The file of the run's weights."""
         return self.folder / f"{self.name}.pth"
 
     @property
@@ -129,7 +136,7 @@ class Plan:
 
 
 def plan_run(given: Mapping[str, Any]) -> Plan:
-    """Plan a run from the options on the command line, flat.
+    """Plan a run from the options on the command line.
 
     Raises UserError for bad options, for a new run that would overwrite another, and for a state that does not fit.
     """
@@ -137,8 +144,8 @@ def plan_run(given: Mapping[str, Any]) -> Plan:
         folder = Path(given["continue_run"])
         name = find_run(folder, given.get("best_name", ""))
         state = read_state(folder / f"{name}.state.pth")
-        return Plan(resumed_run(state.options, given), folder, name, state)
-    options = new_run(given)
+        return Plan(options_for_resumed_run(state.options, given), folder, name, state)
+    options = options_for_new_run(given)
     folder, name = Path(options.run.save_path), options.run_name()
     refuse_existing(folder, name)
     return Plan(options, folder, name)

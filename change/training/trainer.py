@@ -2,14 +2,15 @@
 
 Several processes, started by torchrun, share each batch and take the step that one process would take. Three things
 differ: batch norms on the CPU, the draws of dropout and points, and the Dice loss, which covers one micro-batch at a
-time. All processes make the same exchanges in the same order, so whatever depends on one of them (a stop, a save, a
-score, a loss that is not finite) is agreed upon first. Process 0 writes.
+time. All processes make the same exchanges in the same order, so they first agree on whatever depends on one of them:
+a stop, a save, a score, a loss that is not finite. Process 0 writes.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,31 +24,38 @@ from tqdm import tqdm
 
 from change.checkpoint import PassRecord
 from change.common import distributed
-from change.common.command_line import flat
+from change.common.command_line import to_flat
 from change.common.devices import DTYPES
 from change.common.errors import UserError, listed
 from change.data.loaders import BatchShare
 from change.data.samples import Batch
 from change.options import TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
+from change.prediction.threshold import NotFiniteError
 from change.training.build import Data, Parts
 from change.training.interruption import Interrupted, StopSignal
 from change.training.run_folder import Run
-from change.training.run_state import Progress, RunState, does_not_fit
+from change.training.run_state import Progress, RunState, unfit_state_error
 from change.training.schedule import Schedule, step_seed
-from change.training.validation import validate
+from change.training.validation import Validation, validate
 from models.losses import Losses
 from models.padding import normalise
 
 log = logging.getLogger(__name__)
 
-LOG_EVERY = 10  # steps between two looks at the losses, each of which waits for the device
+LOG_EVERY = 10  # steps between two reads of the losses, each of which waits for the device
 LOSS_NAMES = ("loss", *(f"loss_{name}" for name in Losses._fields[1:]))
 
 
 @dataclass
 class Pending:
-    """A step whose losses have not been looked at: own names, weighted losses on the device, pairs of all processes."""
+    """A step whose losses have not been read from the device.
+
+    Attributes:
+        names: the names of this process's pairs.
+        losses: the weighted losses of this process, in the order of `LOSS_NAMES`.
+        pairs: number of pairs of all processes.
+    """
 
     names: list[str]
     losses: Tensor
@@ -55,17 +63,17 @@ class Pending:
 
 
 class Training:
-    """One pass over its epochs."""
+    """One training pass: all its epochs."""
 
     def __init__(self, *, options: TrainOptions, parts: Parts, data: Data, run: Run, record: PassRecord) -> None:
-        """Put a run together.
+        """Prepare a run.
 
         Args:
-            options: of the run.
+            options: the options of the run.
             parts: network, optimizer and so on, on their device.
             data: the splits and loaders of this process.
-            run: the folder.
-            record: what the lineage will say about this pass.
+            run: the folder and its files.
+            record: the record of this pass, without images, scores and epoch.
         """
         self.options, self.data, self.run, self.record = options, data, run, record
         self.loss, self.average, self.optimizer = parts.loss, parts.average, parts.optimizer
@@ -88,7 +96,7 @@ class Training:
         self.forward = Compiled(self.loss, options.compute.kept_activations) if compiles else self.loss
 
     def position(self) -> str:
-        """Describe where the run computes and how far it has come."""
+        """Describe what the run computes on, and its next epoch."""
         processes = f", {distributed.processes()} processes" if distributed.processes() > 1 else ""
         epoch = f"epoch {self.progress.epoch + 1} of {self.schedule.epochs}"
         return f"{self.precision.device}, {self.precision.name}{processes}: {epoch}"
@@ -103,7 +111,8 @@ class Training:
     def fit(self) -> None:
         """Train to the last epoch.
 
-        Raises Interrupted when told to stop, and UserError for a loss, a weight or a probability that is not finite.
+        Raises Interrupted after a signal to stop, and UserError for a loss, a weight or a probability that is not
+        finite.
         """
         with self.stop:
             for network in self.average.networks:
@@ -114,7 +123,7 @@ class Training:
                 self.run_epoch()
 
     def run_epoch(self) -> None:
-        """Train, validate if it is time, write what an epoch leaves."""
+        """Train for one epoch, validate if it is due, and write the files of the epoch."""
         at = self.progress
         began, pairs_before = time.monotonic(), at.pairs
         lr = self.schedule.at(at.epoch)
@@ -143,7 +152,7 @@ class Training:
             self.save_state()
 
     def train_epoch(self, lr: float) -> None:
-        """Do the steps of one epoch that are left."""
+        """Take the remaining steps of the current epoch."""
         at, loader = self.progress, self.data.train_loader
         self.loss.train()
         with self.bar(f"epoch {at.epoch + 1}/{self.schedule.epochs}", len(loader), at.step) as bar:
@@ -152,19 +161,19 @@ class Training:
                 at.step, at.steps = at.step + 1, at.steps + 1
                 bar.update()
                 if at.steps % LOG_EVERY == 0 or at.step == len(loader):
-                    loss = self.look_at_losses()
+                    loss = self.read_losses()
                     pairs = (bar.format_dict["rate"] or 0) * loader.order.batch_size
                     bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {pairs:.1f} pairs/s")
                     self.run.scalars({"train/lr": lr}, at.steps)
                 stop, save = self.agreed()
                 if stop:
                     self.interrupt(stop)
-                # Not after the last step: what validation then writes about it would be written again after resuming.
+                # Not after the last step: a run killed after validation would log the scores again when it is resumed.
                 if save and at.step < len(loader):
                     self.save_state()
 
     def take_step(self, batch: Batch, share: BatchShare) -> None:
-        """Take one step by the gradient of the mean loss of a whole batch, of which `batch` is this process's share."""
+        """Take one step by the gradient of the mean loss over all processes; `batch` is this process's share."""
         device, losses = self.precision.device, []
         torch.manual_seed(step_seed(self.options.run.seed, self.progress.steps, distributed.rank()))
         for part, weight in weighted_parts(batch, share):
@@ -181,17 +190,17 @@ class Training:
         self.images.update(image for pair in batch.hashes for image in pair)
 
     def agreed(self) -> tuple[int, bool]:
-        """Agree on a signal to stop by, 0 if there is none, and whether the last saved state is too old."""
+        """Agree with the other processes on the signal to stop, 0 if there is none, and on whether a save is due."""
         old = time.monotonic() - self.saved_at >= 60 * self.options.run.save_minutes
         stop, save = distributed.largest([self.stop.number, old])
         return stop, bool(save)
 
     def bar(self, name: str, total: int, done: int = 0) -> tqdm[Any]:
-        """Make a progress bar, on the console of one process."""
+        """Make a progress bar; it is shown by the process that writes."""
         return tqdm(total=total, initial=done, desc=name, leave=False, disable=not self.run.writes)
 
-    def look_at_losses(self) -> float:
-        """Add up the losses since the last look and return their mean. Raises UserError if one is not finite."""
+    def read_losses(self) -> float:
+        """Add up the losses of the pending steps; return the mean. Raises UserError if one is not finite."""
         at = self.progress
         if self.precision.lost():
             raise UserError(
@@ -199,15 +208,15 @@ class Training:
                 "use --amp bf16 or off, or lower --lr"
             )
         own = torch.stack([step.losses for step in self.pending]).cpu().double()
-        values = distributed.summed(own.clone()).tolist()
+        values = distributed.sum_over_processes(own.clone()).tolist()
         for step, mine, row in zip(self.pending, own, values, strict=True):
             if not all(map(math.isfinite, row)):
-                found = distributed.gathered([] if bool(mine.isfinite().all()) else step.names)
+                found = distributed.gather([] if bool(mine.isfinite().all()) else step.names)
                 broken = sorted({name for some in found for name in some})
                 raise UserError(
                     f"the loss is not finite ({row[0]}) in epoch {at.epoch + 1} on the pairs "
                     f"{listed(broken, len(broken))}; the last good state is {self.run.state_path}; "
-                    "look at these files, lower --lr, or use --amp off"
+                    "check these files, lower --lr, or use --amp off"
                 )
             at.sums = [total + value * step.pairs for total, value in zip(at.sums, row, strict=True)]
             at.pairs += step.pairs
@@ -217,8 +226,28 @@ class Training:
         return means[0]
 
     def validate(self) -> dict[str, float | None]:
-        """Score val and return the scores; keep the weights if they are the best so far (or the last ones)."""
-        at = self.progress
+        """Score val and return the scores. Keep the weights if they are the best so far; with --keep last, the last."""
+        at, found = self.progress, self.score_val()
+        values, scores = found.counts.scores(), found.counts.scores_or_none()
+        self.run.scalars({f"val/{name}": value for name, value in values.items()}, at.steps)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        log.info("epoch %d/%d: %s", at.epoch + 1, self.schedule.epochs, text)
+        if found.seen and at.best_epoch == 0:
+            names = listed(found.seen)
+            log.warning("val is no independent test: %d of its pairs were trained on: %s", len(found.seen), names)
+        f1 = 0.0 if math.isnan(found.counts.f1) else found.counts.f1
+        to_keep = f1 > at.best
+        if to_keep:
+            at.best, at.best_epoch = f1, at.epoch + 1
+        if self.options.validation.keep == "last":
+            to_keep = at.epoch + 1 == self.schedule.epochs
+        if to_keep:
+            self.keep(self.run.best_path, scores, found.curve.best_threshold())
+            self.run.pictures(found.panels, at.steps)
+        return scores
+
+    def score_val(self) -> Validation:
+        """Score val, ready to stop after each batch. Raises UserError if a weight or a probability is not finite."""
         self.bring_together()
         self.check_weights()
         with self.bar("validation", len(self.data.val_loader)) as bar:
@@ -228,41 +257,30 @@ class Training:
                 if stop := self.agreed()[0]:
                     self.interrupt(stop)
 
-            found = validate(
-                self.average.network,
-                self.data.val_loader,
-                self.template,
-                device=self.precision.device,
-                dtype=self.precision.dtype or DTYPES["off"],
-                trained=self.template.trained_on() | self.images,
-                draw=self.run.writes,
-                after_batch=after_batch,
-            )
-        values, scores = found.counts.scores(), found.counts.scores_or_none()
-        self.run.scalars({f"val/{name}": value for name, value in values.items()}, at.steps)
-        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        log.info("epoch %d/%d: %s", at.epoch + 1, self.schedule.epochs, text)
-        if found.seen and at.best_epoch == 0:
-            names = listed(found.seen)
-            log.warning("val is no independent test: %d of its pairs were trained on: %s", len(found.seen), names)
-        f1 = 0.0 if math.isnan(found.counts.f1) else found.counts.f1
-        better = f1 > at.best
-        if better:
-            at.best, at.best_epoch = f1, at.epoch + 1
-        if self.options.validation.keep == "last":
-            better = at.epoch + 1 == self.schedule.epochs
-        if better:
-            self.keep(self.run.best_path, scores, found.curve.best_threshold())
-            self.run.pictures(found.panels, at.steps)
-        return scores
+            try:
+                return validate(
+                    self.average.network,
+                    self.data.val_loader,
+                    self.template,
+                    device=self.precision.device,
+                    dtype=self.precision.dtype or DTYPES["off"],
+                    trained=self.template.trained_on() | self.images,
+                    draw=self.run.writes,
+                    after_batch=after_batch,
+                )
+            except NotFiniteError as error:
+                raise UserError(
+                    f"probabilities are not finite after step {self.progress.steps} on the val pairs "
+                    f"{listed(error.names)}; the last good state is {self.run.state_path}; lower --lr, or use --amp off"
+                ) from error
 
     # --- saving ----------------------------------------------------------------------------------------------------
 
     def bring_together(self) -> None:
-        """Exchange what each process has seen: running statistics and images."""
+        """Average the running statistics of all processes, and unite the images that they have seen."""
         for network in self.average.networks:
             distributed.average_statistics(network)
-        self.images = set().union(*distributed.gathered(self.images))
+        self.images = set().union(*distributed.gather(self.images))
 
     def keep(self, path: Path, scores: dict[str, float | None], val_threshold: float | None = None) -> None:
         """Write the weights at the end of this epoch, with their history. Raises UserError if one is not finite."""
@@ -276,11 +294,11 @@ class Training:
     def save_state(self) -> None:
         """Write everything that the run needs to resume. Raises UserError if a weight or a loss is not finite."""
         if self.pending:
-            self.look_at_losses()
+            self.read_losses()
         self.bring_together()
         self.check_weights()
         state = RunState(
-            options=flat(self.options),
+            options=to_flat(self.options),
             data=self.data.digest(),
             weights=self.loss.network.state_dict(),
             average=self.average.state_dict(),
@@ -296,11 +314,11 @@ class Training:
         )
         if self.run.writes:
             state.save(self.run.state_path)
-        distributed.wait()  # if another process ended now, it would end the one that writes
+        distributed.wait()  # a process that ended before the file is written would end the one that writes it
         self.saved_at = time.monotonic()
 
     def check_weights(self) -> None:
-        """Raise UserError if a weight is not finite: a loss is looked at before its step, not after."""
+        """Raise UserError if a weight is not finite: a finite loss says nothing about the weights after its step."""
         weights = {n: w for n, w in self.loss.network.state_dict().items() if w.is_floating_point()}
         finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
         broken = [name for name, good in zip(weights, finite, strict=True) if not good]
@@ -315,17 +333,17 @@ class Training:
         if state.data != self.data.digest():
             raise UserError(
                 f"{self.run.state_path} was trained on other pairs than those in --root now (names or sizes differ): "
-                "to resume, give the same ones"
+                "choose the --root of the run"
             )
         try:
             self.loss.network.load_state_dict(state.weights)
             self.average.load_state_dict(state.average)
             for group in state.optimizer["param_groups"]:
-                group["fused"] = self.optimizer.defaults["fused"]  # as it is here, not where the run began
+                group["fused"] = self.optimizer.defaults["fused"]  # that of this machine, not of the saved run
             self.optimizer.load_state_dict(state.optimizer)
             self.precision.load_state_dict(state.precision)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise does_not_fit(self.run.state_path, error) from error
+            raise unfit_state_error(self.run.state_path, error) from error
         self.progress = state.progress
         self.template = replace(
             self.template, lineage=state.lineage, mean=state.mean, std=state.std, threshold=state.threshold
@@ -333,20 +351,21 @@ class Training:
         self.images = set(state.images)
 
     def interrupt(self, number: int) -> None:
-        """Save, and raise Interrupted with the command that resumes; `number` is that of the signal."""
+        """Save the state and raise Interrupted with the command that resumes; `number` is that of the signal."""
         self.save_state()
+        command = ["python", "train.py", "--continue_run", str(self.run.folder), "--best_name", self.run.name]
         raise Interrupted(
             128 + number,
             f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; resume with: "
-            f"python train.py --continue_run {self.run.folder} --best_name {self.run.name}",
+            f"{shlex.join(command)}",
         )
 
 
 def weighted_parts(batch: Batch, share: BatchShare) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], float]]:
     """Split a process's share of a batch into micro-batches: images and masks, and the weight of their mean loss.
 
-    The weights are the shares of the batch's pairs, so they add up to 1 over micro-batches and processes. Pairs behind
-    this process's own, with which a share is filled up, have no weight.
+    A weight is the micro-batch's share of the pairs of the whole batch, so the weights of all micro-batches and
+    processes add up to 1. Pairs beyond `share.own` only fill up a micro-batch and have no weight.
     """
     left = share.own
     for part in zip(*(tensor.tensor_split(share.parts) for tensor in batch[:3]), strict=True):

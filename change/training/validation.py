@@ -1,8 +1,7 @@
-"""Validation: the scores of the weights as they are, on val."""
+"""Validation: the scores of the current weights on val."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -25,8 +24,6 @@ from change.prediction.predictor import predictor
 from change.prediction.threshold import changed_pixels
 from models.network import PRXChange
 
-log = logging.getLogger(__name__)
-
 PANELS, PANEL_SIDE = 4, 256  # val pairs shown in TensorBoard, and their height in pixels
 
 
@@ -37,8 +34,8 @@ class Validation:
     Attributes:
         counts: pooled pixel counts at the checkpoint's threshold.
         curve: the scores at every threshold.
-        seen: names of the val pairs of which an image was trained on, sorted.
-        panels: pictures of the first pairs of this process, RGB (H, W, 3), by name; none where it does not write.
+        seen: names of the val pairs with an image that was trained on, sorted.
+        panels: pictures of the first pairs of this process, RGB (H, W, 3), by name; empty if it draws none.
     """
 
     counts: Counts
@@ -61,16 +58,17 @@ def validate(
     """Predict and count every pair of val.
 
     Args:
-        network: on `device`.
+        network: the network, on `device`.
         loader: this process's share of the pairs.
         template: the checkpoint whose normalisation and threshold apply.
-        device, dtype: what prediction computes on and in.
+        device: the device that computes.
+        dtype: the dtype that it computes in.
         trained: hashes of the images that were trained on.
-        draw: whether this process makes pictures.
-        after_batch: called after every batch, as often in every process.
+        draw: whether this process draws panels.
+        after_batch: called after every batch, equally often in every process.
 
     Raises:
-        UserError: for a file that does not decode and for probabilities that are not finite.
+        UserError: a file does not decode, or a probability is not finite.
     """
     total = torch.zeros(2, BINS, dtype=torch.int64, device=device)
     counted = torch.zeros(4, dtype=torch.int64, device=device)
@@ -79,7 +77,7 @@ def validate(
     seen: list[str] = []
     (rounds,) = distributed.largest([len(loader)])
     for batch, _ in zip_longest(or_raise(loader), range(rounds)):
-        if batch is not None:  # otherwise other processes have one batch more than this one
+        if batch is not None:  # it is None if other processes have one batch more than this one
             probability = predict(batch.before, batch.after)
             changed = changed_pixels(probability, template.threshold, batch.names)
             mask = batch.mask.to(device) > 0
@@ -91,9 +89,9 @@ def validate(
                 panels[batch.names[i]] = small_panel(batch, changed, i)
         after_batch()
     return Validation(
-        counts=Counts(*distributed.summed(counted.cpu()).tolist()),
-        curve=Curve(distributed.summed(total.cpu()).numpy()),
-        seen=sorted(name for names in distributed.gathered(seen) for name in names),
+        counts=Counts(*distributed.sum_over_processes(counted.cpu()).tolist()),
+        curve=Curve(distributed.sum_over_processes(total.cpu()).numpy()),
+        seen=sorted(name for names in distributed.gather(seen) for name in names),
         panels=panels,
     )
 

@@ -233,7 +233,7 @@ def test_scores_of_every_kind(tmp_path: Path, checkpoint: Path) -> None:
 def test_threshold_of_val(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is used only on request, together with the score at 0.5; a checkpoint without one is an error."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
-    with pytest.raises(UserError, match=r"net\.pth carries no threshold chosen on val"):
+    with pytest.raises(UserError, match=r"net\.pth has no threshold chosen on val"):
         score(root, checkpoint, tmp_path / "out", "--threshold=val")
     chosen = replace(load_checkpoint(checkpoint), threshold=0.5, val_threshold=0.25)
     chosen.save(tmp_path / "chosen.pth")

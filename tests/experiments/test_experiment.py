@@ -13,7 +13,7 @@ from change.common.errors import UserError
 from change.experiments import experiment
 from change.experiments.experiment import main, read_experiment
 from change.experiments.settings import parse_options
-from change.training.start import RECIPES, new_run
+from change.training.start import RECIPES, options_for_new_run
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "change" / "experiments"
@@ -98,7 +98,7 @@ def test_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in commands[::2]:
         given = train_options(command)
         assert given["root"] == "data" and given["best_name"] == "w" and given["device"] == "cpu"
-        new_run(given)  # raises UserError for an option that does nothing
+        options_for_new_run(given)  # raises UserError for an option that does nothing
         shared = {"val_epoch": 9999, "cropsize": 128, "trainsize": 0, "val_batchsize": 1}
         assert shared.items() <= given.items()
         assert given.get("resume", False) == ("pretrained" not in given) == ("checkpoint_path" in given)
@@ -145,7 +145,7 @@ def test_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         options = given_in(scoring)
         fold = Path(options["save_path"]).parent.name[-1]
         assert options["test_root"] == "data/train" and options["list"] == f"lists/{fold}/val.txt"
-    assert all(new_run(g) for g in given)
+    assert all(options_for_new_run(g) for g in given)
     steps = {Path(g["save_path"]).name[:-2]: {k: v for k, v in g.items() if k != "save_path"} for g in given[::2]}
     assert steps["published"].items() < steps["optimizer"].items() < steps["average"].items()
     assert steps["published"]["recipe"] == "published"

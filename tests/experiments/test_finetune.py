@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from change.checkpoint import load_checkpoint
-from change.common.command_line import flat
+from change.common.command_line import to_flat
 from change.common.errors import UserError
 from change.experiments import buildings_data, finetune
 from change.experiments.finetune import main
 from change.experiments.settings import parse_options
-from change.training.start import new_run, resumed_run
+from change.training.start import options_for_new_run, options_for_resumed_run
 from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
 
 LAND = f"--settings={REPOSITORY}/change/experiments/land.toml"
@@ -122,7 +122,7 @@ def test_what_is_given_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     options = options_of(capsys, "d", *given)
     expected = {"lr": 1.0, "cross": False, "checkpoint_path": "x.pth", "save_path": "out", "workers": 3, "epoch": 2}
     assert expected.items() <= options.items()
-    assert new_run(options)
+    assert options_for_new_run(options)
 
 
 @pytest.mark.parametrize(("data", "name"), [("a/b/", "b"), (".", "here"), ("..", "above"), ("link", "link")])
@@ -152,7 +152,7 @@ def test_a_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         first = options_of(capsys, "d", where, *given)
         (tmp_path / "best.state.pth").touch()
         again = options_of(capsys, "d", where, "--nproc=2", *given)
-        assert resumed_run(flat(new_run(first)), again)
+        assert options_for_resumed_run(to_flat(options_for_new_run(first)), again)
         assert again.pop("continue_run") == first.pop("save_path") == str(tmp_path)
         left_out = {"resume", "checkpoint_path", "train_batchsize", "epoch", "val_epoch"}
         assert again.items() <= first.items() and first.keys() - again.keys() <= left_out

@@ -1,18 +1,18 @@
-"""The encoder contract, held for every encoder; encoders by name or depth."""
+"""The encoder contract, checked for every encoder; encoders by name or depth."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from models.encoders import ENCODERS, STRIDES, both_dates, build_encoder, encoder_name
+from models.encoders import ENCODERS, STRIDES, build_encoder, encode_dates, encoder_name
 from models.network import NetworkConfig, build_network
 from models.unet import UNetDecoder
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_contract(name: str) -> None:
-    """Four maps of the promised strides and channels, whose numbers the decoder can divide by 32."""
+    """Four maps of the promised strides and channels; the numbers of channels are multiples of 32."""
     with torch.device("meta"):
         encoder = build_encoder(name)
         features = encoder(torch.empty(2, 3, 64, 96))
@@ -30,9 +30,10 @@ def test_both_dates_share_the_encoder() -> None:
     encoder = build_encoder("resnet18").eval()
     before, after = torch.randn(2, 2, 3, 32, 64)
     with torch.inference_mode():
-        both, alone = both_dates(encoder, before, after), (encoder(before), encoder(after))
-    for maps, *halves in zip(both, *alone, strict=True):
-        torch.testing.assert_close(maps, torch.cat(halves))
+        both = encode_dates(encoder, before, after)
+        before_maps, after_maps = encoder(before), encoder(after)
+    for maps, of_before, of_after in zip(both, before_maps, after_maps, strict=True):
+        torch.testing.assert_close(maps, torch.cat((of_before, of_after)))
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])

@@ -186,7 +186,7 @@ def test_compile_traces_the_network(networks: dict[str, PRXChange]) -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_compile_builds_kernels(networks: dict[str, PRXChange]) -> None:
-    """For the last stage with X-Cross and the head: all our operations, built in half the time of the whole."""
+    """Compile the last stage and the head: together they use all our operations, and take half the time."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("torch.compile on the CPU needs a C++ compiler")
     head, stage = networks["cross"].head, networks["cross"].decoder.stages[-1]

@@ -14,7 +14,7 @@ from torchvision.ops import StochasticDepth
 from change.checkpoint import from_published, load_strict
 from change.published import our_name
 from models.decoder import FusionStage
-from models.encoders import STRIDES, both_dates
+from models.encoders import STRIDES, encode_dates
 from models.losses import TrainingLoss
 from models.network import NetworkConfig, PRXChange, build_network
 from models.refinement import PointLogits, StageRefinement
@@ -62,7 +62,7 @@ def test_outputs(reference: tuple[PRXChange, dict[str, NDArray[np.float32]]]) ->
     for seed, batch, height, width in PAIRS:
         suffix = f"_s{seed}_b{batch}_{height}x{width}"
         before, after = reference_pair(seed, batch, height, width)
-        features = both_dates(network.encoder, before, after)
+        features = encode_dates(network.encoder, before, after)
         fused = network.decoder(features)
         check("logits" + suffix, network(before, after))
         for i in range(4):

@@ -36,13 +36,13 @@ from tests.conftest import (
 
 ENDED = "error: another process of this run has ended"
 
-# Trains like train.py, but to the same result for any number of processes and micro-batches: batch norms use their
-# running statistics, nothing is dropped out, every pair gets the same points, and all is float64. Logs every loss.
+# A program that trains like train.py, but to the same result for any number of processes and micro-batches: batch norms
+# use their running statistics, dropout is off, every pair gets the same points, and all is float64. It logs every loss.
 EXACT = """
 import sys
 import torch
 from unittest.mock import patch
-import change.training.trainer, train
+import change.training.build, change.training.trainer, train
 from models.losses import TrainingLoss
 from models.network import build_network
 from models.padding import normalise
@@ -59,8 +59,8 @@ class Exact(TrainingLoss):
 with (
     patch.object(change.training.trainer, "LOG_EVERY", 1),
     patch.object(change.training.trainer, "normalise", lambda *given: normalise(*given).double()),
-    patch.object(train, "build_network", lambda config: build_network(config).double()),
-    patch.object(train, "TrainingLoss", Exact),
+    patch.object(change.training.build, "build_network", lambda config: build_network(config).double()),
+    patch.object(change.training.build, "TrainingLoss", Exact),
 ):
     sys.exit(train.main(sys.argv[1:]))
 """
@@ -113,8 +113,8 @@ def test_parts_of_a_step() -> None:
 def test_one_process_has_nobody_to_talk_to() -> None:
     """With one process, every exchange returns what it was given."""
     values = torch.rand(3)
-    assert torch.equal(distributed.summed(values.clone()), values)
-    assert (distributed.largest([3, 1]), distributed.gathered("a"), distributed.collected("b")) == (
+    assert torch.equal(distributed.sum_over_processes(values.clone()), values)
+    assert (distributed.largest([3, 1]), distributed.gather("a"), distributed.gather_on_first("b")) == (
         [3, 1],
         ["a"],
         ["b"],
@@ -260,9 +260,9 @@ def test_a_process_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     workers = children(process)
     os.kill(workers[1], signal.SIGKILL)
     killed = time.monotonic()
-    _, said = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - killed < 60
-    assert said.count(ENDED) == 1 and "RuntimeError" not in said
+    assert output.count(ENDED) == 1 and "RuntimeError" not in output
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
@@ -284,8 +284,8 @@ def test_a_signal_to_the_launcher(dataset: Path, tmp_path: Path) -> None:
     wait_for_step(tmp_path / "two" / "run.state.pth", process, 0)
     time.sleep(1)
     process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert "stopped in epoch" in said and f"--continue_run {tmp_path / 'two'}" in said, said
+    _, output = process.communicate(timeout=60)
+    assert "stopped in epoch" in output and f"--continue_run {tmp_path / 'two'}" in output, output
     assert 1 <= read_tensors(tmp_path / "two" / "run.state.pth")["progress"]["steps"] < 6
     finished = run_program("train.py", "--continue_run", tmp_path / "two", processes=2)
     assert finished.returncode == 0, finished.stderr

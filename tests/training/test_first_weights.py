@@ -1,4 +1,4 @@
-"""The weights a pass starts from: an earlier pass, whose successor names what is new, or pretrained encoders."""
+"""The weights that a pass starts from: those of an earlier pass, or those of a pretrained encoder."""
 
 from __future__ import annotations
 
@@ -80,9 +80,11 @@ def test_encoder_from_base_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     state = torchvision_file(tmp_path / file_name, name)
     monkeypatch.setattr(change.training.first_weights, "BASE_FOLDER", tmp_path)
     encoder = build_encoder(name)
-    said = load_encoder(encoder, name, "imagenet")
+    message = load_encoder(encoder, name, "imagenet")
     has_projections = name in ("resnet50", "resnet101")
-    assert file_name in said and "fc.weight, fc.bias" in said and ("project.0.weight" in said) == has_projections
+    assert (
+        file_name in message and "fc.weight, fc.bias" in message and ("project.0.weight" in message) == has_projections
+    )
     own = encoder.state_dict()
     assert all(torch.equal(own[key], tensor) for key, tensor in state.items() if not key.startswith("fc."))
 
@@ -116,7 +118,7 @@ def test_encoder_by_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_encoder_of_another_depth(tmp_path: Path) -> None:
     torchvision_file(tmp_path / "resnet34.pth", "resnet34")
-    with pytest.raises(UserError, match=r"does not fit this network: it has besides layer1.2"):
+    with pytest.raises(UserError, match=r"does not fit this network: unexpected layer1.2"):
         load_encoder(build_encoder("resnet18"), "resnet18", str(tmp_path / "resnet34.pth"))
 
 

@@ -1,4 +1,4 @@
-"""Signals: noted while a run is going, and the host program's handlers afterwards."""
+"""Signals are noted during a run; afterwards the host program has its own handlers again."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_a_step(name: str) -> None:
 
 
 def test_a_gradient_that_overflows_in_fp16() -> None:
-    """The scaler leaves the step out and halves its scale; going on keeps that scale."""
+    """The scaler skips the step and halves its scale; a resumed run keeps that scale."""
     precision = Precision("fp16", CPU)
     layer = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
@@ -83,7 +83,7 @@ def settings() -> tuple[object, ...]:
 
 @pytest.mark.parametrize("error", [False, True])
 def test_algorithms_are_those_of_a_run_only(monkeypatch: pytest.MonkeyPatch, error: bool) -> None:
-    """Deterministic if asked for, else what cuDNN finds to be fastest, on CUDA only; then everything as it was."""
+    """Deterministic algorithms on request, else the fastest on CUDA; afterwards the settings are the previous ones."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     gpu, before = torch.device("cuda"), settings()
     with contextlib.suppress(KeyError):
@@ -98,6 +98,19 @@ def test_algorithms_are_those_of_a_run_only(monkeypatch: pytest.MonkeyPatch, err
             if error:
                 raise KeyError
     assert settings() == before
+
+
+def test_algorithms_that_only_warn_do_so_again() -> None:
+    """A host program can allow algorithms that are not deterministic, with a warning."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with algorithms(True, Precision("off", CPU)):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def test_predicting_in_float32_leaves_tf32_as_it_was() -> None:
@@ -125,7 +138,7 @@ APEX: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize("kind", APEX)
 def test_apex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Each installation in a line that names bf16 and fp16; nothing of the package is imported to find out."""
+    """Each installation is reported in a line that names bf16 and fp16; the package is not imported to find out."""
     files, meaning = APEX[kind]
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +149,7 @@ def test_apex(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> Non
 
 
 def test_apex_takes_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an apex.amp of its published interface, which cannot be installed here: O1, scaled loss, state."""
+    """Check level O1, scaled loss and state with a stand-in for apex.amp that has its published interface."""
     folder = tmp_path / "apex"
     (folder / "multi_tensor_apply").mkdir(parents=True)
     (folder / "amp").mkdir()

@@ -39,7 +39,7 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_states_of_earlier_versions(tmp_path: Path) -> None:
-    """They lack the average, normalisation and threshold, which were those of ImageNet, and 0.5."""
+    """They lack average, normalisation and threshold; the last two were always those of ImageNet and 0.5."""
     STATE.save(tmp_path / "state.pth")
     content = read_tensors(tmp_path / "state.pth")
     for name in ("average", "mean", "std", "threshold"):
@@ -61,7 +61,7 @@ def test_states_of_earlier_versions(tmp_path: Path) -> None:
 
 
 def test_resume_takes_normalisation_and_threshold_over(dataset: Path, tmp_path: Path) -> None:
-    """Of the checkpoint that a pass starts from; kept by the run, its checkpoints and, after a stop, by its state."""
+    """The checkpoints and the state of a run have those of the checkpoint that it starts from."""
     torch.manual_seed(0)
     weights = build_network(NetworkConfig()).state_dict()
     start = Checkpoint(

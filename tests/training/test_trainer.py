@@ -97,32 +97,33 @@ def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, code: int, group: bool) -> None:
-    """A signal, to the process only or to its workers too, makes it save, say how to continue, and end."""
-    process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 2}))
-    wait_for((tmp_path / "run" / "run.epochs.jsonl").exists, process)
+    """A signal, to the process only or to its workers too, makes it save, log the command to resume, and end."""
+    folder = tmp_path / "a run"
+    process = start(train_arguments(dataset, folder, **{**HARD, "epoch": 40, "workers": 2}))
+    wait_for((folder / "run.epochs.jsonl").exists, process)
     (os.killpg if group else os.kill)(process.pid, number)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == code, said
-    assert f"--continue_run {tmp_path / 'run'}" in said.replace("\r", "\n").splitlines()[-1]
-    assert "Traceback" not in said
-    assert read_tensors(tmp_path / "run" / "run.state.pth")["progress"]["steps"] > 0
+    _, output = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert f"python train.py --continue_run '{folder}' --best_name run" in output.replace("\r", "\n").splitlines()[-1]
+    assert "Traceback" not in output
+    assert read_tensors(folder / "run.state.pth")["progress"]["steps"] > 0
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
-    """The kernel kills a process so when memory runs out."""
+    """The kernel does this when memory runs out."""
     process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 1}))
     wait_for((tmp_path / "run" / "run.epochs.jsonl").exists, process)
     os.kill(children(process)[-1], signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 2, said
-    assert said.replace("\r", "\n").splitlines()[-1].startswith("error: a loader process died")
+    _, output = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert output.replace("\r", "\n").splitlines()[-1].startswith("error: a loader process died")
     assert "error: a loader process died" in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.mark.slow
 def test_three_passes(dataset: Path, tmp_path: Path) -> None:
-    """1.pth, 2.pth and best.pth lie in one folder; each starts from the one before and records its lineage."""
+    """1.pth, 2.pth and best.pth are in one folder; each starts from the one before and records its lineage."""
     folder = tmp_path / "run"
     passes: list[dict[str, object]] = [
         {"epoch": 1, "save_freq": 1},
@@ -162,7 +163,7 @@ def test_loss_that_is_not_finite(dataset: Path, tmp_path: Path, batch: int, what
 
 @pytest.mark.slow
 def test_going_on_elsewhere(dataset: Path, tmp_path: Path) -> None:
-    """A finished run says so; other options and other pairs are refused; the folder can be moved."""
+    """A finished run reports that it is; other options and other pairs are refused; the folder can be moved."""
     folder = tmp_path / "run"
     assert run_program("train.py", *train_arguments(dataset, folder, epoch=1)).returncode == 0
     before = (folder / "1.state.pth").read_bytes()
