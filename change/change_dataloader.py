@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.files import file_hash
 from change.common.images import IMAGE_MODES, UNREADABLE, Image, bits, image_hash, open_image, read_image
 from change.common.names import files_by_stem, read_list
@@ -109,7 +109,7 @@ def find_split(root: Path, split: str, list_file: Path | None = None, need_label
     lacking = [f"{name} in {sub}" for sub, there in files.items() for name in names if name not in there]
     if lacking:
         raise UserError(
-            f"{folder}: no file for {listed(lacking)}: every pair needs a file of the same stem in each folder"
+            f"{folder}: no file for {list_names(lacking)}: every pair needs a file of the same stem in each folder"
         )
     if not names:
         raise UserError(f"{folder} holds no pairs: its {BEFORE} has no {', '.join(SUFFIXES)} file")
@@ -160,7 +160,7 @@ def read_headers(folder: Path, names: Sequence[str], files: dict[str, dict[str, 
         results = list(pool.map(check, names))
     faults = [result for result in results if isinstance(result, str)]
     if faults:
-        raise UserError(f"{folder}: {listed(faults)}")
+        raise UserError(f"{folder}: {list_names(faults)}")
     return tuple(result for result in results if isinstance(result, Pair))
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.files import file_hash, write_whole
 from change.published import translate
 from models.network import NetworkConfig, PRXChange, build_network
@@ -273,7 +273,7 @@ def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: object
         if name in weights and weights[name].shape != own[name].shape
     ]
     complaints = [
-        f"{label} {listed(names)}"
+        f"{label} {list_names(names)}"
         for label, names in (("missing", missing), ("unexpected", extra), ("other shapes:", shapes))
         if names
     ]

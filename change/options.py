@@ -62,7 +62,7 @@ class RunOptions:
 
     save_path: str = option("", "folder of the run")
     best_name: str = option("", "name of the best weights, NAME.pth; default 1, 2 or best, depending on the pass")
-    continue_run: str = option("", "folder of an interrupted run to resume, exactly")
+    continue_run: str = option("", "continue the interrupted run in this folder, exactly")
     recipe: str = option(
         "published",
         "defaults of the options: those of the published training, or others for random weights and little data",
@@ -159,7 +159,7 @@ class StartOptions:
     """Start."""
 
     pretrained: str = option("imagenet", "weights of the encoder: imagenet, none, or the path of a torchvision file")
-    resume: bool = option(False, "start from --checkpoint_path, not from --pretrained")
+    resume: bool = option(False, "start a new run from the weights in --checkpoint_path, not from --pretrained")
     checkpoint_path: str = option("", "weights to start from", needs="resume")
     prior: bool = option(False, "set the bias of the output so that training starts from the rate of change in train")
 

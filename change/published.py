@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from models.network import NetworkConfig
 
 # Published names and ours, applied in this order.
@@ -73,7 +73,7 @@ def translate(state: Mapping[str, Any], path: Path) -> Published:
     """
     strange = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if strange or not state:
-        raise UserError(f"{path} is neither a checkpoint nor a state dict: {listed(strange) or 'it is empty'}")
+        raise UserError(f"{path} is neither a checkpoint nor a state dict: {list_names(strange) or 'it is empty'}")
     if "conv1.weight" in state:
         raise UserError(f"{path} holds only an encoder: give it to train.py as --pretrained {path}")
     weights: dict[str, Tensor] = {}
@@ -89,7 +89,7 @@ def translate(state: Mapping[str, Any], path: Path) -> Published:
     blocks = {match.group(1) for name in weights if (match := re.match(r"encoder\.layer3\.(\d+)\.", name))}
     backbone = RESNETS.get((len(blocks), "encoder.layer1.0.conv3.weight" in weights))
     if backbone is None:
-        raise UserError(f"{path} holds no PRX-Change network: its names begin with {listed(state)}")
+        raise UserError(f"{path} holds no PRX-Change network: its names begin with {list_names(state)}")
     config = NetworkConfig(
         backbone=backbone,
         cross=any(".cross." in name for name in weights),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.refinement import full_precision
+from models.refinement import to_full_precision
 from models.xcross import split_dates
 
 GROUP = 32  # channels per group of every GroupNorm; also the factor by which a gate is narrower than its input
@@ -50,7 +50,7 @@ class Affine(NamedTuple):
 
 def norm_as_affine(norm: nn.GroupNorm, maps: Tensor) -> Affine:
     """Express what a GroupNorm does to maps (B, C, h, w) as scale and shift, without computing its output."""
-    values = full_precision(maps)
+    values = to_full_precision(maps)
     means = values.mean((2, 3))
     squares = values.square().mean((2, 3))
     groups = (norm.num_groups, GROUP)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.network import PRXChange
-from models.refinement import PointLogits, full_precision
+from models.refinement import PointLogits, to_full_precision
 
 
 class Losses(NamedTuple):
@@ -35,7 +35,7 @@ class Losses(NamedTuple):
 
 def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """Compute the mean binary cross-entropy of logits and mask, (B, 1, H, W) each -> a scalar."""
-    return F.binary_cross_entropy_with_logits(full_precision(logits), mask)
+    return F.binary_cross_entropy_with_logits(to_full_precision(logits), mask)
 
 
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     It is not a mean over pairs: if a batch is split into micro-batches, the mean of their losses differs from it.
     Source: Milletari et al., "V-Net", 3DV 2016, with sums instead of squares.
     """
-    probability = torch.sigmoid(full_precision(logits))
+    probability = torch.sigmoid(to_full_precision(logits))
     return 1 - (2 * (probability * mask).sum() + 1) / ((probability + mask).sum() + 1)
 
 
@@ -60,7 +60,7 @@ def mask_loss(logits: Tensor, mask: Tensor, weights: Mapping[str, float]) -> Ten
 
 def point_loss(stages: Sequence[PointLogits]) -> Tensor:
     """Compute the mean over the stages of the binary cross-entropy of the refined points."""
-    losses = [F.binary_cross_entropy_with_logits(full_precision(stage.refined), stage.labels) for stage in stages]
+    losses = [F.binary_cross_entropy_with_logits(to_full_precision(stage.refined), stage.labels) for stage in stages]
     return torch.stack(losses).mean()
 
 

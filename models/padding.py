@@ -34,7 +34,7 @@ def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
     return torch.stack([(channel.float() / 255 - m) / s for channel, m, s in channels], dim=1)
 
 
-def any_size(network: Callable[[Tensor, Tensor], Tensor], before: Tensor, after: Tensor) -> Tensor:
+def apply_to_any_size(network: Callable[[Tensor, Tensor], Tensor], before: Tensor, after: Tensor) -> Tensor:
     """Apply a network to images of any size: pad them on the right and at the bottom, and crop the logits.
 
     Args:

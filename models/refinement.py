@@ -139,7 +139,7 @@ def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Ten
         """Read the cells of columns x and rows y, whole numbers (B, P): (B, P, C), 0 outside of the map."""
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         cell = cells[image, y.clamp(0, height - 1).long(), x.clamp(0, width - 1).long()]
-        return full_precision(cell) * inside[..., None]
+        return to_full_precision(cell) * inside[..., None]
 
     x = points[..., 0] * width - 0.5
     y = points[..., 1] * height - 0.5
@@ -154,6 +154,6 @@ def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Ten
     return upper * (1 - low_share) + lower * low_share
 
 
-def full_precision(values: Tensor) -> Tensor:
+def to_full_precision(values: Tensor) -> Tensor:
     """Convert half precision to float32; float32 and float64 stay."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

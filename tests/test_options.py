@@ -1,4 +1,4 @@
-"""Options: the published defaults, booleans in every spelling, options without effect, what may change on resuming."""
+"""Options: published defaults, booleans in every spelling, options without effect, what may change later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from change.common.command_line import from_flat, options_of, parse_given, to_fl
 from change.common.errors import UserError
 from change.options import LossOptions, TestOptions, TrainOptions, build_test_options, options_page
 from change.training.schedule import Schedule
-from change.training.start import RECIPES, options_for_new_run, options_for_resumed_run
+from change.training.start import RECIPES, options_for_continued_run, options_for_new_run
 from models.losses import MASK_TERMS, TrainingLoss
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY
@@ -30,8 +30,8 @@ def parse(*arguments: str) -> TrainOptions:
     return options_for_new_run(given(*arguments))
 
 
-def resume(saved: Mapping[str, Any], **given: object) -> TrainOptions:
-    return options_for_resumed_run(saved, {**given, "continue_run": "run"})
+def continue_run(saved: Mapping[str, Any], **given: object) -> TrainOptions:
+    return options_for_continued_run(saved, {**given, "continue_run": "run"})
 
 
 def parse_test(*arguments: str) -> TestOptions:
@@ -234,40 +234,40 @@ def test_every_loss_option_reaches_the_loss() -> None:
         TrainingLoss(loss.network, focal=1.0)
 
 
-# --- resuming ------------------------------------------------------------------------------------------------------
+# --- continuing a run ----------------------------------------------------------------------------------------------
 
 
-def test_resuming() -> None:
+def test_continuing() -> None:
     saved = to_flat(parse("--lr=0.1"))
-    resumed = resume(saved, lr=0.1, workers=3)
-    assert resumed.compute.workers == 3 and resumed.run.continue_run == ""
-    assert resume(saved, cache="disk").data.cache == "disk"
+    continued = continue_run(saved, lr=0.1, workers=3)
+    assert continued.compute.workers == 3 and continued.run.continue_run == ""
+    assert continue_run(saved, cache="disk").data.cache == "disk"
     by_depth = {**saved, "backbone": 18}  # as earlier versions saved it
-    assert resume(by_depth, backbone="resnet18") == resume(saved)
+    assert continue_run(by_depth, backbone="resnet18") == continue_run(saved)
     older = {name: value for name, value in saved.items() if name != "keep"}  # before that option was there
-    assert resume(older, keep="best").validation.keep == "best"
+    assert continue_run(older, keep="best").validation.keep == "best"
     with pytest.raises(UserError, match=r"--lr 0\.2, was 0\.1; --seed 5, was 0"):
-        resume(saved, lr=0.2, seed=5)
+        continue_run(saved, lr=0.2, seed=5)
     with pytest.raises(UserError, match="--pretrained 'none', was 'imagenet'"):
-        resume(saved, pretrained="none")
+        continue_run(saved, pretrained="none")
 
 
-def test_resuming_writes_to_its_own_folder() -> None:
+def test_continuing_writes_to_its_own_folder() -> None:
     saved = to_flat(parse())
-    assert resume(saved, save_path="./run").run.save_path == "run"
+    assert continue_run(saved, save_path="./run").run.save_path == "run"
     with pytest.raises(UserError, match="--continue_run run writes to its own folder: leave out --save_path other"):
-        resume(saved, save_path="other")
+        continue_run(saved, save_path="other")
 
 
-def test_resuming_runs_of_earlier_versions() -> None:
+def test_continuing_runs_of_earlier_versions() -> None:
     """Their options include one that no longer exists; its value 0 means what is done now."""
     saved = to_flat(parse())
-    assert resume({**saved, "pseudo": 0.0}) == resume(saved)
+    assert continue_run({**saved, "pseudo": 0.0}) == continue_run(saved)
     with pytest.raises(UserError, match=r"--pseudo 0\.5, which no longer exists"):
-        resume({**saved, "pseudo": 0.5})
+        continue_run({**saved, "pseudo": 0.5})
     for value in ({"novelty": 1}, {"backbone": "vgg16"}):
         with pytest.raises(UserError, match="made by another version"):
-            resume({**saved, **value})
+            continue_run({**saved, **value})
 
 
 # --- the learning rate ---------------------------------------------------------------------------------------------

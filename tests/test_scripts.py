@@ -12,7 +12,7 @@ from change.checkpoint import Checkpoint, load_checkpoint
 from change.common import command_line
 from change.common.command_line import to_flat
 from change.options import TestOptions, TrainOptions
-from change.training.start import options_for_new_run, options_for_resumed_run
+from change.training.start import options_for_continued_run, options_for_new_run
 from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY, write_pairs
 from tests.scripts import (
@@ -222,7 +222,7 @@ def test_options_of_the_three_passes(tmp_path: Path) -> None:
     del second["checkpoint_path"]
     assert again == [first, second, third]
     assert options_for_new_run(read_options(first)) and options_for_new_run(read_options(third))
-    assert options_for_resumed_run(begun, read_options(second))
+    assert options_for_continued_run(begun, read_options(second))
 
 
 def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:

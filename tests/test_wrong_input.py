@@ -135,7 +135,7 @@ OPTIONS: list[tuple[list[str], tuple[str, ...]]] = [
     (["--resume", "--checkpoint_path=1.pth"], ("--pretrained does nothing with --resume",)),
     (["--pretrained=nowhere.pth"], ("no checkpoint at nowhere.pth",)),
     (["--list=nowhere"], ("no list nowhere/train.txt",)),
-    (["--continue_run=nowhere"], ("--continue_run nowhere", "there is no run to resume")),
+    (["--continue_run=nowhere"], ("--continue_run nowhere", "there is no run to continue")),
     (["--device=tpu"], ("--device tpu", "choose auto, cpu, cuda")),
     (["--amp=apex"], ("--amp apex", "bf16", "fp16")),
 ]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.decoder import Decoder, FusionStage, Head
 from models.network import PRXChange
-from models.refinement import PointLogits, Refinement, StageRefinement, draw_points, full_precision
+from models.refinement import PointLogits, Refinement, StageRefinement, draw_points, to_full_precision
 from models.xcross import XCross, split_dates
 
 
@@ -123,7 +123,7 @@ class TextbookRefinement(nn.Module):
     @staticmethod
     def sample(values: Tensor, points: Tensor, mode: str = "bilinear") -> Tensor:
         """Read a map (B, C, h, w) at points (B, P, 2): (B, P, C)."""
-        sampled = F.grid_sample(full_precision(values), (2 * points - 1)[:, None], mode=mode, align_corners=False)
+        sampled = F.grid_sample(to_full_precision(values), (2 * points - 1)[:, None], mode=mode, align_corners=False)
         return sampled.squeeze(2).transpose(1, 2)
 
 

@@ -27,7 +27,7 @@ class UserError(Exception):
     """An error that the user can fix: what is wrong, which file or value, and what to do, in one line."""
 
 
-def needed(name: str, command: str) -> Any:
+def import_optional(name: str, command: str) -> Any:
     """Import an optional module. Raises UserError with the command that installs it if it is missing."""
     try:
         return importlib.import_module(name)
@@ -35,7 +35,7 @@ def needed(name: str, command: str) -> Any:
         raise UserError(f"{name.partition('.')[0]} is needed for this ({error}): {command}") from error
 
 
-def listed(names: Iterable[object], most: int = 3) -> str:
+def list_names(names: Iterable[object], most: int = 3) -> str:
     """List the first few names and count the rest: "a, b, c and 4 more"."""
     every = [str(name) for name in names]
     rest = f" and {len(every) - most} more" if len(every) > most else ""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path, PurePath
 
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 
 
 def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
@@ -72,7 +72,7 @@ def parse_list(text: str, suffixes: Collection[str], source: object, drop_folder
             names.append(name)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{source} has duplicate names: {listed(twice)}; keep one of each")
+        raise UserError(f"{source} has duplicate names: {list_names(twice)}; keep one of each")
     return names
 
 

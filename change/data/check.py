@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from change.common.errors import OneLineParser, listed
+from change.common.errors import OneLineParser, list_names
 from change.common.files import make_folder, write_whole
 from change.common.logs import start_logging
 from change.common.union_find import connected_components
@@ -157,7 +157,7 @@ def report(result: dict[str, Any], found: Sequence[Finding], written: Sequence[P
     lines = [f"{'split':<8}{'pairs':>7}{'groups':>8}{'meeting another split':>23}{'median shift':>14}  sizes"]
     for name, split in result["splits"].items():
         apart = "-" if split["median_shift"] is None else f"{split['median_shift']:.1f} px"
-        sizes = listed((f"{size} ({count})" for size, count in split["sizes"].items()), SHOWN)
+        sizes = list_names((f"{size} ({count})" for size, count in split["sizes"].items()), SHOWN)
         lines.append(
             f"{name:<8}{split['pairs']:>7}{split['groups']:>8}{split['meeting_another_split']:>23}{apart:>14}  {sizes}"
         )

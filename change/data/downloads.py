@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from change.change_dataloader import SPLITS, SUFFIXES
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.names import natural_order, parse_list
 from change.data.archives import File, Folder, normalise_folder, walk
 
@@ -85,7 +85,9 @@ def find_pairs(
         if kind not in files
     ]
     if lacking:
-        raise UserError(f"{source}: no file for {listed(lacking)}: every pair needs a file of its stem in each folder")
+        raise UserError(
+            f"{source}: no file for {list_names(lacking)}: every pair needs a file of its stem in each folder"
+        )
     return splits
 
 
@@ -145,7 +147,7 @@ def split_by_lists(pairs: Pairs, lists: dict[str, File]) -> dict[str, Pairs]:
     if names and every != pairs.keys():
         log.warning(
             "%s: %d pairs are in no list, and are left out; %d listed names have no pair",
-            listed(lists.values()),
+            list_names(lists.values()),
             len(pairs.keys() - every),
             len(every - pairs.keys()),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from change.common.errors import listed
+from change.common.errors import list_names
 from change.common.union_find import connected_components
 from change.data.masks import lost_marks, marks_with_one
 from change.data.similarity import Link, find_copies, find_links
@@ -34,7 +34,7 @@ def findings_of_mask(facts: PairFacts, binary: bool) -> list[Finding]:
     assert path is not None
     found: list[tuple[str, str, str]] = []
     if len(levels) > 2 or (len(levels) == 2 and min(levels) > 0):
-        text = f"{path} has {len(levels)} values, {listed(levels, 5)}: changed is above {facts.maximum // 2}"
+        text = f"{path} has {len(levels)} values, {list_names(levels, 5)}: changed is above {facts.maximum // 2}"
         found.append(("warning", "mask not of two values", text))
     fault = lost_marks(path, max(levels), facts.maximum, binary)
     if fault:
@@ -106,7 +106,7 @@ def copy_findings(facts: Sequence[PairFacts], copies: Sequence[Copies]) -> list[
         members = [facts[number] for number in copy.members]
         leaks = len({pair.split for pair in members}) > 1
         keys = tuple(pair.key for pair in members)
-        text = f"{listed(keys, 10)} show one image ({copy.how})"
+        text = f"{list_names(keys, 10)} show one image ({copy.how})"
         found.append(Finding("leak" if leaks else "warning", f"one image {scope(leaks)}", text, keys))
     return found
 

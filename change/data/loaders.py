@@ -1,6 +1,6 @@
 """Loaders: the order of an epoch, the share of each process, and the worker processes that read.
 
-The batches do not depend on the number of workers, nor on the batch at which an epoch is resumed.
+The batches do not depend on the number of workers, nor on the batch at which an epoch is continued.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ import PIL.Image
 from tqdm import tqdm
 
 from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES
-from change.common.errors import OneLineParser, UserError, listed
+from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import home_folder, make_folder, write_whole
 from change.common.images import IMAGE_MODES, PIXEL_LIMIT, UNREADABLE, bits, open_image
 from change.common.logs import start_logging
@@ -152,7 +152,9 @@ def refuse_strangers(pairs: Pairs, folder: Path, tile: int) -> None:
             if not known:
                 strange.append(path)
         if strange:
-            raise UserError(f"{listed(strange)}: not from SOURCE; choose another ROOT, or give all parts as one SOURCE")
+            raise UserError(
+                f"{list_names(strange)}: not from SOURCE; choose another ROOT, or give all parts as one SOURCE"
+            )
 
 
 def write_split(pairs: Pairs, folder: Path, tile: int, overlap: int) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from change.change_dataloader import Pixels, Split
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.images import Image
 from change.data.transforms import PLAIN, ColorJitter, Geometry, augment
 
@@ -67,7 +67,7 @@ class TrainSamples(Dataset[Batch | UserError]):
         """
         small = [f"{p.before} {p.size[0]}x{p.size[1]}" for p in split.pairs if min(p.size) < crop]
         if small:
-            raise UserError(f"crop {crop} is larger than {listed(small)}: choose a smaller --cropsize")
+            raise UserError(f"crop {crop} is larger than {list_names(small)}: choose a smaller --cropsize")
         self.split, self.crop, self.jitter, self.seed, self.hash_epoch = split, crop, jitter, seed, hash_epoch
         self.geometry = geometry
         self.read: Reader = split.read  # may be replaced by the `read` of a cache

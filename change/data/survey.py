@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, Pair, check_headers
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.images import Image, image_hash, read_image
 from change.common.names import files_by_stem, read_list
 from change.data.masks import read_levels, unchanged_up_to
@@ -96,14 +96,14 @@ def find_files(root: Path, lists: Path | None) -> tuple[list[Finding], list[File
         for stem in names.get(split) or sorted(every):
             lacking = [sub for sub in files if stem not in files[sub]]
             if lacking or AFTER not in files:
-                text = f"{folder}: {stem} has no file in {listed(lacking or [AFTER])}"
+                text = f"{folder}: {stem} has no file in {list_names(lacking or [AFTER])}"
                 found.append(Finding("error", "missing partner", text, (f"{split}/{stem}",)))
             else:
                 complete.append((split, stem, {sub: files[sub][stem] for sub in files}))
         if split in names and split == next(iter(folders)):  # once, because all splits are in one folder
             unlisted = every.difference(*names.values())
             if unlisted:
-                found.append(Finding("note", "in no list", f"{folder}: {listed(sorted(unlisted))}"))
+                found.append(Finding("note", "in no list", f"{folder}: {list_names(sorted(unlisted))}"))
     return found, complete
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from change.common.errors import OneLineParser, UserError, listed
+from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import write_whole
 from change.evaluation.bootstrap import TOO_FEW, Difference, or_none, paired_difference, pool
 
@@ -92,7 +92,7 @@ def read_folds(text: str) -> Run:
     )
     images = [row[0] for row in rows]
     if twice := sorted({image for image, after in pairwise(images) if image == after}):
-        raise UserError(f"{text}: folds must not share images, but these share {listed(twice)}")
+        raise UserError(f"{text}: folds must not share images, but these share {list_names(twice)}")
     fingerprints = sorted(str(run.metrics["data"].get("fingerprint")) for run in runs)
     metrics = {
         **runs[0].metrics,
@@ -113,13 +113,15 @@ def check_same_images(run: Run, other: Run) -> None:
     both = f"{run.folder} and {other.folder}"
     unshared = sorted(set(run.images) ^ set(other.images))
     if unshared:
-        raise UserError(f"{both} have different images: only one has {listed(unshared)}; test both on the same folder")
+        raise UserError(
+            f"{both} have different images: only one has {list_names(unshared)}; test both on the same folder"
+        )
     truths = [np.stack((r.counts[:, 0] + r.counts[:, 2], r.counts.sum(1)), axis=1) for r in (run, other)]
     differ = [run.images[i] for i in np.flatnonzero((truths[0] != truths[1]).any(axis=1))]
     if differ:
         raise UserError(
-            f"{both} differ in the changed pixels or the size of {listed(differ)}; test both on the same labels, at "
-            "the same size"
+            f"{both} differ in the changed pixels or the size of {list_names(differ)}; test both on the same labels, "
+            "at the same size"
         )
     fingerprints = [r.metrics["data"].get("fingerprint") for r in (run, other)]
     if None not in fingerprints and fingerprints[0] != fingerprints[1]:
@@ -144,7 +146,7 @@ def find_warnings(runs: Sequence[Run], grouped: Run) -> list[str]:
     warnings = []
     for run in runs:
         if trained := run.metrics.get("trained_on"):
-            warnings.append(f"NOT A TEST SCORE: {run.folder} has images that were trained on: {listed(trained)}")
+            warnings.append(f"NOT A TEST SCORE: {run.folder} has images that were trained on: {list_names(trained)}")
     for other in runs[1:]:
         if differences := protocol_differences(runs[0], other):
             warnings.append(f"{runs[0].folder} and {other.folder} were tested differently: {', '.join(differences)}")

@@ -21,7 +21,7 @@ from change.change_dataloader import Split
 from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.devices import DTYPES
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.files import make_folder, write_whole
 from change.common.images import image_hash
 from change.common.pictures import error_map, mask_picture, panel, save_png
@@ -123,7 +123,7 @@ class Evaluation:
             raise UserError(f"--save_iou_map needs masks: {self.split.name} has no folder label")
         outputs.prepare()
         if self.left_out:
-            log.info("left out of %s, not used in prediction: %s", self.checkpoint.path, listed(self.left_out))
+            log.info("left out of %s, not used in prediction: %s", self.checkpoint.path, list_names(self.left_out))
         tallies = distributed.gather_on_first(self.count(self.make_predict(network), loader, outputs))
         if not tallies:
             return

@@ -6,7 +6,7 @@ from typing import Any
 
 from change.change_dataloader import Split
 from change.checkpoint import Checkpoint, pass_name
-from change.common.errors import listed
+from change.common.errors import list_names
 from change.evaluation.bootstrap import SCORES
 from change.evaluation.metrics import TOLERANCE
 from change.evaluation.summary import Settings
@@ -36,7 +36,7 @@ def format_table(result: dict[str, Any], settings: Settings, split: Split, check
             parts.append(f"{name}: precision {precision}, recall {recall}")
         lines.append(", ".join(parts))
     if seen := result["trained_on"]:
-        lines.append(f"NOT A TEST SCORE: {len(seen)} of these pairs were trained on: {listed(seen, 10)}")
+        lines.append(f"NOT A TEST SCORE: {len(seen)} of these pairs were trained on: {list_names(seen, 10)}")
     elif split.labelled and not checkpoint.knows_its_images():
         lines.append(
             "it is not known whether these weights were trained on these pairs: the checkpoint does not record its "

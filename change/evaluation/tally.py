@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from change.common.errors import listed
+from change.common.errors import list_names
 from change.common.files import write_whole
 from change.evaluation.metrics import BINS, Counts, Matches, Objects
 
@@ -51,7 +51,7 @@ class Tally:
         if not unknown:
             return
         log.warning(
-            "check.json knows nothing of %s: intervals are over single images; run check again", listed(unknown)
+            "check.json knows nothing of %s: intervals are over single images; run check again", list_names(unknown)
         )
         for row in self.rows:
             row.pop("group", None)

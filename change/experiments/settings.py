@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from change.common.command_line import options_of, parse_given
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.options import TrainOptions
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -57,7 +57,7 @@ def build(kind: type[Settings], table: Mapping[str, Any], place: str, **ready: A
     hints = typing.get_type_hints(kind)
     specs = {spec.name: spec for spec in fields(kind) if spec.name not in ready}  # type: ignore[arg-type]
     if unknown := [name for name in table if name not in specs]:
-        raise UserError(f"{place}: unknown key {listed(unknown)}; the keys are {', '.join(specs)}")
+        raise UserError(f"{place}: unknown key {list_names(unknown)}; the keys are {', '.join(specs)}")
     for name, spec in specs.items():
         if name not in table and spec.default is MISSING and spec.default_factory is MISSING:
             raise UserError(f"{place}: the key {name} is missing")

@@ -29,7 +29,7 @@ from torch.torch_version import TorchVersion
 
 from change.checkpoint import Checkpoint, load_checkpoint, network_for_prediction, save_tensors
 from change.common.command_line import refuse_idle
-from change.common.errors import OneLineParser, UserError, needed
+from change.common.errors import OneLineParser, UserError, import_optional
 from change.common.files import shipped_file, write_whole
 from change.common.images import read_image
 from change.common.logs import start_logging
@@ -61,7 +61,7 @@ class AnySize(nn.Module):
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Turn uint8 RGB (B, 3, H, W) into probabilities float32 (B, 1, H, W).
 
-        This is `models.padding.any_size` in operations that leave the sizes open when they are exported.
+        This is `models.padding.apply_to_any_size` in operations that leave the sizes open when they are exported.
         """
         height, width = before.shape[2:]
         padded = [
@@ -204,7 +204,7 @@ def write_onnx(
     """
     if TorchVersion(torch.__version__) < OLDEST:
         raise UserError(f"torch {torch.__version__} cannot export this network to ONNX: pip install 'torch>={OLDEST}'")
-    onnx, runtime, _ = (needed(name, INSTALL) for name in ("onnx", "onnxruntime", "onnxscript"))
+    onnx, runtime, _ = (import_optional(name, INSTALL) for name in ("onnx", "onnxruntime", "onnxscript"))
     model = export_model(module, cases)
     onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     data = model.SerializeToString()

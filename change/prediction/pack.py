@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from change.checkpoint import load_checkpoint
-from change.common.errors import OneLineParser, UserError, listed
+from change.common.errors import OneLineParser, UserError, list_names
 from change.common.logs import start_logging
 
 # Options of a pass that hold paths. `pretrained` may also be a name.
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     lineage = [replace(record, options=without_paths(record.options)) for record in whole.lineage]
     config = replace(whole.config, refine=False)
     replace(whole, config=config, weights=kept, lineage=lineage).save(given.out, packed=True)
-    log.info("%s: %.1f MB; left out: %s", given.out, given.out.stat().st_size / 1e6, listed(left_out) or "nothing")
+    log.info("%s: %.1f MB; left out: %s", given.out, given.out.stat().st_size / 1e6, list_names(left_out) or "nothing")
     return 0
 
 

@@ -11,7 +11,7 @@ from change.prediction.compiling import WhenItPays
 from change.prediction.folding import Fused
 from change.prediction.tiles import Predict
 from models.network import PRXChange
-from models.padding import any_size, normalise
+from models.padding import apply_to_any_size, normalise
 
 
 def predictor(
@@ -40,7 +40,7 @@ def predictor(
                 normalise(images.to(device, non_blocking=True), checkpoint.mean, checkpoint.std)
                 for images in (before, after)
             )
-            return torch.sigmoid(any_size(forward, before, after))
+            return torch.sigmoid(apply_to_any_size(forward, before, after))
 
     return predict
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 
 
 class NotFiniteError(UserError):
@@ -15,7 +15,7 @@ class NotFiniteError(UserError):
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(
-            f"the network gives no finite probability for {listed(names)}: use --amp off, or other weights if it "
+            f"the network gives no finite probability for {list_names(names)}: use --amp off, or other weights if it "
             "happens there too"
         )
         self.names = names

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from change.common.errors import UserError, needed
+from change.common.errors import UserError, import_optional
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 CACHE = 256 * 2**20  # bytes of decoded blocks that GDAL may keep; its default is 5% of the machine's memory
@@ -26,7 +26,7 @@ TALKATIVE = ("rasterio", "pyogrio")  # loggers whose messages only repeat what o
 
 def geo(name: str) -> Any:
     """Import a module of an optional package. Raises UserError with the command that installs it if it is missing."""
-    return needed(name, "pip install -r requirements-geo.txt")
+    return import_optional(name, "pip install -r requirements-geo.txt")
 
 
 @contextlib.contextmanager

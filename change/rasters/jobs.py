@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.images import UNREADABLE, open_image
 from change.common.names import files_by_stem
 from change.rasters.gdal import SUFFIXES, open_raster, quiet_gdal
@@ -60,7 +60,7 @@ def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
     first, second = (files_by_stem(folder, SUFFIXES + PICTURES) for folder in (before, after))
     unpaired = sorted(first.keys() ^ second.keys())
     if unpaired:
-        raise UserError(f"files without a partner in {before} and {after}: {listed(unpaired)}; add or remove them")
+        raise UserError(f"files without a partner in {before} and {after}: {list_names(unpaired)}; add or remove them")
     if not first:
         raise UserError(f"no rasters or images in {before}: check the path")
     return [Job(first[stem], second[stem], out / stem) for stem in first]
@@ -86,7 +86,7 @@ def read_pairs(path: Path, out: Path) -> list[Job]:
     repeated = sorted(str(folder) for folder, count in uses.items() if count > 1)
     if repeated:
         raise UserError(
-            f"{path} names {listed(repeated)} more than once: give each pair its own name, in a third column"
+            f"{path} names {list_names(repeated)} more than once: give each pair its own name, in a third column"
         )
     return jobs
 

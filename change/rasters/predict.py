@@ -22,7 +22,7 @@ from typing import Any
 from change.common import distributed
 from change.common.command_line import refuse_idle
 from change.common.devices import AMP_CHOICES
-from change.common.errors import OneLineParser, UserError, listed
+from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import shipped_file, write_folder
 from change.common.logs import start_logging
 from change.prediction.compiling import CHOICES as COMPILING
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
             log.info("written to %s", job.folder)
     all_failed = sorted(name for names in distributed.gather(failed) for name in names)
     if all_failed:
-        raise UserError(f"{len(all_failed)} of {len(jobs)} pairs failed: {listed(all_failed)}; the others are done")
+        raise UserError(f"{len(all_failed)} of {len(jobs)} pairs failed: {list_names(all_failed)}; the others are done")
     return 0
 
 

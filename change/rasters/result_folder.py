@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.rasters.polygons import STYLE, WRITERS
 
 METADATA = "metadata.json"
@@ -81,7 +81,7 @@ def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool) -> bool
     others = foreign_files(folder) if overwrite else []
     if others:
         raise UserError(
-            f"{folder} holds other files beside a result of this program: {listed(others)}; move them first"
+            f"{folder} holds other files beside a result of this program: {list_names(others)}; move them first"
         )
     return True
 

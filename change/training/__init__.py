@@ -1,1 +1,1 @@
-"""Training: the loop, the files that it writes, and how it resumes."""
+"""Training: the loop, the files that it writes, and how a run continues."""

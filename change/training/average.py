@@ -16,7 +16,7 @@ class WeightAverage(Generic[Network]):
 
     The decay after n steps is at most (1 + n) / (10 + n), so that the start is soon forgotten. Integers are copied.
     `torch.optim.swa_utils.AveragedModel` is not used: it copies the weights at the first step, so old runs would not
-    resume exactly, and it reads a counter from the device at every step.
+    continue exactly, and it reads a counter from the device at every step.
 
     Source: the ExponentialMovingAverage of TensorFlow 1.
 
@@ -45,7 +45,7 @@ class WeightAverage(Generic[Network]):
                 average.copy_(integer)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state that a run needs to resume; empty without an average."""
+        """Return the state that a run needs to continue; empty without an average."""
         return dict(self.network.state_dict()) if self.decay else {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

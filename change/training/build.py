@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from change.change_dataloader import Split, find_split, rate_of_change, shared_images
 from change.checkpoint import Checkpoint
 from change.common import distributed
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.logs import versions
 from change.data.cache import DecodedCache
 from change.data.loaders import TrainLoader, default_workers, whole_loader
@@ -113,7 +113,7 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
             "val is no independent test: %d of its pairs share an image file with train: %s; "
             "run python -m change check %s",
             len(shared),
-            listed(shared),
+            list_names(shared),
             options.data.root,
         )
     return Data(train, val, train_loader, val_loader)

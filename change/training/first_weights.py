@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor
 
 from change.checkpoint import Checkpoint, load_checkpoint, load_strict, pass_name, read_tensors
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.files import home_folder
 from change.options import NetworkOptions, StartOptions
 from models.encoders import Encoder, encoder_name
@@ -103,8 +103,8 @@ def load_encoder(encoder: Encoder, name: str | int, pretrained: str) -> str:
     kept = {key: tensor for key, tensor in state.items() if key not in left_out}
     load_strict(encoder, {**new, **kept}, source)
     return (
-        f"encoder from {source}; left out, as the encoder has no such layers: {listed(left_out) or 'nothing'}; "
-        f"new, with random weights: {listed(new) or 'nothing'}"
+        f"encoder from {source}; left out, as the encoder has no such layers: {list_names(left_out) or 'nothing'}; "
+        f"new, with random weights: {list_names(new) or 'nothing'}"
     )
 
 
@@ -166,8 +166,8 @@ def load_first_weights(
     if start.resume:
         checkpoint = load_checkpoint(Path(start.checkpoint_path))
         new = hand_over(checkpoint, network, config)
-        log.info("start: %s; left out: %s", checkpoint.path, listed(checkpoint.left_out) or "nothing")
-        log.info("new, with their own initialisation: %s", listed(new, len(new)) or "nothing")
+        log.info("start: %s; left out: %s", checkpoint.path, list_names(checkpoint.left_out) or "nothing")
+        log.info("new, with their own initialisation: %s", list_names(new, len(new)) or "nothing")
         return replace(checkpoint, config=config, weights={}, val_threshold=None, path=None, sha256="", left_out=[])
     if start.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, shape.backbone, start.pretrained))

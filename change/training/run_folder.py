@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.common.files import make_folder, write_whole
 from change.common.logs import versions
 from change.evaluation.metrics import SCORES
@@ -41,18 +41,18 @@ class LogFile(logging.FileHandler):
 
 
 def find_run(folder: Path, name: str) -> str:
-    """Find the run to resume in a folder and return its name; an empty `name` stands for the only run.
+    """Find the run to continue in a folder and return its name; an empty `name` stands for the only run.
 
     Raises UserError if there is no such run, and for an empty `name` if there are several.
     """
     names = [path.name.removesuffix(".state.pth") for path in sorted(folder.glob("*.state.pth"))]
     if not names:
-        raise UserError(f"--continue_run {folder}: there is no run to resume (*.state.pth)")
+        raise UserError(f"--continue_run {folder}: there is no run to continue (*.state.pth)")
     if name and name not in names:
-        raise UserError(f"--continue_run {folder}: there is no run {name}; choose from {listed(names)}")
+        raise UserError(f"--continue_run {folder}: there is no run {name}; choose from {list_names(names)}")
     if not name and len(names) > 1:
         raise UserError(
-            f"--continue_run {folder}: there are several runs, {listed(names)}; choose one with --best_name"
+            f"--continue_run {folder}: there are several runs, {list_names(names)}; choose one with --best_name"
         )
     return name or names[0]
 
@@ -62,8 +62,8 @@ def refuse_existing(folder: Path, name: str) -> None:
     found = [path.name for path in (folder / f"{name}.pth", folder / f"{name}.state.pth") if path.exists()]
     if found:
         raise UserError(
-            f"{folder} holds a run named {name} ({listed(found)}): resume it with --continue_run {folder}, or choose "
-            "another --save_path or --best_name"
+            f"{folder} holds a run named {name} ({list_names(found)}): continue it with --continue_run {folder}, or "
+            "choose another --save_path or --best_name"
         )
 
 

@@ -1,7 +1,7 @@
-"""The state of a run: everything it needs to resume, in one file.
+"""The state of a run: everything it needs to continue, in one file.
 
 No RNG state is saved: the order of an epoch and every augmentation are derived from seed, epoch and sample; dropout and
-refinement points from seed, step and process. On the CPU, a resumed run ends with the same bits as one that was never
+refinement points from seed, step and process. On the CPU, a continued run ends with the same bits as one that was never
 interrupted.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from change.checkpoint import PassRecord, read_tensors, save_tensors
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from models.padding import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = "prx-change-run/1"
@@ -90,14 +90,14 @@ class RunState:
 
 
 def read_state(path: Path) -> RunState:
-    """Read the state of a run. Raises UserError if this version cannot resume from the file."""
+    """Read the state of a run. Raises UserError if this version cannot continue from the file."""
     content = read_tensors(path)
     names = [spec.name for spec in fields(RunState)]
     missing = [name for name in names if name not in content and name not in ADDED_LATER]
     if content.get("format") != FORMAT or missing:
         raise UserError(
-            f"{path} is no state that this version can resume from (format {content.get('format')!r}, missing: "
-            f"{listed(missing) or 'nothing'}); use the version that wrote it"
+            f"{path} is no state that this version can continue from (format {content.get('format')!r}, missing: "
+            f"{list_names(missing) or 'nothing'}); use the version that wrote it"
         )
     values = {name: content[name] for name in names if name in content}
     try:

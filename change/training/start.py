@@ -57,7 +57,7 @@ def options_for_new_run(given: Mapping[str, Any]) -> TrainOptions:
     return options
 
 
-# Options that may change when a run is resumed: where it computes, where the same data is, which snapshots it writes.
+# Options that may change when a run is continued: where it computes, where the same data is, which snapshots it writes.
 MAY_CHANGE = (
     "root",
     "list",
@@ -71,8 +71,8 @@ MAY_CHANGE = (
 )
 
 
-def options_for_resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOptions:
-    """Build the options of a resumed run: the saved ones, replaced by the given ones if these may change.
+def options_for_continued_run(saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainOptions:
+    """Build the options of a continued run: the saved ones, replaced by the given ones if these may change.
 
     Args:
         saved: the options that the run was started with, flat.
@@ -84,12 +84,13 @@ def options_for_resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) 
     saved = dict(saved)
     if pseudo := saved.pop("pseudo", 0.0):  # an option of earlier versions
         raise UserError(
-            f"the run was made with --pseudo {pseudo}, which no longer exists: resume it with the version that made it"
+            f"the run was made with --pseudo {pseudo}, which no longer exists: continue it with the version that made "
+            "it"
         )
     try:
         before = from_flat(TrainOptions, saved)
     except UserError as error:
-        raise UserError(f"the run was made by another version ({error}): resume it with that one") from error
+        raise UserError(f"the run was made by another version ({error}): continue it with that one") from error
     folder = given.get("save_path", "")
     if folder and Path(folder).resolve() != Path(given["continue_run"]).resolve():
         raise UserError(
@@ -101,7 +102,7 @@ def options_for_resumed_run(saved: Mapping[str, Any], given: Mapping[str, Any]) 
         f"--{name} {new[name]!r}, was {old[name]!r}" for name in given if name not in fixed and new[name] != old[name]
     ]
     if differing:
-        raise UserError(f"--continue_run resumes a run with its own options: leave out {'; '.join(differing)}")
+        raise UserError(f"--continue_run continues a run with its own options: leave out {'; '.join(differing)}")
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
     options = from_flat(TrainOptions, {**old, **changed})
     refuse_without_effect(TrainOptions, changed, to_flat(options))
@@ -116,7 +117,7 @@ class Plan:
         options: the options of the run.
         folder: the folder that it writes to.
         name: its name.
-        state: the state to resume from; None for a new run.
+        state: the state to continue from; None for a new run.
     """
 
     options: TrainOptions
@@ -144,7 +145,7 @@ def plan_run(given: Mapping[str, Any]) -> Plan:
         folder = Path(given["continue_run"])
         name = find_run(folder, given.get("best_name", ""))
         state = read_state(folder / f"{name}.state.pth")
-        return Plan(options_for_resumed_run(state.options, given), folder, name, state)
+        return Plan(options_for_continued_run(state.options, given), folder, name, state)
     options = options_for_new_run(given)
     folder, name = Path(options.run.save_path), options.run_name()
     refuse_existing(folder, name)

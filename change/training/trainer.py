@@ -26,7 +26,7 @@ from change.checkpoint import PassRecord
 from change.common import distributed
 from change.common.command_line import to_flat
 from change.common.devices import DTYPES
-from change.common.errors import UserError, listed
+from change.common.errors import UserError, list_names
 from change.data.loaders import BatchShare
 from change.data.samples import Batch
 from change.options import TrainOptions
@@ -168,7 +168,7 @@ class Training:
                 stop, save = self.agreed()
                 if stop:
                     self.interrupt(stop)
-                # Not after the last step: a run killed after validation would log the scores again when it is resumed.
+                # Not after the last step: a run killed after validation would log its scores again later.
                 if save and at.step < len(loader):
                     self.save_state()
 
@@ -215,7 +215,7 @@ class Training:
                 broken = sorted({name for some in found for name in some})
                 raise UserError(
                     f"the loss is not finite ({row[0]}) in epoch {at.epoch + 1} on the pairs "
-                    f"{listed(broken, len(broken))}; the last good state is {self.run.state_path}; "
+                    f"{list_names(broken, len(broken))}; the last good state is {self.run.state_path}; "
                     "check these files, lower --lr, or use --amp off"
                 )
             at.sums = [total + value * step.pairs for total, value in zip(at.sums, row, strict=True)]
@@ -233,7 +233,7 @@ class Training:
         text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         log.info("epoch %d/%d: %s", at.epoch + 1, self.schedule.epochs, text)
         if found.seen and at.best_epoch == 0:
-            names = listed(found.seen)
+            names = list_names(found.seen)
             log.warning("val is no independent test: %d of its pairs were trained on: %s", len(found.seen), names)
         f1 = 0.0 if math.isnan(found.counts.f1) else found.counts.f1
         to_keep = f1 > at.best
@@ -271,7 +271,8 @@ class Training:
             except NotFiniteError as error:
                 raise UserError(
                     f"probabilities are not finite after step {self.progress.steps} on the val pairs "
-                    f"{listed(error.names)}; the last good state is {self.run.state_path}; lower --lr, or use --amp off"
+                    f"{list_names(error.names)}; the last good state is {self.run.state_path}; "
+                    "lower --lr, or use --amp off"
                 ) from error
 
     # --- saving ----------------------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ class Training:
             replace(self.template, weights=weights, lineage=lineage, val_threshold=val_threshold).save(path)
 
     def save_state(self) -> None:
-        """Write everything that the run needs to resume. Raises UserError if a weight or a loss is not finite."""
+        """Write everything that the run needs to continue. Raises UserError if a weight or a loss is not finite."""
         if self.pending:
             self.read_losses()
         self.bring_together()
@@ -324,12 +325,12 @@ class Training:
         broken = [name for name, good in zip(weights, finite, strict=True) if not good]
         if broken:
             raise UserError(
-                f"weights are not finite after step {self.progress.steps}: {listed(broken)}; the last good state is "
-                f"{self.run.state_path}; lower --lr, or use --amp off"
+                f"weights are not finite after step {self.progress.steps}: {list_names(broken)}; "
+                f"the last good state is {self.run.state_path}; lower --lr, or use --amp off"
             )
 
     def load_state(self, state: RunState) -> None:
-        """Resume from a saved state. Raises UserError if it belongs to other pairs or does not fit."""
+        """Continue from a saved state. Raises UserError if it belongs to other pairs or does not fit."""
         if state.data != self.data.digest():
             raise UserError(
                 f"{self.run.state_path} was trained on other pairs than those in --root now (names or sizes differ): "
@@ -351,12 +352,12 @@ class Training:
         self.images = set(state.images)
 
     def interrupt(self, number: int) -> None:
-        """Save the state and raise Interrupted with the command that resumes; `number` is that of the signal."""
+        """Save the state and raise Interrupted with the command that continues it; `number` is that of the signal."""
         self.save_state()
         command = ["python", "train.py", "--continue_run", str(self.run.folder), "--best_name", self.run.name]
         raise Interrupted(
             128 + number,
-            f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; resume with: "
+            f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; continue with: "
             f"{shlex.join(command)}",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from change.common.errors import UserError, listed, run_command
+from change.common.errors import UserError, list_names, run_command
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,6 @@ def test_other_errors_keep_their_traceback() -> None:
 
 
 def test_listed() -> None:
-    assert listed([]) == ""
-    assert listed("abc") == "a, b, c"
-    assert listed("abcde") == "a, b, c and 2 more"
+    assert list_names([]) == ""
+    assert list_names("abc") == "a, b, c"
+    assert list_names("abcde") == "a, b, c and 2 more"

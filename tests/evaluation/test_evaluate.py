@@ -23,7 +23,7 @@ from change.evaluation.metrics import Counts, count_pixels
 from change.prediction.predictor import predictor
 from change.prediction.tiles import Protocol
 from models.network import build_network
-from models.padding import any_size
+from models.padding import apply_to_any_size
 from tests.conftest import REPOSITORY, run_program, train_arguments, write_pairs
 from tests.evaluation.programs import read_csv, score
 from tests.reference.reference_weights import reference_state_dict
@@ -93,7 +93,7 @@ def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
                 torch.from_numpy(((i / 255 - (0.4, 0.5, 0.3)) / (0.2, 0.3, 0.1)).astype(np.float32))
                 for i in (before, after)
             ]
-            logits = any_size(network, *(i.permute(2, 0, 1)[None] for i in images))
+            logits = apply_to_any_size(network, *(i.permute(2, 0, 1)[None] for i in images))
             changed = torch.sigmoid(logits)[0, 0].numpy() > 0.45
         saved = np.asarray(PIL.Image.open(out / "pred" / f"{row['image']}.png"))
         assert saved.shape == mask.shape and set(np.unique(saved)) <= {0, 255}

@@ -16,7 +16,7 @@ from change.common.errors import UserError
 from change.experiments import buildings_data, finetune
 from change.experiments.finetune import main
 from change.experiments.settings import parse_options
-from change.training.start import options_for_new_run, options_for_resumed_run
+from change.training.start import options_for_continued_run, options_for_new_run
 from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
 
 LAND = f"--settings={REPOSITORY}/change/experiments/land.toml"
@@ -152,7 +152,7 @@ def test_a_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         first = options_of(capsys, "d", where, *given)
         (tmp_path / "best.state.pth").touch()
         again = options_of(capsys, "d", where, "--nproc=2", *given)
-        assert options_for_resumed_run(to_flat(options_for_new_run(first)), again)
+        assert options_for_continued_run(to_flat(options_for_new_run(first)), again)
         assert again.pop("continue_run") == first.pop("save_path") == str(tmp_path)
         left_out = {"resume", "checkpoint_path", "train_batchsize", "epoch", "val_epoch"}
         assert again.items() <= first.items() and first.keys() - again.keys() <= left_out

@@ -21,7 +21,7 @@ from models.decoder import DeepestStage, FusionStage, Head
 from models.encoders import STRIDES
 from models.losses import TrainingLoss, dice_loss
 from models.network import NetworkConfig, PRXChange, build_network
-from models.padding import any_size
+from models.padding import apply_to_any_size
 from models.refinement import Refinement, draw_points, hardest_points
 from models.xcross import CrossAttention, XCross
 from tests.models.test_parity import close, published_network
@@ -63,7 +63,7 @@ def test_every_parameter_learns(backbone: str, cross: bool, refine: bool) -> Non
 def test_any_size(networks: dict[str, PRXChange], height: int, width: int) -> None:
     network = networks["base" if height == 1024 else "cross"]
     pair = reference_pair(1, 1, height, width)
-    logits = any_size(network, *pair)
+    logits = apply_to_any_size(network, *pair)
     assert logits.shape == (1, 1, height, width)
     padded = [image.numpy() for image in pair]
     for dim, extra in ((2, -height % 32), (3, -width % 32)):

@@ -17,7 +17,7 @@ from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.errors import UserError
 from change.prediction.detector import ChangeDetector
 from change.prediction.tiles import Predict
-from models.padding import any_size, normalise
+from models.padding import apply_to_any_size, normalise
 from tests.conftest import REPOSITORY, draw_pair
 from tests.prediction.devices import pretend_two_gpus
 from tests.test_quick_start import CHECKPOINT
@@ -42,7 +42,7 @@ def test_arrays_pictures_and_files_are_the_same(detector: ChangeDetector, tmp_pa
     network, _ = network_for_prediction(load_checkpoint(CHECKPOINT))
     tensors = [normalise(torch.from_numpy(image).permute(2, 0, 1)[None]) for image in (before, after)]
     with torch.no_grad():
-        expected = torch.sigmoid(any_size(network, *tensors))[0, 0].numpy()
+        expected = torch.sigmoid(apply_to_any_size(network, *tensors))[0, 0].numpy()
     assert np.abs(found - expected).max() <= 1e-5
 
 

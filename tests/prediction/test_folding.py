@@ -17,7 +17,7 @@ from change.prediction.compiling import Compiled, WhenItPays, worth_compiling
 from change.prediction.folding import ChunkedAttention, Fused, can_merge, fold_batch_norms
 from models.encoders import ENCODERS
 from models.network import NetworkConfig, PRXChange, build_network
-from models.padding import any_size
+from models.padding import apply_to_any_size
 from models.xcross import CrossAttention
 from tests.models.test_parity import close, published_network
 from tests.reference.reference_weights import reference_pair
@@ -42,7 +42,7 @@ def test_float32_is_exact(depth: int, part: str) -> None:
     fused = Fused(network)
     for shape in ((1, 128, 128), (3, 96, 160), (1, 70, 45)):
         pair = reference_pair(4, *shape)
-        close(any_size(fused, *pair), any_size(textbook(network), *pair).numpy(), 1e-4)
+        close(apply_to_any_size(fused, *pair), apply_to_any_size(textbook(network), *pair).numpy(), 1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 

@@ -15,7 +15,7 @@ from change.checkpoint import (
     read_tensors,
     save_tensors,
 )
-from change.common.command_line import flat, from_flat
+from change.common.command_line import from_flat, to_flat
 from change.common.errors import UserError
 from change.options import TrainOptions
 from change.prediction.pack import without_paths
@@ -71,7 +71,7 @@ def test_pack_overwrites_nothing(whole: Checkpoint, tmp_path: Path) -> None:
 def test_no_path_of_the_training_machine_is_kept(pretrained: str, kept: bool) -> None:
     """Every option of train.py whose value is a path is left out; the others stay."""
     places = ["root", "list", "save_path", "checkpoint_path", "cache_path", "continue_run"]
-    defaults = flat(from_flat(TrainOptions, {"root": "/mine", "save_path": "/mine"}))
+    defaults = to_flat(from_flat(TrainOptions, {"root": "/mine", "save_path": "/mine"}))
     options = {**defaults, **dict.fromkeys(places, "/mine"), "pretrained": pretrained}
     found = without_paths(options)
     assert "/mine" not in str(found)

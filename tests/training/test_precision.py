@@ -52,7 +52,7 @@ def test_a_step(name: str) -> None:
 
 
 def test_a_gradient_that_overflows_in_fp16() -> None:
-    """The scaler skips the step and halves its scale; a resumed run keeps that scale."""
+    """The scaler skips the step and halves its scale; a continued run keeps that scale."""
     precision = Precision("fp16", CPU)
     layer = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)

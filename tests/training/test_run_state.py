@@ -48,7 +48,7 @@ def test_states_of_earlier_versions(tmp_path: Path) -> None:
     old = read_state(tmp_path / "old.pth")
     assert (old.average, old.threshold, old.mean) == ({}, 0.5, (0.485, 0.456, 0.406))
     for change, message in (
-        ({"format": "prx-change-run/9"}, "no state that this version can resume"),
+        ({"format": "prx-change-run/9"}, "no state that this version can continue"),
         ({"progress": {"novelty": 1}}, "does not fit this version"),
     ):
         save_tensors({**content, **change}, tmp_path / "wrong.pth")

@@ -97,7 +97,7 @@ def test_same_seed_same_losses(dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, code: int, group: bool) -> None:
-    """A signal, to the process only or to its workers too, makes it save, log the command to resume, and end."""
+    """A signal, to the process only or to its workers too, makes it save, log how to continue, and end."""
     folder = tmp_path / "a run"
     process = start(train_arguments(dataset, folder, **{**HARD, "epoch": 40, "workers": 2}))
     wait_for((folder / "run.epochs.jsonl").exists, process)
