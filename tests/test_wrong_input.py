@@ -19,6 +19,8 @@ from change.checkpoint import Checkpoint
 from models.network import NetworkConfig, build_network
 from tests.conftest import last_line, run_program, train_arguments, write_pairs
 
+pytestmark = pytest.mark.slow
+
 
 def refused(result: subprocess.CompletedProcess[str], *parts: object) -> None:
     """Check for exit code 2 and one line with all of `parts`, without traceback."""
@@ -91,7 +93,6 @@ def test_data(dataset: Path, tmp_path: Path, fault: str) -> None:
     assert not (tmp_path / "run" / "1.pth").exists()
 
 
-@pytest.mark.slow
 def test_other_images_are_read(dataset: Path, tmp_path: Path) -> None:
     """RGBA, palette and grey images and a 16-bit mask are accepted."""
     folder = dataset / "train"
@@ -183,7 +184,6 @@ def test_pickle_that_runs_code(dataset: Path, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-@pytest.mark.slow
 def test_other_checkpoints(dataset: Path, tmp_path: Path) -> None:
     """Refuse those of a later pass, another backbone or another network, cut-off files, and other files."""
     arguments = resume_arguments(dataset, tmp_path / "run")
@@ -228,7 +228,6 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.slow
 def test_full_disk(dataset: Path, tiny_disk: Path) -> None:
     """Without room for a state, and without any room: what was there stays, and no partial file is left."""
     (tiny_disk / "precious").write_bytes(b"x" * 1000)

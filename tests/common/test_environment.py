@@ -18,6 +18,8 @@ from change.common import environment
 from change.common.environment import applies, find_missing, numbers, requirements
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def make_wheel(folder: Path, name: str, version: str) -> None:
     """Write a wheel with one empty module."""
@@ -70,7 +72,6 @@ def version_in(python: str, package: str) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
 
 
-@pytest.mark.slow
 def test_no_environment_makes_one_once(clone: Path) -> None:
     first = find(clone)
     assert first.returncode == 0, first.stderr
@@ -91,7 +92,6 @@ def test_no_environment_makes_one_once(clone: Path) -> None:
     assert inside.stdout.strip() == python and inside.stderr == ""
 
 
-@pytest.mark.slow
 def test_active_environment_is_left_alone_unless_asked(clone: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "mine")], check=True)
     python = str(tmp_path / "mine" / "bin" / "python")
@@ -106,7 +106,6 @@ def test_active_environment_is_left_alone_unless_asked(clone: Path, tmp_path: Pa
     assert version_in(python, "small") == "1.1" and not (clone / ".venv").exists()
 
 
-@pytest.mark.slow
 def test_torch_from_its_own_index(clone: Path) -> None:
     result = find(clone, TORCH_INDEX=(clone.parent / "cpu").as_uri())
     assert result.returncode == 0, result.stderr
@@ -114,7 +113,6 @@ def test_torch_from_its_own_index(clone: Path) -> None:
     assert version_in(python, "torchlike") == "2.8.0" and version_in(python, "small") == "1.1"
 
 
-@pytest.mark.slow
 def test_pip_that_fails(clone: Path) -> None:
     shutil.rmtree(clone.parent / "index" / "small")
     result = find(clone)

@@ -16,6 +16,8 @@ from change.evaluation.bootstrap import paired_difference, pool
 from change.evaluation.compare import COUNTS, read_run
 from tests.conftest import run_verb
 
+pytestmark = pytest.mark.slow
+
 
 def run_compare(*arguments: object) -> subprocess.CompletedProcess[str]:
     return run_verb("compare", *arguments)

@@ -21,6 +21,8 @@ from tests.conftest import last_line, run_program, write_pairs
 from tests.evaluation.programs import load_main, read_csv, score
 from tests.prediction.devices import pretend_two_gpus
 
+pytestmark = pytest.mark.slow
+
 
 def test_groups_of_check(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Intervals are over groups of connected tiles, and there are scores of images apart from train."""
@@ -81,7 +83,7 @@ def test_a_network_without_finite_probabilities(tmp_path: Path, checkpoint: Path
     broken.weights[name].fill_(torch.nan)
     broken.save(tmp_path / "broken.pth")
     arguments = (f"--test_root={root}", f"--checkpoint_path={tmp_path / 'broken.pth'}", "--test_batchsize=2")
-    result = run_program("test.py", *arguments, "--device=cpu", f"--save_path={tmp_path / 'out'}")
+    result = run_program("test.py", *arguments, "--device=cpu", "--workers=0", f"--save_path={tmp_path / 'out'}")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert last_line(result).startswith("error: the network gives no finite probability for 0, 1: use --amp off")
     assert not (tmp_path / "out" / "metrics.json").exists()

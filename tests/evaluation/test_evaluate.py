@@ -28,6 +28,8 @@ from tests.conftest import REPOSITORY, run_program, train_arguments, write_pairs
 from tests.evaluation.programs import read_csv, score
 from tests.reference.reference_weights import reference_state_dict
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = REPOSITORY / "tests" / "reference"
 
 
@@ -76,6 +78,7 @@ def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
         "--save_panels",
         "--test_batchsize=3",
         "--workers=2",
+        as_process=True,
     )
     assert result.returncode == 0, result.stderr
     assert "left out" in result.stderr and "refinement." in result.stderr
@@ -127,6 +130,7 @@ def test_images_that_were_trained_on(tmp_path: Path, checkpoint: Path) -> None:
         "test.py",
         f"--test_root={root}",
         f"--checkpoint_path={checkpoint}",
+        "--workers=0",
         "--device=cpu",
         f"--save_path={tmp_path / 'out'}",
     )
@@ -143,6 +147,7 @@ def test_without_labels_and_resized(tmp_path: Path, checkpoint: Path) -> None:
         "test.py",
         f"--test_root={root}",
         f"--checkpoint_path={checkpoint}",
+        "--workers=0",
         "--device=cpu",
         "--testsize=64",
         f"--save_path={tmp_path / 'out'}",
@@ -180,7 +185,6 @@ def pooled(found: dict[str, tuple[Tensor, Tensor]], threshold: float) -> Counts:
     return sum((Counts(*count_pixels((p > threshold)[None], m[None])[0].tolist()) for p, m in found.values()), Counts())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "protocol"),
     [
@@ -229,7 +233,6 @@ def test_scores_of_every_kind(tmp_path: Path, checkpoint: Path) -> None:
     assert low < metrics["scores"]["f1"] < high
 
 
-@pytest.mark.slow
 def test_threshold_of_val(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is used only on request, together with the score at 0.5; a checkpoint without one is an error."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
@@ -246,7 +249,6 @@ def test_threshold_of_val(tmp_path: Path, checkpoint: Path, capsys: pytest.Captu
     assert "at threshold 0.5" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_training_chooses_a_threshold_on_val(dataset: Path, tmp_path: Path) -> None:
     """It is the threshold that test.py finds best on val."""
     result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", epoch=1))

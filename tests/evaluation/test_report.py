@@ -19,6 +19,8 @@ from change.evaluation.metrics import Counts
 from change.evaluation.report import ImageCase, choose_cases, overlay, photo, write_report
 from tests.conftest import draw_pair
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 

@@ -26,6 +26,8 @@ from models.padding import pad_side
 from tests.conftest import draw_pair, last_line, run_verb
 from tests.test_quick_start import CHECKPOINT
 
+pytestmark = pytest.mark.slow
+
 
 def run(path: Path, **inputs: NDArray[np.generic]) -> NDArray[np.float32]:
     """Run an ONNX file and return its output."""
@@ -45,7 +47,6 @@ def test_padding(length: int) -> None:
     assert torch.equal(row[..., padding(length)], pad_side(row, 3))
 
 
-@pytest.mark.slow
 @exports
 def test_onnx(tmp_path: Path) -> None:
     """Any batch size, any image size, uint8 in, probabilities out."""
@@ -70,7 +71,6 @@ def test_onnx(tmp_path: Path) -> None:
             assert np.abs(found[i, 0] - detector.predict(*pair)).max() <= 1e-4
 
 
-@pytest.mark.slow
 @exports
 def test_onnx_from_a_small_pair(tmp_path: Path) -> None:
     """Sizes stay open even if the pair for the comparison is small."""
@@ -88,7 +88,6 @@ def test_onnx_from_a_small_pair(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
 @exports
 def test_deepness(tmp_path: Path) -> None:
     """Metadata and the single input, in half precision."""

@@ -22,6 +22,8 @@ from change.prediction.pack import without_paths
 from models.network import NetworkConfig, build_network
 from tests.conftest import run_verb
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Checkpoint:

@@ -165,6 +165,7 @@ def test_the_program_silences_rasterio(tmp_path: Path, caplog: pytest.LogCapture
     PIL.Image.fromarray(noise(96, 128).transpose(1, 2, 0)).save(bare)
     state = host_state()
     with warnings.catch_warnings(record=True) as caught, quiet_gdal():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)  # as Python does by default, unlike pytest
         logging.getLogger("rasterio").warning("a remark")
         RasterPair(bare, bare, assume_aligned=True).close()
     assert not caught and not caplog.records and host_state() == state

@@ -19,6 +19,8 @@ from change.synthetic.render import draw_date, draw_mask, draw_scene, write_samp
 from change.synthetic.world import BOTH, NEW, Building, Rectangle, World
 from tests.conftest import run_verb
 
+pytestmark = pytest.mark.slow
+
 
 def otsu_f1(before: NDArray[np.uint8], after: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
     """Return the F1 of the channels' mean difference at Otsu's threshold."""
@@ -48,7 +50,6 @@ def test_every_scene_has_a_change(size: int) -> None:
         assert before.std() > 3 and after.std() > 3
 
 
-@pytest.mark.slow
 def test_difference_with_otsu_fails() -> None:
     scenes = [draw_scene(512, 512, (11, index)) for index in range(6)]
     side_by_side = [np.concatenate(parts) for parts in zip(*scenes, strict=True)]

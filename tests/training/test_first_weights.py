@@ -18,6 +18,8 @@ from change.training.first_weights import hand_over, load_encoder
 from models.encoders import ResNetEncoder, build_encoder
 from models.network import NetworkConfig, build_network
 
+pytestmark = pytest.mark.slow
+
 # --- earlier passes ------------------------------------------------------------------------------------------------
 
 

@@ -208,7 +208,7 @@ def test_unet_is_trained_and_tested(dataset: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert load_checkpoint(tmp_path / "1.pth").config.model == "unet"
     arguments = ("--test_root", dataset / "val", "--checkpoint_path", tmp_path / "1.pth", "--device=cpu")
-    tested = run_program("test.py", *arguments, "--save_path", tmp_path / "out")
+    tested = run_program("test.py", *arguments, "--workers=0", "--save_path", tmp_path / "out")
     assert tested.returncode == 0, tested.stderr
     refused = train_arguments(dataset, tmp_path / "next", resume=True, checkpoint_path=tmp_path / "1.pth")
     wrong = run_program("train.py", *refused)
