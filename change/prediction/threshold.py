@@ -1,4 +1,7 @@
-"""From probabilities to masks: the one place where a threshold is applied."""
+"""From probabilities to masks: the one place where a threshold is applied.
+
+The scores by threshold, which `change.evaluation.metrics.histogram` counts, follow the same rule.
+"""
 
 from __future__ import annotations
 
