@@ -76,6 +76,19 @@ set_options() {
   done
 }
 
+# start_from_pass_before: set checkpoint_path, unless it is set, to the weights of the pass before in
+# save_path: with cross those of pass 2, else those of pass 1.
+start_from_pass_before() {
+  case "${cross:-False}" in
+    [Tt]rue | 1 | yes | on)
+      : "${checkpoint_path:=$save_path/2.pth}"
+      ;;
+    *)
+      : "${checkpoint_path:=$save_path/1.pth}"
+      ;;
+  esac
+}
+
 # refuse_arguments ARGUMENT...: exit if --save_path or --pretrained is among the arguments of a
 # script of several passes. The script itself needs the first, and only pass 1 takes the second.
 refuse_arguments() {

@@ -15,14 +15,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 : "${lr:=4e-4}"
 : "${val_epoch:=1}"
 
-case "$cross" in
-  [Tt]rue | 1 | yes | on)
-    : "${checkpoint_path:=$save_path/2.pth}"
-    ;;
-  *)
-    : "${checkpoint_path:=$save_path/1.pth}"
-    ;;
-esac
+start_from_pass_before
 
 # train_dsifn.sh sets the data and all other values as in pass 1, and runs train.py.
 # shellcheck source-path=SCRIPTDIR source=train_dsifn.sh
