@@ -76,8 +76,8 @@ set_options() {
   done
 }
 
-# start_from_pass_before: set checkpoint_path, unless it is set, to the weights of the pass before in
-# save_path: with cross those of pass 2, else those of pass 1.
+# start_from_pass_before: let checkpoint_path default to the weights of the pass before in save_path:
+# with cross those of pass 2, else those of pass 1.
 start_from_pass_before() {
   case "${cross:-False}" in
     [Tt]rue | 1 | yes | on)
