@@ -76,7 +76,7 @@ set_options() {
   done
 }
 
-# start_from_pass_before: let checkpoint_path default to the weights of the pass before in save_path:
+# start_from_pass_before: checkpoint_path defaults to the weights of the pass before in save_path:
 # with cross those of pass 2, else those of pass 1.
 start_from_pass_before() {
   case "${cross:-False}" in
