@@ -1,4 +1,4 @@
-"""`python -m change VERB ...`, or `prx-change VERB ...`: the commands beside train.py and test.py."""
+"""`python -m change VERB ...`, or `prx-change VERB ...`: the commands other than train.py and test.py."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def find_split(root: Path, split: str, list_file: Path | None = None, need_label
 
 
 def find_folder(root: Path, split: str, list_file: Path | None) -> tuple[Path, Path | None]:
-    """Find the folder that holds A, B and label of a split, and the list of its pairs, or None if all count.
+    """Find the folder that holds A, B and label of a split, and the list of its pairs, or None to use all.
 
     Raises UserError if `root` is missing, or if it holds all splits and the list is missing.
     """
@@ -203,8 +203,8 @@ def rate_of_change(split: Split) -> float:
 def shared_images(train: Split, val: Split) -> list[str]:
     """Return the names of the val pairs that share an image file, before or after, with train.
 
-    Nothing is decoded, and little is read: files of equal size are compared by 4 KiB, and if these are equal too, by
-    their hash.
+    No image is decoded. Files of equal size are compared by 4 KiB from their middle and, if these are equal, by their
+    hash.
     """
     train_files = image_files(train)
     val_files = image_files(val)

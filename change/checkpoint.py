@@ -67,8 +67,8 @@ class Checkpoint:
         config: the values from which the network is built.
         weights: the network's state dict.
         lineage: one record per training pass, the first pass first.
-        mean: channels' means of RGB in 0..1, with which the network's input is normalised.
-        std: channels' standard deviations of RGB in 0..1.
+        mean: means of the RGB channels, for values in 0..1, with which the input is normalised.
+        std: standard deviations of the RGB channels, for values in 0..1.
         threshold: a pixel is changed if its probability exceeds this.
         val_threshold: the threshold with the highest F1 on val; None if it is not known.
         path: the file that the checkpoint was read from; None if it was not read.
@@ -88,7 +88,7 @@ class Checkpoint:
     left_out: list[str] = field(default_factory=list)
 
     def knows_its_images(self) -> bool:
-        """Return whether the lineage names every training image."""
+        """Return whether the lineage records the training images of every pass."""
         return bool(self.lineage) and all(record.images for record in self.lineage)
 
     def trained_on(self) -> frozenset[str]:
@@ -113,7 +113,7 @@ class Checkpoint:
         return self.val_threshold
 
     def save(self, path: Path, packed: bool = False) -> None:
-        """Write the file whole.
+        """Write the file, completely or not at all.
 
         Args:
             path: the file.
@@ -194,7 +194,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}: check the path")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about pickle protocols: a file that cannot be read is an error
+            warnings.simplefilter("ignore")  # about pickle protocols; a file that cannot be read raises an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(

@@ -1,6 +1,6 @@
 """The options of train.py and test.py: typed dataclasses in groups, checked as a whole.
 
-The command lines follow from them, and so does docs/options.md: `python -m change.options > docs/options.md`.
+The command lines are generated from them, and so is docs/options.md: `python -m change.options > docs/options.md`.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ class TrainOptions:
 class TestInputOptions:
     """Data and weights."""
 
-    __test__ = False  # pytest takes classes named Test for tests
+    __test__ = False  # pytest would collect a class whose name starts with Test
 
     test_root: str = option("", "folder of A, B and, for scores, label")
     list: str = option("", "text file that names the pairs to use, one per line; default: all")
@@ -325,7 +325,7 @@ class ProtocolOptions:
             raise UserError(f"--overlap {self.overlap}: choose less than --tile {self.tile}")
 
     def prediction(self) -> Protocol:
-        """Return how images are predicted."""
+        """Return the protocol that these options describe."""
         tile, overlap = PROTOCOLS[self.protocol] or (self.tile, self.overlap)
         return Protocol(self.protocol, tile, overlap, self.tta)
 

@@ -1,1 +1,1 @@
-"""The network of PRX-Change: tensors in, tensors out. It knows no files, options, data sets or devices."""
+"""The network of PRX-Change: tensors in, tensors out. It does not deal with files, options, data sets or devices."""

@@ -4,7 +4,7 @@ Shapes: B pairs, C channels of the stage, h and w its map's height and width. Th
 batch of 2B: first before, then after.
 
 Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008). The gate is the squeeze-and-excitation block of Hu et al.,
-CVPR 2018, added to its input.
+CVPR 2018, whose output is added to its input.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Affine(NamedTuple):
 
 
 def norm_as_affine(norm: nn.GroupNorm, maps: Tensor) -> Affine:
-    """Express what a GroupNorm does to maps (B, C, h, w) as scale and shift, without computing its output."""
+    """Express a GroupNorm of maps (B, C, h, w) as a scale and a shift, without computing its output."""
     values = to_full_precision(maps)
     means = values.mean((2, 3))
     squares = values.square().mean((2, 3))
@@ -68,7 +68,7 @@ def convolve_affine(conv: nn.Conv2d, maps: Sequence[Tensor], scale: Tensor, shif
     """Apply x * scale + shift to concatenated maps, then a 1x1 convolution without bias.
 
     `scale` and `shift` are multiplied into one kernel per pair, so that neither the scaled maps nor their concatenation
-    are ever in memory.
+    is ever held in memory.
 
     Args:
         conv: the 1x1 convolution, from n C to C' channels.
@@ -116,7 +116,7 @@ class DeepestStage(nn.Module):
 
 
 class FusionStage(nn.Module):
-    """A stage of stride 16, 8 or 4: fuse both dates and the upsampled map of the stage before.
+    """A stage of stride 16, 8 or 4: fuse both dates and the upsampled map of the previous stage.
 
     The three maps are normalised, concatenated, weighted by a gate, reduced to C channels and convolved. Normalisation,
     gate and reduction are linear once their factors are known, and these depend only on the channels' means and
@@ -127,7 +127,7 @@ class FusionStage(nn.Module):
         """Build the stage.
 
         Args:
-            coarse_channels: channels of the stage before.
+            coarse_channels: channels of the previous stage.
             channels: C, a multiple of 32.
             attention: a module such as `XCross` that maps (2B, C, h, w) to the same shape and is applied first.
         """
@@ -147,7 +147,7 @@ class FusionStage(nn.Module):
 
         Args:
             features: (2B, C, h, w), first before, then after.
-            coarse: the map of the stage before, (B, coarse C, h/2, w/2).
+            coarse: the map of the previous stage, (B, coarse C, h/2, w/2).
 
         Returns:
             (B, C, h, w).
@@ -189,12 +189,12 @@ class Head(nn.Module):
             bias.fill_(torch.logit(torch.tensor(rate, dtype=torch.float64), eps=1e-6))
 
     def compose(self) -> tuple[Tensor, Tensor]:
-        """Compute the one layer that equals the three.
+        """Compute the single layer that is equivalent to the three.
 
         Returns:
             The kernel (C, 1, 4, 4) and the bias (2, 2), which repeats over the image.
         """
-        # Without autocast, so that the kernel is exact in mixed precision too.
+        # Without autocast, so that the kernel has full precision even in mixed precision.
         with torch.autocast(self.out.weight.device.type, enabled=False):
             assert self.upsample1.bias is not None and self.upsample2.bias is not None and self.out.bias is not None
             last = self.out.weight[0, :, 0, 0]  # (m)

@@ -43,7 +43,7 @@ class Encoder(nn.Module):
 
 
 class ResNetEncoder(Encoder):
-    """The four stages of a ResNet, without pooling and classifier.
+    """The four stages of a ResNet, without the global pooling and the classifier.
 
     ResNet-18 and -34 give 64, 128, 256, 512 channels. ResNet-50 and -101 give 256, 512, 1024, 2048, which `project`,
     one 1x1 convolution per map, halves to 128, 256, 512, 1024.
@@ -102,7 +102,7 @@ ENCODERS = tuple(BUILDERS)
 
 
 def encoder_name(value: str | int) -> str:
-    """Return the encoder's name in `ENCODERS`. A number, also as text, is the depth of a ResNet: 18 is "resnet18".
+    """Return the encoder's name in `ENCODERS`. A number, as int or str, is the depth of a ResNet: 18 is "resnet18".
 
     Raises:
         ValueError: there is no such encoder.

@@ -53,7 +53,7 @@ MASK_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": cr
 
 
 def mask_loss(logits: Tensor, mask: Tensor, weights: Mapping[str, float]) -> Tensor:
-    """Sum the terms of `MASK_TERMS` that have a weight, each times its weight."""
+    """Compute the weighted sum of the terms of `MASK_TERMS` whose weight is not 0."""
     terms = [weight * MASK_TERMS[name](logits, mask) for name, weight in weights.items() if weight]
     return sum(terms[1:], terms[0])
 
@@ -68,7 +68,7 @@ def point_loss(stages: Sequence[PointLogits]) -> Tensor:
 
 
 class TrainingLoss(nn.Module):
-    """The network and its loss in one module: `forward` is one training pass, with or without refinement."""
+    """The network and its loss in one module, with or without refinement."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class TrainingLoss(nn.Module):
         """Combine a network and the weights of its loss.
 
         Args:
-            network: its refinement heads, if it has any, are trained too.
+            network: the network; its refinement heads, if it has any, are trained too.
             k: refinement candidates per point.
             beta: share of the points that are the hardest candidates, 0 to 1.
             l1: weight of the mask's loss if there is refinement.

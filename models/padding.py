@@ -1,4 +1,4 @@
-"""Images to the network's input: normalised, with sides that are multiples of 32.
+"""Prepare images for the network: normalise them, and pad their sides to multiples of 32.
 
 Shapes: B pairs, N images, C channels, H and W the image's height and width.
 """

@@ -136,7 +136,7 @@ def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Ten
     image = torch.arange(len(values), device=values.device)[:, None]
 
     def read(x: Tensor, y: Tensor) -> Tensor:
-        """Read the cells of columns x and rows y, whole numbers (B, P): (B, P, C), 0 outside of the map."""
+        """Read the cells at columns x and rows y, whole numbers (B, P). Returns (B, P, C), 0 outside the map."""
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         cell = cells[image, y.clamp(0, height - 1).long(), x.clamp(0, width - 1).long()]
         return to_full_precision(cell) * inside[..., None]
@@ -155,5 +155,5 @@ def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Ten
 
 
 def to_full_precision(values: Tensor) -> Tensor:
-    """Convert half precision to float32; float32 and float64 stay."""
+    """Convert half precision to float32; float32 and float64 stay as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -32,7 +32,7 @@ def double_convolution(channels: int, out_channels: int) -> nn.Sequential:
 class UNetDecoder(nn.Module):
     """Four stages, from stride 32 to stride 4, with the same inputs and outputs as `models.decoder.Decoder`.
 
-    Each stage concatenates both dates and the upsampled map of the stage before, and convolves twice.
+    Each stage concatenates both dates and the upsampled map of the previous stage, and convolves twice.
     """
 
     def __init__(self, encoder_channels: Sequence[int]) -> None:

@@ -51,7 +51,7 @@ class CrossAttention(nn.Module):
         return attended.squeeze(1)
 
     def align_queries(self, query: Tensor) -> Tensor:
-        """Order the queries (2B, T, C) as the keys and values that they read."""
+        """Reorder the queries (2B, T, C) to match the keys and values that they read."""
         return query if self.within else swap_dates(query)
 
 
@@ -67,7 +67,7 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(DROP)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Transform each token (2B, T, C); the shape stays."""
+        """Transform each token: (2B, T, C) -> (2B, T, C)."""
         hidden = self.drop(F.gelu(self.norm1(self.fc1(tokens))))
         out: Tensor = self.drop(self.norm2(self.fc2(hidden)))
         return out
@@ -98,7 +98,7 @@ class XCross(nn.Module):
         self.norm_map = nn.BatchNorm2d(channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add to each date's map what attention finds.
+        """Add the output of the attention to the map of each date.
 
         Args:
             features: (2B, C, h, w), first before, then after; h and w are multiples of p.

@@ -1,4 +1,4 @@
-"""Command lines that follow from typed dataclasses, in groups.
+"""Command lines generated from typed dataclasses, in groups.
 
 An options class is a frozen dataclass whose fields are groups; a group is a frozen dataclass whose fields are options,
 made by `option`. The type of a field determines how its argument is read (bool: --x, --no-x, --x=True, --x=False); its
@@ -31,7 +31,7 @@ def option(
 
     Args:
         default: the value if the option is not given.
-        help: its meaning, a phrase.
+        help: the meaning of the option, as a phrase.
         choices: the allowed values.
         alias: another name for it.
         needs: the option without which this one does nothing: "refine", or "schedule=poly" for one of its values.
@@ -49,7 +49,7 @@ def groups_of(kind: type) -> dict[str, type]:
 
 
 def options_of(kind: type) -> Iterator[tuple[type, Field[Any]]]:
-    """Yield every option of an options class, after its group."""
+    """Yield every option of an options class, together with its group."""
     for group in groups_of(kind).values():
         for spec in fields(group):
             yield group, spec
@@ -144,7 +144,7 @@ def refuse_idle(given: Mapping[str, Any], names: Iterable[str], mode: str) -> No
     Args:
         given: the options on the command line, without defaults.
         names: the options without effect.
-        mode: what makes them so, for the error: "--format onnx".
+        mode: the setting in which they have no effect, for the error: "--format onnx".
     """
     for name in names:
         if name in given:

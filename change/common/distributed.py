@@ -1,7 +1,7 @@
 """One process or many: the exchanges between the processes that torchrun starts.
 
-With one process every function here returns what it is given, so callers have one path. Values on the CPU travel
-through gloo, those on a GPU through nccl. If one process ends, the others end too, so none waits forever.
+With one process nothing is exchanged, so callers need no separate path. Values on the CPU travel through gloo, those on
+a GPU through nccl. If one process ends, the others end too, so none waits forever.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def gather_on_first(value: T) -> list[T]:
 
 
 def synchronise(network: nn.Module, device: torch.device) -> None:
-    """Let the batch norms of a network on a GPU use the statistics of all processes; names of weights stay.
+    """Let the batch norms of a network on a GPU use the statistics of all processes; weight names do not change.
 
     torch has no such batch norm for the CPU: there each process keeps its own, see `average_statistics`.
     """
@@ -138,7 +138,7 @@ def synchronise(network: nn.Module, device: torch.device) -> None:
 def average_statistics(network: nn.Module) -> None:
     """Average, over the processes, the running statistics of batch norms that are not synchronised.
 
-    They are linear in the statistics of the batches, so averaging once, late, equals averaging after every step.
+    They are linear in the statistics of the batches, so averaging once at the end equals averaging after every step.
     """
     # SyncBatchNorm is not a subclass of BatchNorm2d.
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]

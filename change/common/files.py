@@ -1,6 +1,6 @@
-"""Writing files and folders whole, and finding the files that come with the program.
+"""Write files and folders completely or not at all, and find the files that come with the program.
 
-What is written goes to a temporary name and is then renamed, so that whatever exists is complete.
+Data is written under a temporary name and then renamed, so that every existing file is complete.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
 
     Args:
         folder: An existing folder.
-        suffixes: The suffixes that count, in lower case and with the dot. A file's own may be in upper case.
+        suffixes: The suffixes that count, in lower case and with the dot. Those of the files may be in upper case.
 
     Raises:
         UserError: If two files share a stem, or a name is not printable text.
@@ -54,7 +54,7 @@ def parse_list(text: str, suffixes: Collection[str], source: object, drop_folder
         text: The content of the list. Blank lines and white space around names are ignored.
         suffixes: The suffixes that are removed, in lower case and with the dot.
         source: What to call the list in errors.
-        drop_folders: Whether the folders of names with a suffix are removed too ("A/1.png" gives "1", not "A/1").
+        drop_folders: Whether folders are removed too, from names with a suffix ("A/1.png" gives "1", not "A/1").
 
     Returns:
         The stems, in the order of the list.

@@ -38,7 +38,7 @@ PAGE = 4096
 
 
 class DecodedCache:
-    """The pixels of a split in a file, for any number of processes. A missing, stale or damaged file is made anew."""
+    """The pixels of a split in a file, for any number of processes. A missing, stale or damaged file is rewritten."""
 
     def __init__(self, split: Split, folder: Path) -> None:
         """Map or make the split's file in `folder`.
@@ -167,7 +167,7 @@ def decode_pairs(split: Split) -> Iterator[Pixels]:
 def hold_lock(path: Path) -> Iterator[bool]:
     """Hold a lock on a file for the duration of a `with` block; it is released if the process is killed.
 
-    Yields whether the lock is held. It is not on systems without file locks, where two processes may do the same work.
+    Yields whether the lock is held. On systems without file locks it is not, and two processes may do the same work.
     """
     with path.open("ab") as file:
         locked = False

@@ -2,14 +2,14 @@
 
 Every file is decoded once, and every image is compared with every other. A finding has one of four ranks:
 
-    error    training stops, or would read it wrongly
-    leak     val or test shows what train shows: one image in two splits, tiles that continue each other across splits
+    error    training would stop or misread the data
+    leak     two splits show the same place: they share an image, or tiles of one continue tiles of the other
     warning  worth a look: dates that are shifted, masks of more than two values, an image that occurs twice
     note     good to know: empty masks, tiles that continue each other within a split
 
-Two things are written: contact sheets of the findings, and check.json. It holds the findings, and the hashes of each
-pair, its group of connected tiles and the pairs it meets; test.py computes its intervals from these groups. The exit
-code is 1 if there are errors or leaks.
+The results are contact sheets of the findings, and check.json. This file holds the findings, a summary of each split
+and, for each pair, its hashes, its group of connected tiles and the pairs it meets. test.py computes its intervals from
+these groups. The exit code is 1 if there are errors or leaks.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from change.data.masks import lost_marks, marks_with_one
 from change.data.similarity import Link, find_copies, find_links
 from change.data.survey import Finding, PairFacts
 
-SHIFTED = 5.0  # pixels between the dates from which a shift is reported
-CONFIDENT = 0.05  # shifts of less confidence are due to chance
+SHIFTED = 5.0  # pixels: larger shifts between the dates are reported
+CONFIDENT = 0.05  # shifts of lower confidence are regarded as chance
 
 
 def mask_findings(facts: Sequence[PairFacts]) -> list[Finding]:

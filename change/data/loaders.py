@@ -49,7 +49,7 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
     def __init__(
         self, samples: int, batch_size: int, seed: int, parts: int = 1, process: int = 0, processes: int = 1
     ) -> None:
-        """Check that there is a pair for every part.
+        """Check that there is a pair for every micro-batch.
 
         Args:
             samples: Number of samples in an epoch.
@@ -88,7 +88,7 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
         return pairs * self.process // self.processes, pairs * (self.process + 1) // self.processes
 
     def share(self, step: int) -> BatchShare:
-        """Return this process's share of batch `step`. It has fewer parts if the largest share has fewer pairs."""
+        """Return this process's share of batch `step`. It has at most as many parts as the largest share has pairs."""
         pairs = min(self.batch_size, self.samples - step * self.batch_size)
         first, end = self.bounds(pairs)
         return BatchShare(pairs, end - first, min(self.parts, -(-pairs // self.processes)))
@@ -153,7 +153,7 @@ def make_loader(
         pin_memory=pin,
         persistent_workers=workers > 0,
         worker_init_fn=functools.partial(start_worker, ending),
-        generator=torch.Generator().manual_seed(0),  # otherwise it draws from the global one
+        generator=torch.Generator().manual_seed(0),  # otherwise it would draw from the global one
     )
 
 

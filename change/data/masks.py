@@ -42,7 +42,7 @@ def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
         levels = open_array(path, None)
         if np.min(levels) >= 0 and np.max(levels) <= 65535:
             return levels, 65535
-    elif mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # of 16 bits, Pillow drops the low byte
+    elif mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # from 16-bit files, Pillow drops the low byte
         colours = open_array(path, "RGB")
         if (colours == colours[..., :1]).all():
             return colours[..., 0], 255
@@ -55,7 +55,7 @@ def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
 def read_mask(path: Path, binary: bool) -> Image:
     """Read a mask as uint8 (H, W) of 0 and 1. `binary`: the split's masks mark change with 1, see `marks_with_one`.
 
-    Raises UserError for the same reasons as `read_levels`, and for a mask that would lose what it marks.
+    Raises UserError for the same reasons as `read_levels`, and for a mask whose marks would be lost.
     """
     levels, maximum = read_levels(path)
     fault = lost_marks(path, int(np.max(levels)), maximum, binary)

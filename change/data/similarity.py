@@ -23,7 +23,8 @@ Profiles = tuple[Floats, Floats]  # of edges before and after, (N, L, 3) each
 
 THUMB = 64  # side of a thumbnail
 COARSE = 16  # side at which thumbnails are compared first
-# Correlations above these, at both sides, make a copy. Different images of one region reach 0.77 and 0.69.
+# Two images are copies if their correlations at COARSE and at THUMB exceed these. Different images of one region reach
+# 0.77 and 0.69.
 SAME_COARSE = 0.9
 SAME_FINE = 0.8
 FLAT = 2.0  # grey levels: images and edges that vary less are not compared

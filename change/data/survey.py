@@ -44,8 +44,8 @@ class PairFacts:
         hashes: `image_hash` of before and after.
         thumbs: Thumbnails of before and after.
         edges: The outermost pixels of before and after, see `change.data.similarity.edges`.
-        shift: How far after lies from before.
-        levels: How many pixels of the mask have each grey level that occurs; empty without a mask.
+        shift: The shift of after relative to before.
+        levels: The number of pixels of the mask at each grey level that occurs; empty without a mask.
         maximum: The maximum of the mask's type.
     """
 

@@ -1,9 +1,9 @@
-"""torch.compile if it pays, with a fallback to the plain call if it does not work.
+"""Use torch.compile if it saves time, and fall back to plain calls if it fails.
 
-Compiling takes about a minute for each input shape and shortens every later call. In training, all steps of an
-epoch but the last have the same shape. Whether to compile follows only from the options, so that a run that is
-continued stays the same. In prediction, shapes differ and there may be little work: the second call of each shape is
-timed, and the shape is compiled if enough work is left. At most two shapes are compiled.
+Compiling takes about a minute for each input shape and shortens every later call. In training, all steps of an epoch
+but the last have the same shape. The choice does not depend on timings, so that a continued run stays the same. In
+prediction, shapes differ and there may be little work: the second call of each shape is timed, and the shape is
+compiled if enough work is left. At most two shapes are compiled.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SAVED = {"cpu": 0.07, "cuda": 0.3}
 
 
 def worth_compiling(choice: str, device: torch.device, steps: int) -> bool:
-    """Return whether to compile a training run of `steps` steps; the meaning of `auto` must not depend on a clock.
+    """Return whether to compile a training run of `steps` steps. `auto` does not depend on timings.
 
-    On a CPU, convolutions stay the same and compiling takes minutes, so it is done only on request. If several
-    processes share the statistics of batch norms, the graph would break at each batch norm.
+    `auto` does not compile on a CPU, where compiling takes minutes and does not speed up convolutions, nor with several
+    processes, because every batch norm that shares its statistics breaks the graph.
     """
     single = distributed.processes() == 1
     return choice == "on" or (choice == "auto" and device.type == "cuda" and single and steps >= STEPS)

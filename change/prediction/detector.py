@@ -54,11 +54,11 @@ class ChangeDetector:
             checkpoint: file of weights, one of ours or a published one.
             device: auto, cpu, cuda, mps or the number of a GPU.
             amp: number format: off (float32), bf16, fp16 or auto.
-            tile: images with a side of more pixels are predicted in tiles of this side, which are blended.
+            tile: side of the tiles in pixels; larger images are predicted in tiles, which are blended.
             overlap: pixels by which neighbouring tiles overlap.
             tta: whether to average over the eight flips and quarter turns.
             batch: number of tiles that are predicted at once.
-            compiling: torch.compile: off, on, or auto, which compiles if that is expected to save time.
+            compiling: use of torch.compile: off, on, or auto (if that is expected to save time).
             pixels: number of pixels that are to be predicted in total, for `compiling` auto.
 
         Raises:

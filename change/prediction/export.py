@@ -1,4 +1,4 @@
-"""Checkpoints for other programs: `python -m change export CHECKPOINT -o OUT`.
+"""Export checkpoints for other programs: `python -m change export CHECKPOINT -o OUT`.
 
 onnx      Inputs `before` and `after`, uint8 RGB (B, 3, H, W) of any batch size and image size; output `probability`,
           float32 (B, 1, H, W), 0 to 1. Normalisation, padding and sigmoid are part of the file.
@@ -61,7 +61,7 @@ class AnySize(nn.Module):
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Turn uint8 RGB (B, 3, H, W) into probabilities float32 (B, 1, H, W).
 
-        This is `models.padding.apply_to_any_size` in operations that leave the sizes open when they are exported.
+        Equivalent to `models.padding.apply_to_any_size`, but in operations that leave the sizes open on export.
         """
         height, width = before.shape[2:]
         padded = [
@@ -88,10 +88,11 @@ class Stacked(nn.Module):
 
 
 def padding(length: int) -> Tensor:
-    """Return the positions that a side of `length` reads when it is padded at its end to a multiple of 32.
+    """Return, for each position of a side that is padded to a multiple of 32, the original position that it copies.
 
-    As in `models.padding.pad_side`, the end is reflected; if the side is too short for that, the last position is
-    repeated. Tensors make this choice, so that an exported network makes it for each size.
+    `length` is the original length. As in `models.padding.pad_side`, the end is reflected; if the side is too short for
+    that, the last position is repeated. The choice is computed with tensors, so that an exported network makes it for
+    each size.
     """
     place = torch.arange((length + MULTIPLE - 1) // MULTIPLE * MULTIPLE)
     inside = place < length

@@ -2,7 +2,7 @@
 
 Three groups of layers are merged: a convolution and the batch norm that reads it; in X-Cross the 1x1 convolution and
 the batch norm behind the interpolation; and the three linear layers of the head. Weights are stored in the dtype of the
-computation, in channels-last format, so that nothing is cast on the way. In half precision, the means, variances and
+computation, in channels-last format, so that no call casts them. In half precision, the means, variances and
 gates of the fusion stages stay in float32.
 """
 
@@ -109,20 +109,20 @@ class Fused(nn.Module):
 
 
 class OwnForward(fx.Tracer):
-    """Traces the forward of one module. Its parts are calls in the graph; they are not entered."""
+    """A tracer for the forward of one module. Its submodules become single calls in the graph and are not traced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.thread = get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return True: no part is entered."""
+        """Return True: no submodule is traced."""
         return True
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Record a call. While a trace runs, torch.fx sends the calls of other threads here too: these are run."""
+        """Record a call. While a trace runs, torch.fx sends the calls of other threads here too; these are executed."""
         if get_ident() != self.thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)

@@ -26,8 +26,8 @@ def predictor(
 
     Args:
         network: on `device`; it is copied, so later changes to it have no effect.
-        device: where the function computes.
-        dtype: float32, bfloat16 or float16: what it computes in.
+        device: device of the computation.
+        dtype: dtype of the computation: float32, bfloat16 or float16.
         checkpoint: provides the normalisation of the images.
         pixels: number of pixels that are to be predicted in total, for `compiling`.
         compiling: off, on, or auto: compile if that is expected to save time.

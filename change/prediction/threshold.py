@@ -1,6 +1,6 @@
 """From probabilities to masks: the one place where a threshold is applied.
 
-The scores by threshold, which `change.evaluation.metrics.histogram` counts, follow the same rule.
+`change.evaluation.metrics.histogram`, which counts pixels for the scores at every threshold, follows the same rule.
 """
 
 from __future__ import annotations

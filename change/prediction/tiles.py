@@ -1,4 +1,4 @@
-"""Tiles over large images, blended, and test-time augmentation, for any function from a pair to probabilities.
+"""Blended tiles for large images, and test-time augmentation, for any function from a pair to probabilities.
 
 Shapes: images (B, C, H, W) of any type; probabilities float32 (B, 1, H, W), 0 to 1.
 """
@@ -66,7 +66,7 @@ def sliding(predict: Predict, tile: int, overlap: int, batch: int = 0) -> Predic
         predict: called with batches of tiles.
         tile: side of the tiles in pixels.
         overlap: pixels by which neighbouring tiles overlap.
-        batch: number of tiles per call; 0 means as many as have the pixels of the whole image.
+        batch: number of tiles per call; 0 means as many as have, together, the area of the image.
     """
 
     def blended(before: Tensor, after: Tensor) -> Tensor:
@@ -86,10 +86,9 @@ def bands(
 ) -> Iterator[Tensor]:
     """Predict an image in tiles and blend them from top to bottom, without holding the whole image in memory.
 
-    A side shorter than `tile` is predicted whole. The last tile of a row or column ends with the image and overlaps its
-    neighbour by more if the sides are no multiples. Weights rise as a raised cosine over the overlap, but do not fall
-    towards the border of the image. If all tiles agree on a pixel, the result is exactly their value: sums are exact in
-    float64.
+    A side shorter than `tile` is predicted whole. The last tile of a row or column ends at the border of the image, so
+    it may overlap its neighbour by more. Weights rise as a raised cosine over the overlap, but do not fall towards the
+    border of the image. If all tiles agree on a pixel, the result is exactly their value: sums are exact in float64.
 
     Args:
         rows: for each start in `weighted_starts(height, tile, overlap)`, the before and after images of one row of

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights over its steps."""
+"""The moving average of a network's weights over the training steps."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Data:
     val_loader: DataLoader[Batch | UserError]
 
     def digest(self) -> str:
-        """Return a digest of the names and sizes of the pairs, which tells them from others."""
+        """Return a digest of the names and sizes of the pairs, which distinguishes them from others."""
         return digest_of(self.train, self.val)
 
 

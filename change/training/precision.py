@@ -57,7 +57,7 @@ class Precision:
             torch.autograd.backward(self.scaler.scale(loss))
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take a step by the gradients of `backward`, then clear them.
+        """Update the weights with the gradients from `backward`, then clear the gradients.
 
         In fp16 a step whose gradients are not finite is skipped. Several processes sum their gradients first, so all
         skip the same steps.
@@ -90,8 +90,8 @@ def algorithms(deterministic: bool, precision: Precision) -> Iterator[None]:
     """Set the algorithms of a training run, and restore the previous settings at the end.
 
     On CUDA, cuDNN measures which algorithms are fastest, which pays because all crops have the same size. With
-    `deterministic`, only algorithms that give the same bits every time are allowed. Without mixed precision, float32 is
-    not computed in TF32.
+    `deterministic`, only algorithms that give the same bits every time are allowed. Without mixed precision, cuDNN
+    does not use TF32.
     """
     cudnn = torch.backends.cudnn
     benchmark, allow_tf32 = cudnn.benchmark, cudnn.allow_tf32

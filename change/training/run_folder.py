@@ -36,7 +36,7 @@ class LogFile(logging.FileHandler):
     """A log file whose failed writes end the run; the handler of `logging` would print a traceback per line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise the error of a failed write again: `logging` calls this in an `except` clause."""
+        """Re-raise the error of a failed write: `logging` calls this in an `except` clause."""
         raise
 
 
@@ -152,5 +152,5 @@ def metrics_table(folder: Path) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines; a missing file has none."""
+    """Read a file of JSON lines. A missing file gives an empty list."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

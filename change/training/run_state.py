@@ -27,8 +27,8 @@ class Progress:
 
     Attributes:
         epoch: epochs done.
-        step: steps done of the next epoch.
-        steps: steps done in all.
+        step: steps done in the current epoch.
+        steps: steps done in total.
         best: the best F1 on val so far; -1 before the first validation.
         best_epoch: its epoch, from 1; 0 before the first validation.
         sums: total, classification and refinement loss, each summed over the pairs of this epoch so far.
@@ -53,13 +53,13 @@ class RunState:
         data: digest of the names and sizes of the pairs.
         weights: state dict of the network.
         optimizer: state dict of the optimizer.
-        precision_name: the number format, also where the options have "auto".
+        precision_name: the number format in use, even if the options say "auto".
         precision: state dict of `Precision`.
         progress: how far the run has come.
         lineage: the records of the passes before this one.
         images: hashes of the images trained on so far, sorted.
         average: state dict of the moving average; empty without --ema.
-        mean, std, threshold: see `Checkpoint`, for the one that the run writes.
+        mean, std, threshold: values for the checkpoint that the run writes, see `Checkpoint`.
     """
 
     options: dict[str, Any]

@@ -13,7 +13,7 @@ from change.options import TrainOptions
 from change.training.run_folder import find_run, refuse_existing
 from change.training.run_state import RunState, read_state
 
-# The values that each --recipe sets if they are not given, in place of the defaults, which are the published ones.
+# The values with which each --recipe replaces the defaults. Options on the command line take precedence.
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {},
     "scratch": {

@@ -2,8 +2,8 @@
 
 Several processes, started by torchrun, share each batch and take the step that one process would take. Three things
 differ: batch norms on the CPU, the draws of dropout and points, and the Dice loss, which covers one micro-batch at a
-time. All processes make the same exchanges in the same order, so they first agree on whatever depends on one of them:
-a stop, a save, a score, a loss that is not finite. Process 0 writes.
+time. All processes make the same exchanges in the same order, so they first agree on whatever only one of them may
+know: a stop, a save, a score, a loss that is not finite. Only process 0 writes files.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Training:
         self.forward = Compiled(self.loss, options.compute.kept_activations) if compiles else self.loss
 
     def position(self) -> str:
-        """Describe what the run computes on, and its next epoch."""
+        """Describe the device, the number format, the processes and the next epoch."""
         processes = f", {distributed.processes()} processes" if distributed.processes() > 1 else ""
         epoch = f"epoch {self.progress.epoch + 1} of {self.schedule.epochs}"
         return f"{self.precision.device}, {self.precision.name}{processes}: {epoch}"
@@ -168,7 +168,7 @@ class Training:
                 stop, save = self.agreed()
                 if stop:
                     self.interrupt(stop)
-                # Not after the last step: a run killed after validation would log its scores again later.
+                # Not after the last step: a run that is killed after validation would validate and log again.
                 if save and at.step < len(loader):
                     self.save_state()
 
@@ -226,7 +226,7 @@ class Training:
         return means[0]
 
     def validate(self) -> dict[str, float | None]:
-        """Score val and return the scores. Keep the weights if they are the best so far; with --keep last, the last."""
+        """Score val and return the scores. Keep the best weights or, with --keep last, those of the last epoch."""
         at, found = self.progress, self.score_val()
         values, scores = found.counts.scores(), found.counts.scores_or_none()
         self.run.scalars({f"val/{name}": value for name, value in values.items()}, at.steps)
@@ -315,7 +315,7 @@ class Training:
         )
         if self.run.writes:
             state.save(self.run.state_path)
-        distributed.wait()  # a process that ended before the file is written would end the one that writes it
+        distributed.wait()  # if a process ended before the file is written, the writing one would end too
         self.saved_at = time.monotonic()
 
     def check_weights(self) -> None:

@@ -62,7 +62,7 @@ def validate(
         loader: this process's share of the pairs.
         template: the checkpoint whose normalisation and threshold apply.
         device: the device that computes.
-        dtype: the dtype that it computes in.
+        dtype: dtype of the computation.
         trained: hashes of the images that were trained on.
         draw: whether this process draws panels.
         after_batch: called after every batch, equally often in every process.
