@@ -3,7 +3,7 @@
 # change/experiments/ablation.toml.
 # root, out, seeds, test_amp and any option of train.py that no arm sets can be set before the
 # command (swap=True bash ablation.sh) or after it (bash ablation.sh --swap). After an interruption,
-# run it again to continue. Other settings need another out.
+# run it again to continue. Use another out for other settings.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh

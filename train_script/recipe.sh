@@ -3,7 +3,7 @@
 # change/experiments/recipe.toml.
 # root, lists, out, folds, test_amp and any option of train.py that no step sets can be set before
 # the command (epoch=20 bash recipe.sh) or after it (bash recipe.sh --epoch 20). After an
-# interruption, run it again to continue. Other settings need another out.
+# interruption, run it again to continue. Use another out for other settings.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh

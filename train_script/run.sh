@@ -39,8 +39,8 @@ from_user() {
   [[ "$prx_from_user" == *" $1 "* ]]
 }
 
-# log_environment NAME...: log those of the variables that the user has set. This happens once for a
-# script and all scripts that it calls.
+# log_environment NAME...: log those of the variables that the user has set, once for a script and
+# all scripts that it calls.
 log_environment() {
   local name
   local line=""
@@ -76,8 +76,8 @@ set_options() {
   done
 }
 
-# start_from_pass_before: checkpoint_path defaults to the weights of the pass before in save_path:
-# with cross those of pass 2, else those of pass 1.
+# start_from_pass_before: set checkpoint_path, unless it is already set, to the weights of the
+# previous pass in save_path: those of pass 2 if cross is set, else those of pass 1.
 start_from_pass_before() {
   case "${cross:-False}" in
     [Tt]rue | 1 | yes | on)
@@ -90,7 +90,7 @@ start_from_pass_before() {
 }
 
 # refuse_arguments ARGUMENT...: exit if --save_path or --pretrained is among the arguments of a
-# script of several passes. The script itself needs the first, and only pass 1 takes the second.
+# script of several passes. The script itself needs save_path, and only pass 1 uses pretrained.
 refuse_arguments() {
   local argument
   local name
@@ -113,7 +113,7 @@ run_program() {
   local name
   shift
   if [ -n "${continue_run:-}" ]; then
-    # The run has its folder and its start already. The defaults of the script are for a new run.
+    # A continued run keeps its folder and its start. The defaults of the script are for a new run.
     for name in save_path checkpoint_path; do
       if ! from_user "$name"; then
         unset "$name"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train the three passes one after the other: bash train_all.sh levir|dsifn|s2looking
 # The results are 1.pth, 2.pth and best.pth in save_path. After an interruption, run it again to
-# continue. epoch1, epoch2 and epoch3 set the epochs of one pass each.
+# continue. epoch1, epoch2 and epoch3 set the number of epochs of each pass.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source-path=SCRIPTDIR source=run.sh
@@ -39,7 +39,7 @@ run_pass() {
 
 run_pass 1 train "${epoch1:-}" "" "$@"
 
-# Only pass 1 starts from an encoder. Each other pass starts from the pass before.
+# Only pass 1 starts from a pretrained encoder. Every other pass starts from the previous one.
 unset pretrained checkpoint_path
 run_pass 2 train_refine "${epoch2:-}" "$save_path/1.pth" "$@"
 

@@ -1,8 +1,8 @@
-"""The five scores, and bootstrap intervals that show how far chance may have moved them or their difference.
+"""The five scores, and bootstrap intervals of them and of their differences.
 
 Whole units are resampled. A unit is a group of connected tiles, or a single image if it belongs to no group. Tiles of
 one place share their ground, their season and their errors, so intervals over single tiles would be too narrow. This
-module knows no files, no network and no torch.
+module reads no files and imports neither torch nor the network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 SCORES = ("precision", "recall", "f1", "iou", "oa")
 TOO_FEW = 30  # with fewer units, an interval is only a rough guide
 RESAMPLES, SEED, LEVEL = 10_000, 0, 0.95
-CHUNK = 1 << 22  # number of draws that are made at once, about 100 MB
+CHUNK = 1 << 22  # number of draws made at once, about 100 MB
 
 
 def scores(counts: NDArray[np.number[Any]]) -> dict[str, Floats]:
@@ -33,7 +33,7 @@ def scores(counts: NDArray[np.number[Any]]) -> dict[str, Floats]:
 
     Returns:
         The scores by name, in the order of `SCORES`, each float64 (...), 0 to 1. Precision, recall, F1 and IoU are of
-        the changed class; oa is the overall accuracy. A score without any pixel in its denominator is undefined: NaN.
+        the changed class; oa is the overall accuracy. A score whose denominator is 0 is undefined: NaN.
     """
     tp, fp, fn, tn = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     parts = {
@@ -78,11 +78,11 @@ class Intervals:
 
     @property
     def too_few(self) -> bool:
-        """Whether there are too few units to trust the level."""
+        """Whether there are too few units for reliable intervals."""
         return self.units < TOO_FEW
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same for JSON: the bounds of a score as a pair, None for NaN."""
+        """Return the intervals for JSON: the bounds of each score as a pair, with None for NaN."""
         return {
             **{name: [or_none(self.low[name]), or_none(self.high[name])] for name in self.low},
             "units": self.units,
@@ -113,8 +113,8 @@ class Difference(Intervals):
 def bootstrap(counts: Ints, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL) -> Intervals:
     """Compute intervals of pooled scores by drawing whole units with replacement.
 
-    These are expanded percentile intervals (see `tail`). The table shows how often, in percent (+- 0.5), 95% intervals
-    of F1 contain the truth on the population of tests/evaluation/test_bootstrap.py:
+    These are expanded percentile intervals (see `tail`). The table shows in percent (+- 0.5) how often 95% intervals of
+    F1 contain the true F1 of the population simulated in tests/evaluation/test_bootstrap.py:
 
         groups         500  100   30   15
         expanded        94   94   92   92
@@ -123,7 +123,7 @@ def bootstrap(counts: Ints, resamples: int = RESAMPLES, seed: int = SEED, level:
         studentised     95   95   93   92
 
     Studentised intervals are hardly better. Expanded ones are also defined for scores of 0 and 1, stay within 0 to 1,
-    and work for differences of several runs. Resamples in which a score is undefined do not count for its interval.
+    and work for differences of several runs. Resamples in which a score is undefined are ignored for its interval.
 
     Args:
         counts: counts of the units, int64 (U, 4), U at least 1.
@@ -142,11 +142,11 @@ def paired_difference(
 ) -> Difference:
     """Compute the mean pooled score of the runs in `b` minus that of the runs in `a`, with intervals.
 
-    Both sides get the same resampled units. If a side has several runs (training seeds), S - 1 of its S runs are drawn
-    with replacement, for each side separately: S of S would vary too little, by a factor of (S - 1) / S (Rao and Wu,
-    JASA 83, 1988). With a single run, the interval covers chance in the images, but not in the training. With two runs
-    per side that differ much, it is still too narrow: it contains the truth in 80 of 100 cases at 500 groups (90 with
-    three runs, 93 with five). With few groups it is too wide (98 and more).
+    The same units are resampled for both sides. If a side has S > 1 runs (training seeds), S - 1 of them are drawn with
+    replacement, for each side separately. Drawing S would make the variance too small by a factor of (S - 1) / S (Rao
+    and Wu, JASA 83, 1988). With a single run, the interval covers the variation between images but not between training
+    seeds. With two runs per side that differ widely, it is still too narrow: with 500 groups it contains the true
+    difference in 80 of 100 cases (90 with three runs, 93 with five). With few groups it is too wide (98 and more).
 
     Args:
         a: counts of the runs of one side, int64 (S_a, U, 4).
@@ -175,7 +175,7 @@ def draw_units(units: int, resamples: int, rng: np.random.Generator) -> Iterator
     """Draw units with replacement and yield how often each was drawn.
 
     Yields:
-        float64 (n, U), `resamples` rows in total, each with the sum U. Matrix products with it are exact, because
+        float64 (n, U), `resamples` rows in total, each of which sums to U. Matrix products with it are exact, because
         pixel counts add up to less than 2 ** 53.
     """
     rows = max(1, CHUNK // units)

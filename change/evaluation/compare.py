@@ -231,7 +231,7 @@ def format_comparison(result: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parse, read, compare, print; return the exit code."""
+    """Run `python -m change compare`; return the exit code."""
     parser = OneLineParser(prog="python -m change compare", description="Compare two systems on the same images.")
     for side in ("A", "B"):
         text = f"folder that test.py wrote for {side}; separate several seeds by commas, join folds by +"

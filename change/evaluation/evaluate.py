@@ -95,7 +95,7 @@ class Evaluation:
         left_out: names of the weights that prediction does not use.
         split: the pairs.
         settings: settings that affect the scores.
-        places: what check knows of the pairs, by the hashes of their images; empty if check was not run.
+        places: what `check` found for each pair, by the hashes of its images; empty if `check` was not run.
         compiling: off, on or auto, see `change.prediction.compiling`.
     """
 
@@ -138,7 +138,7 @@ class Evaluation:
         sys.stdout.write("\n".join([*table, f"written to {outputs.folder}"]) + "\n")
 
     def make_predict(self, network: PRXChange) -> Predict:
-        """Return the function from pairs to probabilities, under the protocol of the settings."""
+        """Return the function that predicts probabilities by the protocol of the settings."""
         size, protocol = self.settings.size, self.settings.protocol
         pixels = sum(size**2 or math.prod(pair.size) for pair in self.split.pairs)
         each = predictor(
@@ -170,7 +170,7 @@ class Evaluation:
             tally: the counts are added to it.
             batch: images and masks.
             probability: float32 (B, 1, H, W).
-            seen: names of the pairs that were trained on.
+            seen: names of the pairs that were used in training.
             outputs: paths of the pictures.
         """
         mask = batch.mask.to(probability.device) > 0
@@ -195,7 +195,7 @@ class Evaluation:
             outputs.draw(batch, i, image, truth > 0 if self.split.labelled else None)
 
     def place_columns(self, hashes: tuple[str, str]) -> dict[str, Any]:
-        """Return what check knows of a pair, as columns of images.csv; an empty group if it does not know the pair."""
+        """Return the columns of images.csv that `check` provides; the group is empty if it did not see the pair."""
         if not self.places:
             return {}
         place = self.places.get(hashes)

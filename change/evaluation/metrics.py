@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 BINS = 1024  # a power of two: p * BINS is exact in float32
 OBJECT_SIZES = ("1-99", "100-999", "1000 and more")  # pixels
-LARGER_FROM = (100, 1000)  # smallest objects of the second and the third size, in pixels
+LARGER_FROM = (100, 1000)  # smallest objects of the second and third size class, in pixels
 TOLERANCE = 2  # pixels by which a boundary may be off
 
 
@@ -158,11 +158,11 @@ class Curve:
         rounded up to multiples of 1 / BINS.
         """
         changed = self.histogram[1]
-        defined = np.nan_to_num(self.scores()["precision"])  # NaN only above the last pixel, where the weight is 0
+        defined = np.nan_to_num(self.scores()["precision"])  # NaN only above all probabilities, where the weight is 0
         return float(changed @ defined / changed.sum()) if changed.any() else math.nan
 
     def best_threshold(self) -> float | None:
-        """Return the threshold of the highest F1, the nearest to 0.5 if there are several; None if nothing changed."""
+        """Return the threshold with the highest F1, in a tie the nearest to 0.5; None if no pixel is truly changed."""
         if not self.histogram[1].any():
             return None
         f1 = self.scores()["f1"][1:]  # without k = 0, at which every pixel counts as changed
@@ -175,13 +175,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Matches:
-    """Counts of objects or boundary pixels; `+` pools them. A ratio with a denominator of 0 is undefined: NaN.
+    """Counts of items, objects or boundary pixels; `+` pools them. A ratio with a denominator of 0 is undefined: NaN.
 
     Attributes:
-        true: number in the truth.
-        found: number of the true ones that were found.
-        predicted: number in the prediction.
-        false: number of the predicted ones that are false.
+        true: number of true items.
+        found: number of true items that were found.
+        predicted: number of predicted items.
+        false: number of predicted items that are false.
     """
 
     true: int = 0
@@ -199,12 +199,12 @@ class Matches:
 
     @property
     def precision(self) -> float:
-        """Share of the predicted ones that are not false."""
+        """Share of the predicted items that are not false."""
         return ratio(self.predicted - self.false, self.predicted)
 
     @property
     def recall(self) -> float:
-        """Share of the true ones that were found."""
+        """Share of the true items that were found."""
         return ratio(self.found, self.true)
 
     @property
@@ -224,7 +224,7 @@ class Matches:
 class Objects:
     """Matches of objects, one entry for each of `OBJECT_SIZES`; `+` pools them.
 
-    True objects count for their own size, predicted objects for theirs.
+    Each object, true or predicted, is counted under its own size.
     """
 
     by_size: tuple[Matches, ...] = (Matches(),) * len(OBJECT_SIZES)
@@ -278,7 +278,7 @@ def objects_by_size(mask: Mask, other: Mask) -> tuple[NDArray[np.intp], NDArray[
 def count_boundary(changed: Mask, mask: Mask, tolerance: int = TOLERANCE) -> Matches:
     """Match the boundary pixels of prediction and truth.
 
-    A boundary pixel is a changed pixel with an unchanged 4-neighbour. The border of the image is no boundary.
+    A boundary pixel is a changed pixel with an unchanged 4-neighbour. The border of the image is not a boundary.
 
     Source: Csurka, Larlus and Perronnin, What is a good evaluation measure for semantic segmentation?, BMVC 2013. They
     average the score over images; here the counts add up.

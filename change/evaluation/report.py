@@ -161,8 +161,8 @@ def photo(picture: Image, size: tuple[int, int]) -> str:
 def overlay(changed: NDArray[np.bool_], mask: NDArray[np.bool_] | None, size: tuple[int, int]) -> str:
     """Draw errors, or the predicted change if there is no mask, on a transparent background.
 
-    A pixel of the picture takes the colour that covers the largest part of it, even if most of it has no colour. So the
-    smallest object stays visible.
+    Each pixel of the result takes the colour that covers the largest part of its area, even if most of that area has no
+    colour. This keeps small objects visible.
 
     Args:
         changed: predicted change, bool (H, W).

@@ -46,7 +46,7 @@ def format_table(result: dict[str, Any], settings: Settings, split: Split, check
 
 
 def headline(result: dict[str, Any], settings: Settings, split: Split, checkpoint: Checkpoint) -> str:
-    """Return the line that tells what was evaluated and how."""
+    """Return the line that states what was evaluated and how."""
     protocol, config = settings.protocol, checkpoint.config
     parts = [f"{pass_name(config)} {config.backbone}", f"{result['images']} pairs of {split.name}"]
     if settings.size:

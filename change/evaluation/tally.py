@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Tally:
-    """Counts of images, which add up.
+    """Counts accumulated over images.
 
     Attributes:
         rows: the rows of images.csv.
@@ -46,7 +46,7 @@ class Tally:
     masks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
     def drop_unknown_groups(self) -> None:
-        """Remove the groups from all rows, with a warning, if an image has none because check does not know it."""
+        """Remove the groups from all rows, with a warning, if `check` did not see one of the images."""
         unknown = [row["image"] for row in self.rows if row.get("group") == ""]
         if not unknown:
             return
@@ -72,7 +72,7 @@ class Tally:
 
 
 def merge(tallies: Sequence[Tally], names: Sequence[str]) -> Tally:
-    """Merge the tallies of several processes; the images take the order of `names`, which holds all of them."""
+    """Merge the tallies of several processes, with the images in the order of `names`, which lists them all."""
     places = {name: index for index, name in enumerate(names)}
     images = [image for t in tallies for image in zip(t.rows, t.counts, t.at_half, strict=True)]
     images.sort(key=lambda image: places[image[0]["image"]])

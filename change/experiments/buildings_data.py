@@ -1,7 +1,7 @@
 """Assemble the training data of the buildings checkpoint: `python -m change.experiments.buildings_data ROOT`.
 
-ROOT/train holds the train splits of LEVIR-CD, in tiles of 512 pixels, and of MS-HS-BCD, and synthetic scenes. ROOT/val
-holds both val splits as they are. If ROOT exists, nothing is done.
+ROOT/train holds the train split of LEVIR-CD in tiles of 512 pixels, the train split of MS-HS-BCD, and synthetic scenes.
+ROOT/val holds both val splits unchanged. If ROOT exists, nothing is done.
 """
 
 from __future__ import annotations

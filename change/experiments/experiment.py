@@ -4,7 +4,7 @@ An arm is a way to train. Every arm is either trained once per seed and scored o
 cross-validation inside train and scored on the val of that fold. The folder OUT/ARM_NUMBER holds the run of an arm with
 seed or fold NUMBER; OUT/ARM_NUMBER/test holds its scores, where `python -m change compare` finds them. After an
 interruption, run the same command again: runs with scores are skipped, and a training that has begun is continued.
-Other settings need another OUT.
+Use another OUT for other settings.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Arm:
     """A way to train, compared with others."""
 
     name: str
-    start: str = ""  # the arm from whose weights of the same seed or fold it starts
-    extends: str = ""  # the arm to whose options it adds its own
+    start: str = ""  # the arm whose weights, with the same seed or fold, it starts from
+    extends: str = ""  # the arm whose options it inherits
     epoch_share: float = 1.0  # share of the experiment's epochs, rounded up
     train: Options = field(default_factory=dict)
 
@@ -117,15 +117,15 @@ class Experiment:
     def train_options(self, arm: Arm, number: int) -> Options:
         """Return the options of train.py for a run.
 
-        A run that is continued gets its options again, because train.py compares them with those in its state. Only the
-        options of its start are left out.
+        A continued run is given its options again, because train.py compares them with those in the saved state. Only
+        the options that set the initial weights are left out.
         """
         folder = self.folder(arm.name, number)
         options: Options = {**self.data_options(number), **self.train, **self.own_options(arm), "best_name": BEST}
         options["epoch"] = math.ceil(int(options["epoch"]) * arm.epoch_share)
         has_begun = (folder / f"{BEST}.state.pth").is_file()
         if has_begun or arm.start:
-            options.pop("pretrained", None)  # it is only for the encoder of a new network
+            options.pop("pretrained", None)  # applies only to the encoder of a new network
         if has_begun:
             return {**options, "continue_run": str(folder)}
         if arm.start:

@@ -1,6 +1,6 @@
 """Fine-tune a checkpoint on labelled pairs: `python -m change finetune DATA`.
 
-It trains one pass, and writes best.pth to the folder of the run. After an interruption, run the same command again to
+It trains one pass and writes best.pth to the folder of the run. After an interruption, run the same command again to
 continue. Options that are not given on the command line come from a TOML file, by default finetune.toml.
 """
 
@@ -55,8 +55,8 @@ class FineTuning:
     def train_options(self, data: Path, given: Mapping[str, Value], nproc: str) -> Options:
         """Return the options of train.py for a run. Options in `given` override those of the settings.
 
-        A run that is continued gets its options again, because train.py compares them with those in its state. Only the
-        options of its start are left out.
+        A continued run is given its options again, because train.py compares them with those in the saved state. Only
+        those of `options_of_a_new_run` are left out.
 
         Raises:
             UserError: If the checkpoint that comes with the program is missing.
@@ -98,7 +98,7 @@ class FineTuning:
 
 
 def count_pairs(data: Path, lists: str) -> int:
-    """Count the pairs that train.py will train on. Returns 0 if they are faulty, which train.py will report.
+    """Count the pairs that train.py will train on. Returns 0 if they are faulty; train.py reports why.
 
     Args:
         data: Data set with train/A, or with A and list/train.txt.

@@ -44,7 +44,8 @@ def limited_cache() -> Iterator[None]:
 def quiet_gdal() -> Iterator[None]:
     """Silence rasterio and pyogrio inside this context, for example their warning that a raster has no georeferencing.
 
-    Library code must not use it: filters and log levels belong to the whole process. They are restored at the end.
+    Library code must not use it, because filters and log levels apply to the whole process. They are restored at the
+    end.
     """
     errors = geo("rasterio.errors")
     loggers = [logging.getLogger(name) for name in TALKATIVE]
@@ -82,7 +83,7 @@ def open_raster(path: Path) -> Any:
 
 
 def check_whole(path: Path, size: int) -> None:
-    """Raise OSError if a closed file has fewer than `size` bytes: GDAL does not report a disk that is full."""
+    """Raise OSError if a closed file has fewer than `size` bytes, because GDAL does not report a full disk."""
     if path.stat().st_size < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 

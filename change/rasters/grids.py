@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from change.common.errors import UserError
 from change.rasters.gdal import gdal_errors, geo
 
-EDGE = 32  # points along each side of a raster that are projected to find where it lies on another grid
-SAME = 0.01  # pixels: grids that differ by less coincide
+EDGE = 32  # points projected along each side of a raster to find where it lies on another grid
+SAME = 0.01  # grids that differ by less than this, in pixels, coincide
 
 Values = NDArray[np.float64]
 

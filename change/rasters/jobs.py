@@ -29,7 +29,7 @@ class Job:
 
 
 def is_picture(path: Path) -> bool:
-    """Tell by its suffix whether a file is a picture without georeferencing."""
+    """Return whether the suffix of a file is that of a picture without georeferencing."""
     return path.suffix.lower() in PICTURES
 
 

@@ -1,7 +1,7 @@
-"""Numbering the connected changes of a scene, a few rows at a time, with the numbers in a file.
+"""Number the connected changes of a scene, a few rows at a time, and store the numbers in a raster.
 
-Pixels that touch at a corner are connected. Masks are uint8 (H, W), 1 where changed; levels are uint8 (H, W) too, the
-probabilities as they are stored.
+Pixels that touch at a corner are connected. Masks are uint8 (H, W), 1 where changed. Levels are the probabilities as
+they are stored, also uint8 (H, W).
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Changes:
 
 
 class Numbering:
-    """Numbers the connected changes of a mask, which it gets from the top down, in an int32 raster (H, W).
+    """Numbers the connected changes of a mask in an int32 raster (H, W).
 
-    Each strip of rows is labelled separately, with numbers above those of the strips before it. `finish` then joins the
-    changes that touch across strips.
+    The mask is added from the top down. Each strip of rows is labelled separately, with numbers above those of the
+    strips before it. `finish` then joins the changes that touch across strips.
     """
 
     def __init__(self, path: Path, place: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class Numbering:
         """Add the next rows (h, W) of the mask and of the levels."""
         for row in range(0, len(mask), ROWS):
             found, components = cv2.connectedComponents((mask[row : row + ROWS] == 1).view(np.uint8), connectivity=8)
-            count = found - 1  # cv2 counts the unchanged pixels
+            count = found - 1  # cv2 counts the background as a component
             own = np.asarray(components, np.int32)
             own[own > 0] += self.known
             window = geo("rasterio.windows").Window(
@@ -139,7 +139,7 @@ def measure(
         levels: (h, W).
         first_row: the row of the scene at which the strip begins.
         known: the highest number in the strips above.
-        count: how many changes the strip holds.
+        count: number of changes in the strip.
 
     Returns:
         The fields of `Changes` in their order, (5, count).
@@ -158,16 +158,16 @@ def measure(
 
 
 def touching_pairs(above: NDArray[np.int32], below: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the pairs of numbers (N, 2) that touch between two rows."""
+    """Return the pairs of numbers, (N, 2), that two rows have in the same column."""
     both = (above > 0) & (below > 0)
     return np.asarray(np.unique(np.stack((above[both], below[both]), axis=1), axis=0), np.int32)
 
 
 def join_touching(count: int, touching: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Choose final numbers for 0 to `count` - 1, without gaps.
+    """Replace the numbers 0 to `count` - 1 by final numbers without gaps.
 
     Args:
-        count: how many numbers there are.
+        count: number of numbers.
         touching: pairs (N, 2) of numbers that belong to one change.
 
     Returns:

@@ -80,7 +80,7 @@ def geodesic_areas(frame: Any) -> NDArray[np.float64]:
 
 
 def is_on_earth(crs: Any) -> bool:
-    """Tell whether a coordinate reference system can be converted to longitude and latitude; None cannot."""
+    """Return whether a coordinate reference system can be converted to longitude and latitude; False for None."""
     if crs is None:
         return False
     pyproj = geo("pyproj")

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoints/buildings_r18.pth"
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
-LIMIT = 2**31  # all of these must be below it
+LIMIT = 2**31  # the values above must be less than this
 POLYGON_OPTIONS = ("min_area", "simplify")
 RASTER_OPTIONS = ("bands", "stretch", "assume_aligned", "vectors", *POLYGON_OPTIONS)
 
@@ -93,7 +93,7 @@ def input_paths(given: argparse.Namespace, jobs: Sequence[Job]) -> list[Path]:
 
 
 def make_detector(given: argparse.Namespace, pixels: int) -> ChangeDetector:
-    """Load the checkpoint; `pixels` is how many will be predicted. Raises UserError as `ChangeDetector` does."""
+    """Load the checkpoint; `pixels` is the number of pixels to predict. Raises UserError as `ChangeDetector` does."""
     return ChangeDetector(
         given.checkpoint_path,
         device=given.device,
@@ -143,7 +143,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         All options with their values, except `RASTER_OPTIONS`: `rasters` holds those of them that are given.
 
     Raises:
-        UserError: for a value out of range, for an option that does nothing beside --vectors none, or if the default
+        UserError: for a value out of range, for an option that has no effect with --vectors none, or if the default
             checkpoint is missing.
     """
     given = make_parser().parse_args(arguments)

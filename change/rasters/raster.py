@@ -115,7 +115,7 @@ class AlignedRaster:
             yield [Block(top=top, left=0, height=min(SAMPLE, height - top), width=width)]
 
     def read_levels(self, block: Block) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Read a block as stored, colour tables applied.
+        """Read a block without stretching it, but with a colour table applied.
 
         Returns:
             Levels (3, height, width) of the raster's type, and which of them are valid: not masked, transparent,
@@ -158,7 +158,7 @@ class AlignedRaster:
         """Read a block.
 
         Returns:
-            uint8 RGB (3, height, width), black where there is no data, and where there is data, (height, width).
+            uint8 RGB (3, height, width), black where there is no data, and bool (height, width), True where there is.
         """
         levels, valid = self.read_levels(block)
         data = has_data(levels, valid)
@@ -198,7 +198,7 @@ class RasterPair:
                 overlap.
         """
         with ExitStack() as stack:
-            # If a dataset were entered as a context, the calling program would have a rasterio.Env until `close`.
+            # Do not enter a dataset as a context: the calling program would have a rasterio.Env until `close`.
             first = open_raster(before)
             stack.callback(first.close)
             second = open_raster(after)
@@ -228,8 +228,8 @@ class RasterPair:
         """Read the rows from `first` to before `last`.
 
         Returns:
-            Before and after, uint8 (1, 3, last - first, W), and where both hold data, (last - first, W); both are black
-            elsewhere.
+            Before and after, uint8 (1, 3, last - first, W), and bool (last - first, W), True where both hold data. Both
+            images are black elsewhere.
         """
         block = Block(top=first, left=0, height=last - first, width=self.width)
         before, before_data = self.before.read(block)

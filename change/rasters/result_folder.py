@@ -28,20 +28,20 @@ QGIS = (".aux.xml", "-wal", "-shm", "-journal")  # endings of the files that QGI
 def folders_to_keep(paths: Iterable[Path]) -> dict[Path, Path]:
     """Map every folder that holds one of `paths`, and that path itself, to the first such path.
 
-    It is made once for all pairs, so that the time to check a folder does not grow with the number of pairs.
+    Build the map once for all pairs: the time to check a folder then does not grow with the number of pairs.
     """
     kept: dict[Path, Path] = {}
     for path in paths:
         resolved = path.resolve()
         for folder in (resolved, *resolved.parents):
             if folder in kept:
-                break  # so are the folders above it
+                break  # the folders above it are in `kept` as well
             kept[folder] = path
     return kept
 
 
 def is_result(folder: Path) -> bool:
-    """Tell whether a folder holds a result of this program, whatever else it holds."""
+    """Return whether a folder holds a result of this program, whatever else it holds."""
     try:
         metadata = json.loads((folder / METADATA).read_bytes())
     except (OSError, ValueError):
@@ -50,7 +50,7 @@ def is_result(folder: Path) -> bool:
 
 
 def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool) -> bool:
-    """Tell whether the folder of a pair already holds a result; a missing or empty folder does not.
+    """Return whether the folder of a pair already holds a result; False for a missing or empty folder.
 
     If the program was killed after it had moved an earlier result aside, that result is put back first.
 

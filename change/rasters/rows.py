@@ -25,7 +25,7 @@ class RowReader:
 
     Attributes:
         pair: the pair of rasters.
-        data: bool (tile, W), where both dates hold data in the row of tiles that was yielded last.
+        data: bool (tile, W), True where both dates hold data in the row of tiles that was yielded last.
         overviews: before and after, uint8 RGB (h, w, 3) with sides of at most `OVERVIEW` pixels. They are filled as
             rows are read, and black where either date holds no data.
     """
@@ -58,7 +58,7 @@ class RowReader:
         return torch.cat((before, torch.from_numpy(data)[None, None].to(torch.uint8)), dim=1), after
 
     def read_row(self, index: int, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-        """Make a row of tiles, as in `read`, from the part it shares with the row above and from new pixels.
+        """Assemble a row of tiles, as in `read`, from the part it shares with the row above and from new pixels.
 
         Args:
             index: index of the row of tiles.
@@ -83,12 +83,12 @@ class RowReader:
             yield before, after
 
     def close(self) -> None:
-        """Wait for the thread and end it, because it must not read from files that are closed."""
+        """Wait for the thread to end, so that it does not read from closed files."""
         self.thread.shutdown(cancel_futures=True)
 
 
 def sample_positions(length: int, scale: float) -> NDArray[np.int64]:
-    """Return the pixels along a side that an overview of `scale`, at most 1, shows."""
+    """Return the positions of the pixels along a side that an overview of `scale`, at most 1, shows."""
     return (np.arange(max(1, round(length * scale))) / scale).astype(int)
 
 
@@ -130,7 +130,7 @@ def predict_rows(
         batch: number of tiles predicted at once.
 
     Yields:
-        Probability, float32 (h, W), and where there is data, bool (h, W), from the top down without a gap.
+        Probability, float32 (h, W), and bool (h, W), True where there is data, from the top down without gaps.
     """
     for part in bands(rows, predict, height=rows.pair.height, tile=tile, overlap=overlap, batch=batch):
         yield part[0, 0].numpy(), rows.data[: part.shape[2]]

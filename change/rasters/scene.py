@@ -10,8 +10,8 @@
     metadata.json    checkpoint, threshold, tiles, stretch, sizes, times
 
 The two rasters are cloud-optimised GeoTIFFs on the first raster's grid, cut to what both rasters cover. Reading,
-predicting and writing run side by side. Memory holds two rows of tiles, and the polygons of the whole scene; everything
-else passes through files.
+predicting and writing run in parallel. Two rows of tiles and the polygons of the whole scene are held in memory;
+everything else is kept in files.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def predict_rasters(
 
 
 def check_own_files(vectors: str) -> None:
-    """Raise UserError if a file that comes with the program, and that a scene with such `vectors` needs, is missing."""
+    """Raise UserError if a file of this program that a scene with these `vectors` needs is missing."""
     needed = [TEMPLATE] if vectors == "none" else [TEMPLATE, STYLE]
     for path in needed:
         if not path.is_file():
@@ -152,7 +152,7 @@ def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
 
 
 def wants_polygons(before: Path, pair: RasterPair, settings: Settings) -> bool:
-    """Tell whether to write polygons; warn if they are wanted but the scene has no place on earth.
+    """Return whether to write polygons; warn if they are wanted but the scene is not georeferenced.
 
     Raises UserError if geopandas is missing: it is imported here so that the error comes before the work.
     """
@@ -206,7 +206,7 @@ class SceneWriter:
         self.raw = RawFiles(folder / ".probability.tif", folder / ".mask.tif")
 
     def write_rows(self, predict: Predict, *, progress: bool) -> None:
-        """Predict row by row, write the rows into the raw files, which carry the metadata, and number the changes.
+        """Predict row by row, write the raw files with their metadata, and number the changes.
 
         A thread writes each row while the next one is predicted.
         """
@@ -326,5 +326,5 @@ def write_cog(raw: Path, out: Path) -> None:
         COMPRESS="DEFLATE",
         OVERVIEW_RESAMPLING="MODE" if out.stem == "mask" else "AVERAGE",
         BIGTIFF="IF_SAFER",
-        NUM_THREADS=max(1, torch.get_num_threads() // 2),  # two files are made at once
+        NUM_THREADS=max(1, torch.get_num_threads() // 2),  # two files are written at once
     )

@@ -6,7 +6,7 @@ some districts are built on or cleared, and single houses appear and vanish. Man
 paint, pools, paved ground, trees.
 
 Points of the grid, and boxes (x0, y0, x1, y1) on it, are in metres in the frame of the street grid; `Builder.place`
-moves them to the scene. The order of the random draws must stay as it is, or a seed gives other scenes.
+moves them to the scene. Do not change the order of the random draws: a seed would then give other scenes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from change.synthetic.world import (
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 on the grid
 
-MARGIN = 25.0  # metres around the view: things there may cast a shadow into it
+MARGIN = 25.0  # metres around the view; things in this margin may cast shadows into it
 
 
 class Style(NamedTuple):
@@ -105,11 +105,11 @@ class Builder:
         return float(np.arctan2(step[1], step[0]))
 
     def inside(self, point: Points, margin: float = MARGIN) -> bool:
-        """Tell whether a point of the scene is in view, or at most `margin` metres outside it."""
+        """Return whether a point of the scene is in view, or at most `margin` metres outside it."""
         return bool((point > -margin).all() and (point < self.size + margin).all())
 
     def pick(self, weights: Mapping[str, float]) -> str:
-        """Draw one of the keys, by weight."""
+        """Draw one of the keys with a probability proportional to its weight."""
         shares = np.array([*weights.values()])
         return str(self.rng.choice([*weights], p=shares / shares.sum()))
 
@@ -193,7 +193,7 @@ class Builder:
         for kind, dates in ((use.before, GONE), (use.after, NEW)):
             if kind in TREES and (use.before != use.after or dates == NEW):
                 self.trees(box, rng.poisson(TREES[kind] * area), BOTH if use.before == use.after else dates, kind)
-        for _ in range(rng.poisson(area / 30000)):  # without a building
+        for _ in range(rng.poisson(area / 30000)):  # paved or bare ground without a building
             point, sides = rng.uniform(box[:2], box[2:]), rng.uniform(5, 22, 2)
             self.patch(point, sides, rng.choice([*PAVED, EARTH]), one_date(rng))
 
@@ -204,7 +204,7 @@ class Builder:
         self.world.ground.append(Ground(self.outline(box), (materials[0], materials[1]), self.rng.uniform(0, np.pi)))
 
     def trees(self, box: Box, count: int, dates: Dates, kind: str) -> None:
-        """Scatter trees, in clumps for scrub. Three in a hundred are felled or planted between the dates."""
+        """Scatter trees, in clumps for scrub. About 3% are felled or planted between the dates."""
         rng = self.rng
         places = self.place(rng.uniform(box[:2], box[2:], (count, 2)))
         large = rng.uniform(1.8, 3.4) if kind in ("forest", "scrub") else rng.uniform(1.6, 2.6)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from change.synthetic.world import Colour, Points
 
 Field = NDArray[np.float32]
-SHARP = 16  # polygon corners are drawn to a 16th of a pixel
+SHARP = 16  # polygon corners are rounded to 1/16 of a pixel
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def draw_second_look(first: Look, rng: np.random.Generator) -> Look:
 def noise(height: int, width: int, cell: float, octaves: int, rng: np.random.Generator) -> Field:
     """Draw smooth noise (H, W) of unit variance.
 
-    It is the sum of `octaves` random grids. Their cells have `cell` pixels, half as many, and so on.
+    It is the sum of `octaves` random grids, with cells of `cell` pixels, of half as many, and so on.
     """
     total = np.zeros((height, width), np.float32)
     for octave in range(octaves):
@@ -133,14 +133,14 @@ class Canvas:
                 np.minimum(self.light[place], 1 - (1 - self.look.ambient) * alpha, out=self.light[place])
 
     def slope_light(self, direction: Points, pitch: float) -> float:
-        """Return the light on a roof that falls towards the unit vector `direction` at `pitch` radians."""
+        """Return the light on a roof that slopes down towards the unit vector `direction` at `pitch` radians."""
         sun = self.look.sun
         facing = float(np.sin(pitch) * (direction @ sun[:2]) + np.cos(pitch) * sun[2]) / sun[2]
         return self.look.ambient + (1 - self.look.ambient) * float(np.clip(facing, 0.0, 1.7))
 
 
 class Crowns:
-    """Forms of tree crowns at one date: `cover` is the share of each pixel that they cover, `light` their light."""
+    """Shapes of tree crowns at one date: `cover` is the share of each pixel that they cover, `light` their light."""
 
     SIZE = 32
 

@@ -3,7 +3,7 @@
 A scene is an invented piece of country (`change.synthetic.builder`), seen at two dates with different sun, season,
 haze, exposure, focus and viewing angle, and a slight misregistration. The mask marks the roofs of buildings that exist
 at only one date. All other differences stay unmarked: crops, cars, trees, paint, paved ground, shadows. The scenes are
-for trying things out; scores on them say nothing about real imagery.
+for tests and demonstrations. Scores on them say nothing about real imagery.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def draw_roof(canvas: Canvas, wing: Rectangle, building: Building, colour: Colou
 
 
 def draw_flat_roof(canvas: Canvas, wing: Rectangle, eaves: float, colour: Colour, rng: np.random.Generator) -> None:
-    """Draw a flat roof with a rim, and machines that cast shadows. `eaves`: height in metres."""
+    """Draw a flat roof with a rim, and machines that cast shadows. `eaves` is their height in metres."""
     canvas.fill(canvas.pixels(wing.corners(), eaves), tint(colour, rng, 0.05), 1.0)
     inner = Rectangle(wing.centre, wing.angle, wing.half_length - 0.5, wing.half_width - 0.5)
     canvas.fill(canvas.pixels(inner.corners(), eaves), colour, 1.0)
@@ -166,7 +166,7 @@ def draw_pitched_roof(canvas: Canvas, wing: Rectangle, building: Building, colou
             (np.stack([corners[1], corners[2], ridge[1]]), long),
             (np.stack([corners[3], corners[0], ridge[0]]), -long),
         ]
-    canvas.fill(corners, colour, 0.8)  # for the seams between the planes
+    canvas.fill(corners, colour, 0.8)  # so that no gaps show between the planes
     for plane, direction in planes:
         canvas.fill(plane, colour, canvas.slope_light(direction, pitch))
 

@@ -99,7 +99,7 @@ class Road:
 
 @dataclass(frozen=True)
 class Patch:
-    """Something small of one colour: a car, or something flat such as paved ground or a pool. `height`: in metres."""
+    """A small object of one colour: a car, or something flat such as paved ground or a pool. `height`: in metres."""
 
     shape: Rectangle
     colour: Colour
@@ -128,7 +128,7 @@ class Building:
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree's crown. `shape` picks its form, `tone` (0..1) its colour."""
+    """A tree's crown. `shape` chooses its form, `tone` (0..1) its colour."""
 
     place: Points
     radius: float
