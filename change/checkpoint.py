@@ -152,13 +152,19 @@ def pass_name(config: NetworkConfig) -> str:
     return "+".join(parts) or "base"
 
 
+def build_apart(config: NetworkConfig) -> PRXChange:
+    """Build a network whose random weights are not used, without drawing from torch's global generator."""
+    with torch.random.fork_rng(devices=[]):
+        return build_network(config)
+
+
 def pack_weights(weights: Mapping[str, Tensor], config: NetworkConfig) -> dict[str, Tensor | dict[str, Tensor]]:
     """Store weights in a quarter of the size.
 
     Weights of convolutions and linear layers become 8-bit levels with one scale per output channel. Biases, norms and
     tokens are not packed.
     """
-    modules = dict(build_network(config).named_modules())
+    modules = dict(build_apart(config).named_modules())
     packed: dict[str, Tensor | dict[str, Tensor]] = {}
     for name, tensor in weights.items():
         layer = modules.get(name.removesuffix(".weight"))
@@ -291,7 +297,7 @@ def network_for_prediction(checkpoint: Checkpoint) -> tuple[PRXChange, list[str]
     Raises:
         UserError: the weights do not fit the configuration.
     """
-    network = build_network(replace(checkpoint.config, refine=False))
+    network = build_apart(replace(checkpoint.config, refine=False))
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if not name.startswith("refinement.")}
     load_strict(network, weights, checkpoint.path)
     left_out = [name for name in checkpoint.weights if name not in weights]

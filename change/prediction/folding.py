@@ -38,8 +38,8 @@ class FusedHead(nn.Module):
     def __init__(self, head: Head) -> None:
         super().__init__()
         kernel, bias = head.compose()
-        self.conv = nn.Conv2d(len(kernel), 16, 1)
-        self.conv.weight.data = kernel.flatten(1).t()[:, :, None, None].contiguous()
+        self.conv = nn.Conv2d(len(kernel), 16, 1, device="meta")  # draws no random weights
+        self.conv.weight = nn.Parameter(kernel.detach().flatten(1).t()[:, :, None, None].contiguous())
         self.conv.bias = nn.Parameter(bias.repeat(2, 2).flatten())
 
     def forward(self, fused: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ def state():
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "gradients": torch.is_grad_enabled(),
         "dtype": torch.get_default_dtype(),
+        "random": torch.get_rng_state().tolist(),
         "budget": torch._functorch.config.activation_memory_budget,
         "filters": list(warnings.filters),
         "show": warnings.showwarning,
