@@ -229,9 +229,9 @@ def test_every_loss_option_reaches_the_loss() -> None:
     loss = TrainingLoss(build_network(NetworkConfig()), **options)
     assert {"k", "beta", "l1", "l2"} <= options.keys()
     assert options.keys() - {"k", "beta", "l1", "l2"} == MASK_TERMS.keys() - {"cross_entropy"}
-    assert loss.mask_weights == {"cross_entropy": 1.0, "dice": 0.0}
-    with pytest.raises(ValueError, match="unknown loss terms focal: choose from cross_entropy, dice"):
-        TrainingLoss(loss.network, focal=1.0)
+    assert loss.mask_weights == {"cross_entropy": 1.0, **dict.fromkeys(MASK_TERMS.keys() - {"cross_entropy"}, 0.0)}
+    with pytest.raises(ValueError, match=f"unknown loss terms no_such_term: choose from {', '.join(MASK_TERMS)}"):
+        TrainingLoss(loss.network, no_such_term=1.0)
 
 
 # --- continuing a run ----------------------------------------------------------------------------------------------
