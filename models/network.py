@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from models.decoder import Decoder, DeepestStage, FusionStage, Head
-from models.encoders import Encoder, build_encoder, encode_dates, encoder_name
+from models.encoders import Encoder, build_encoder, choose_width, encode_dates, encoder_name
 from models.refinement import Refinement
 from models.unet import UNetDecoder
 from models.xcross import XCross
@@ -34,6 +34,8 @@ class NetworkConfig:
         refine: add the refinement heads, which are used only in training.
         model: "prx", or "unet", the baseline, which has no X-Cross.
         within: let X-Cross attend within each date, as a baseline.
+        width: channels of the encoder's and the decoder's maps at stride 4, a multiple of 32; they double with each
+            coarser stage. 0 is replaced by the encoder's own, which is 64 for resnet18, as published.
 
     Raises:
         ValueError: a value is unknown, or does not go with the others.
@@ -44,9 +46,11 @@ class NetworkConfig:
     refine: bool = False
     model: str = "prx"
     within: bool = False
+    width: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backbone", encoder_name(self.backbone))
+        object.__setattr__(self, "width", choose_width(self.backbone, self.width))
         if self.model not in MODELS:
             raise ValueError(f"model {self.model}: choose one of {', '.join(MODELS)}")
         if self.model == "unet" and self.cross:
@@ -115,7 +119,7 @@ def build_decoder(encoder_channels: Sequence[int], cross: bool, within: bool) ->
 
 def build_network(config: NetworkConfig) -> PRXChange:
     """Build the network with random weights, in training mode, on torch's default device."""
-    encoder = build_encoder(config.backbone)
+    encoder = build_encoder(config.backbone, config.width)
     decoder: Decoder | UNetDecoder
     if config.model == "unet":
         decoder = UNetDecoder(encoder.out_channels)

