@@ -15,6 +15,7 @@ from change.common.command_line import (
     from_flat,
     option,
     option_tables,
+    read_numbers,
     refuse_without_effect,
     require_at_least,
     require_share,
@@ -31,18 +32,6 @@ from models.padding import MULTIPLE
 
 # Side and overlap of the tiles of each protocol. (0, 0): whole images; None: the values of --tile and --overlap.
 PROTOCOLS: dict[str, tuple[int, int] | None] = {"full": (0, 0), "slide": None, "tile256": (256, 0)}
-
-
-def read_numbers(name: str, text: str, count: int, example: str) -> tuple[float, ...]:
-    """Read `count` numbers separated by spaces, the value of option `name`. Raises UserError for anything else."""
-    try:
-        values = tuple(float(part) for part in text.split())
-    except ValueError:
-        values = ()
-    if len(values) != count:
-        words = {2: "two", 4: "four"}
-        raise UserError(f'--{name} "{text}": give {words[count]} numbers, "{example}"')
-    return values
 
 
 def read_encoder(text: str) -> str:
@@ -137,7 +126,9 @@ class NetworkOptions:
     backbone: str = option(
         "resnet18", f"encoder: {', '.join(ENCODERS)}, or timm:NAME; 18 is short for resnet18", read=read_encoder
     )
-    width: int = option(0, "channels of the decoder at stride 4, a multiple of 32; 0: the encoder's own, see encoders.md")
+    width: int = option(
+        0, "channels of the decoder at stride 4, a multiple of 32; 0: the encoder's own, see encoders.md"
+    )
     refine: bool = option(False, "add progressive refinement (pass 2)")
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
     within: bool = option(False, "attend within each date instead, to compare with", needs="cross")

@@ -8,8 +8,9 @@ Shapes: N images (both dates of a batch of B pairs: N = 2B), C channels, H and W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import timm
 import torch
@@ -40,16 +41,12 @@ class Encoder(nn.Module):
     not_pretrained: tuple[str, ...] = ("project.",)
     not_used: tuple[str, ...] = ()
 
-    def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give the weights of a file of pretrained weights the names that they have in the encoder.
+    def own_name(self, name: str) -> str | None:
+        """Translate a name in a file of pretrained weights to the encoder's own name of this weight.
 
-        Args:
-            state: the content of the file.
-
-        Returns:
-            The same weights, without those that the encoder does not use.
+        Returns None if the encoder has no such layer. An unknown name is returned as it is; loading then refuses it.
         """
-        return {name: tensor for name, tensor in state.items() if not name.startswith(self.not_used)}
+        return None if name.startswith(self.not_used) else name
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode images.
@@ -149,8 +146,8 @@ class TimmEncoder(Encoder):
         super().__init__()
         self.name = name
         self.body = build_timm(name)
-        info = self.body.feature_info
-        reductions = info.reduction()
+        info: Any = self.body.feature_info
+        reductions: list[int] = info.reduction()
         self.used = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES]
         channels = info.channels()
         self.project, self.out_channels = projections([channels[index] for index in self.used], width)
@@ -163,22 +160,22 @@ class TimmEncoder(Encoder):
         maps = self.body(images)
         return project(self.project, [maps[index] for index in self.used])
 
-    def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Give the weights of a file of timm the names that they have in the encoder, see `Encoder.rename`.
+    def own_name(self, name: str) -> str | None:
+        """Translate a name in a file of timm, see `Encoder.own_name`.
 
-        Some of timm's networks name a part "stages.0" in their file and "stages_0" if they give feature maps.
+        Some of timm's networks name a part "stages.0" in their files and "stages_0" when they give feature maps.
         """
-        with torch.device("meta"):
-            whole = timm.create_model(self.name)
-        flat = {name.replace(".", "_"): name for name in self.body.state_dict()}
-        renamed = {}
-        for name, tensor in state.items():
-            own = flat.get(name.replace(".", "_"))
-            if own is not None:
-                renamed[f"body.{own}"] = tensor
-            elif name not in whole.state_dict():
-                renamed[name] = tensor  # unknown: strict loading will refuse it
-        return renamed
+        own = {one.replace(".", "_"): one for one in self.body.state_dict()}.get(name.replace(".", "_"))
+        if own is None and name in names_in_files(self.name):
+            return None
+        return f"body.{own or name}"
+
+
+@lru_cache(maxsize=1)
+def names_in_files(name: str) -> frozenset[str]:
+    """Return the names of the weights in the file of a network of timm, including the classifier's."""
+    with torch.device("meta"):
+        return frozenset(timm.create_model(name).state_dict())
 
 
 def build_timm(name: str) -> nn.Module:
@@ -191,10 +188,10 @@ def build_timm(name: str) -> nn.Module:
         body: nn.Module = timm.create_model(name, features_only=True)
         with torch.device("meta"):
             probe = timm.create_model(name, features_only=True).eval()
-            sides = [(one.shape[2:], one.shape[1]) for one in probe(torch.empty(1, 3, 64, 96))]
+            sides = {tuple(one.shape[2:]) for one in probe(torch.empty(1, 3, 64, 96))}
     except (RuntimeError, AttributeError, ValueError, TypeError, AssertionError) as error:
         raise ValueError(f"backbone {TIMM}{name}: it gives no feature maps for images of any size") from error
-    if not all(((64 // stride, 96 // stride) in dict(sides)) for stride in STRIDES):
+    if not {(64 // stride, 96 // stride) for stride in STRIDES} <= sides:
         raise ValueError(f"backbone {TIMM}{name}: choose a convolutional network with maps of strides 4, 8, 16, 32")
     return body
 
@@ -211,14 +208,13 @@ class EfficientNetLiteEncoder(TimmEncoder):
     def __init__(self, name: str, width: int) -> None:
         """Build the encoder with random weights, see `TimmEncoder`; `name` is such as "efficientnet_lite0"."""
         super().__init__(f"tf_{name}", width)
+        stages: Any = self.body.blocks
+        self.blocks = [(stage, block) for stage, blocks in enumerate(stages) for block in range(len(blocks))]
         self.mean, self.std = (127 / 255,) * 3, (128 / 255,) * 3
 
-    def rename(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Accept the names of the package's files and those of timm, see `Encoder.rename`."""
-        if "_conv_stem.weight" in state:
-            blocks = [(s, i) for s, stage in enumerate(self.body.blocks) for i in range(len(stage))]
-            state = {rename_lite(name, blocks): tensor for name, tensor in state.items()}
-        return super().rename(state)
+    def own_name(self, name: str) -> str | None:
+        """Translate a name in the package's files or in timm's, see `Encoder.own_name`."""
+        return super().own_name(rename_lite(name, self.blocks) if name.startswith("_") else name)
 
 
 def rename_lite(name: str, blocks: Sequence[tuple[int, int]]) -> str:

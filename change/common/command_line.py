@@ -168,6 +168,18 @@ def require_share(options: object, *names: str) -> None:
             raise UserError(f"--{name} {value}: choose 0 to 1")
 
 
+def read_numbers(name: str, text: str, count: int, example: str) -> tuple[float, ...]:
+    """Read `count` numbers separated by spaces, the value of option `name`. Raises UserError for anything else."""
+    try:
+        values = tuple(float(part) for part in text.split())
+    except ValueError:
+        values = ()
+    if len(values) != count:
+        words = {2: "two", 4: "four"}
+        raise UserError(f'--{name} "{text}": give {words[count]} numbers, "{example}"')
+    return values
+
+
 def option_tables(kind: type) -> str:
     """Format the options as Markdown, one table per group."""
     lines: list[str] = []

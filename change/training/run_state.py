@@ -15,7 +15,7 @@ from torch import Tensor
 
 from change.checkpoint import PassRecord, read_tensors, save_tensors
 from change.common.errors import UserError, list_names
-from models.padding import IMAGENET_MEAN, IMAGENET_STD
+from models.encoders import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = "prx-change-run/1"
 ADDED_LATER = ("average", "mean", "std", "threshold")  # fields that runs of earlier versions lack

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import timm
 import torch
 
 from models.encoders import ENCODERS, STRIDES, build_encoder, encode_dates, encoder_name
@@ -22,7 +25,7 @@ def test_contract(name: str) -> None:
         for channels, stride in zip(encoder.out_channels, STRIDES, strict=True)
     ]
     assert all(channels % 32 == 0 for channels in encoder.out_channels)
-    assert not set(encoder.not_used) & encoder.state_dict().keys()
+    assert not any(encoder.not_used and name.startswith(encoder.not_used) for name in encoder.state_dict())
 
 
 def test_both_dates_share_the_encoder() -> None:
@@ -48,7 +51,8 @@ def test_a_depth_is_a_resnet(depth: int) -> None:
 def test_unknown_encoders(value: str | int) -> None:
     for refuse in (encoder_name, build_encoder, NetworkConfig):
         with pytest.raises(
-            ValueError, match=rf"backbone {value}: choose one of resnet18, resnet34, resnet50, resnet101"
+            ValueError,
+            match=rf"backbone {value}: choose one of resnet18, resnet34, resnet50, .*, or timm:NAME",
         ):
             refuse(value)  # type: ignore[arg-type]
 
@@ -61,3 +65,63 @@ def test_networks_build_without_memory(name: str) -> None:
     assert all(tensor.is_meta for tensor in (full.state_dict() | plain.state_dict()).values())
     assert isinstance(plain.decoder, UNetDecoder)
     assert full.decoder.out_channels == plain.decoder.out_channels == full.encoder.out_channels[::-1]
+
+
+# --- width ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "own"), [("resnet18", 64), ("resnet50", 128), ("efficientnet_lite0", 32)])
+def test_width_scales_encoder_and_decoder(name: str, own: int) -> None:
+    """0 is the encoder's own width. Other widths are projected; the decoder's channels follow."""
+    assert NetworkConfig(name).width == NetworkConfig(name, width=own).width == own
+    for width in (32, 64, 96):
+        with torch.device("meta"):
+            network = build_network(NetworkConfig(name, cross=True, width=width))
+        assert network.encoder.out_channels == (width, 2 * width, 4 * width, 8 * width)
+        assert network.decoder.out_channels == (8 * width, 4 * width, 2 * width, width)
+
+
+def test_the_published_width_has_no_projection() -> None:
+    with torch.device("meta"):
+        names = [{name.split(".")[0] for name in build_encoder("resnet18", w).state_dict()} for w in (0, 64, 32)]
+    assert "project" not in names[0] | names[1] and "project" in names[2]
+
+
+@pytest.mark.parametrize("width", [-32, 16, 48])
+def test_widths_that_are_refused(width: int) -> None:
+    with pytest.raises(ValueError, match=f"width {width}: choose a multiple of 32, or 0 for the encoder's own"):
+        NetworkConfig(width=width)
+
+
+# --- timm ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18d", "convnext_atto", "mobilenetv3_small_050", "repvgg_a0"])
+def test_networks_of_timm(name: str) -> None:
+    """The maps are timm's own, projected, and the names of timm's file fill the encoder exactly."""
+    torch.manual_seed(0)
+    encoder: Any = build_encoder(f"timm:{name}", 32).eval()
+    whole: Any = timm.create_model(name).eval()
+    own = {encoder.own_name(key) or "none": tensor for key, tensor in whole.state_dict().items()}
+    own.pop("none")  # the classifier
+    new = {key: tensor for key, tensor in encoder.state_dict().items() if key.startswith(encoder.not_pretrained)}
+    encoder.load_state_dict({**new, **own})
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        expected = whole.forward_intermediates(image, intermediates_only=True)
+        last = {one.shape[2:]: one for one in expected}
+        for map_, layer, stride in zip(encoder(image), encoder.project, STRIDES, strict=True):
+            torch.testing.assert_close(map_, layer(last[torch.Size((64 // stride, 96 // stride))]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:nonesuch", "timm:nonesuch: timm has no network of this name, see timm.list_models()"),
+        ("timm:vit_tiny_patch16_224", "vit_tiny_patch16_224: it gives no feature maps for images of any size"),
+        ("timm:efficientvit_m0", "efficientvit_m0: .*strides 4, 8, 16, 32"),
+    ],
+)
+def test_networks_of_timm_that_do_not_fit(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_encoder(name)

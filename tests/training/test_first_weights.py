@@ -43,6 +43,7 @@ def test_handover_names_what_is_new() -> None:
             NetworkConfig("resnet34"),
             "1.pth holds the encoder resnet18, this run is set to --backbone resnet34: choose --backbone resnet18",
         ),
+        (NetworkConfig(width=32), NetworkConfig(), "1.pth has a decoder of width 32, .* of 64: choose --width 32"),
         (NetworkConfig(model="unet"), NetworkConfig(), "1.pth holds the model unet, this run is set to --model prx"),
         (NetworkConfig(cross=True), NetworkConfig(cross=True, within=True), "differ in --within: leave it out"),
         (NetworkConfig(cross=True, within=True), NetworkConfig(cross=True), "differ in --within: add it"),
@@ -105,7 +106,8 @@ def test_encoder_by_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     place = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(weights.value, "url", f"{place}/resnet18-{digest}.pth")
-    encoder = ResNetEncoder("resnet18")
+    encoder = build_encoder("resnet18")
+    assert isinstance(encoder, ResNetEncoder)
     assert place in load_encoder(encoder, "resnet18", "imagenet")
     assert torch.equal(encoder.conv1.weight, state["conv1.weight"])
 
@@ -128,4 +130,4 @@ def test_an_encoder_without_imagenet_weights(monkeypatch: pytest.MonkeyPatch) ->
     """One that torchvision does not know ends with one line, not with its ValueError."""
     monkeypatch.setattr(change.training.first_weights, "encoder_name", lambda name: name)
     with pytest.raises(UserError, match="no ImageNet weights for novelnet: use --pretrained none, or the path of a"):
-        load_encoder(ResNetEncoder("resnet18"), "novelnet", "imagenet")
+        load_encoder(build_encoder("resnet18"), "novelnet", "imagenet")
