@@ -126,9 +126,7 @@ class NetworkOptions:
     backbone: str = option(
         "resnet18", f"encoder: {', '.join(ENCODERS)}, or timm:NAME; 18 is short for resnet18", read=read_encoder
     )
-    width: int = option(
-        0, "channels of the decoder at stride 4, a multiple of 32; 0: the encoder's own, see encoders.md"
-    )
+    width: int = option(0, "channels of the decoder at stride 4, a multiple of 32; 0: the encoder's default")
     refine: bool = option(False, "add progressive refinement (pass 2)")
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
     within: bool = option(False, "attend within each date instead, to compare with", needs="cross")
@@ -153,7 +151,7 @@ class NetworkOptions:
 class StartOptions:
     """Start."""
 
-    pretrained: str = option("imagenet", "weights of the encoder: imagenet, none, or the path of a torchvision file")
+    pretrained: str = option("imagenet", "weights of the encoder: imagenet, none, or the path of a file")
     resume: bool = option(False, "start a new run from the weights in --checkpoint_path, not from --pretrained")
     checkpoint_path: str = option("", "weights to start from", needs="resume")
     prior: bool = option(False, "set the bias of the output so that training starts from the rate of change in train")
