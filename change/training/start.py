@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from change.checkpoint import load_checkpoint
 from change.common.command_line import from_flat, refuse_without_effect, to_flat
 from change.common.errors import UserError
 from change.options import TrainOptions
@@ -136,6 +137,17 @@ class Plan:
         return self.state is not None and self.state.progress.epoch == self.options.run.epoch
 
 
+def with_encoder_of_checkpoint(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add the encoder and the width of the checkpoint that a new run starts from, unless they are given.
+
+    Raises UserError if the checkpoint cannot be read.
+    """
+    if not given.get("resume") or not given.get("checkpoint_path"):
+        return given
+    config = load_checkpoint(Path(given["checkpoint_path"])).config
+    return {"backbone": config.backbone, "width": config.width, **given}
+
+
 def plan_run(given: Mapping[str, Any]) -> Plan:
     """Plan a run from the options on the command line.
 
@@ -146,7 +158,7 @@ def plan_run(given: Mapping[str, Any]) -> Plan:
         name = find_run(folder, given.get("best_name", ""))
         state = read_state(folder / f"{name}.state.pth")
         return Plan(options_for_continued_run(state.options, given), folder, name, state)
-    options = options_for_new_run(given)
+    options = options_for_new_run(with_encoder_of_checkpoint(given))
     folder, name = Path(options.run.save_path), options.run_name()
     refuse_existing(folder, name)
     return Plan(options, folder, name)

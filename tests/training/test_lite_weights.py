@@ -14,14 +14,14 @@ import torch
 import torchvision
 from torchvision.transforms.functional import center_crop, pil_to_tensor
 
-from change.checkpoint import load_checkpoint
+from change.checkpoint import Checkpoint, load_checkpoint
 from change.common.errors import UserError
 from change.options import NetworkOptions, StartOptions
 from change.training.first_weights import lite_weights, load_encoder, load_first_weights
 from models.encoders import EfficientNetLiteEncoder, TimmEncoder, build_encoder, rename_lite
 from models.network import NetworkConfig, build_network
 from models.padding import normalise
-from tests.conftest import run_program, train_arguments
+from tests.conftest import last_line, run_program, train_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -129,3 +129,16 @@ def test_training_from_imagenet(dataset: Path, tmp_path: Path) -> None:
     assert checkpoint.config == NetworkConfig(LITE[0], width=32)
     assert checkpoint.std == (128 / 255,) * 3
     assert checkpoint.lineage[0].options["pretrained"] == "imagenet"
+
+
+def test_the_next_pass_takes_encoder_and_width_of_the_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    """They need not be given again; others are refused."""
+    config = NetworkConfig(LITE[0], width=64)
+    Checkpoint(config, build_network(config).state_dict(), mean=(0.5, 0.4, 0.3)).save(tmp_path / "base.pth")
+    options = {"resume": True, "checkpoint_path": tmp_path / "base.pth", "cropsize": 32, "epoch": 1, "refine": True}
+    result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", **options))
+    assert result.returncode == 0, result.stderr
+    found = load_checkpoint(tmp_path / "run" / "2.pth")
+    assert found.config == NetworkConfig(LITE[0], width=64, refine=True) and found.mean == (0.5, 0.4, 0.3)
+    result = run_program("train.py", *train_arguments(dataset, tmp_path / "other", **options, backbone="resnet18"))
+    assert result.returncode == 2 and "choose --backbone efficientnet_lite0, or other weights" in last_line(result)
