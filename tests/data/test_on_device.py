@@ -13,7 +13,7 @@ from change.data import on_device
 from change.data.cache import decode_pairs
 from change.data.loaders import EpochOrder, TrainLoader, or_raise, whole_batches, whole_loader
 from change.data.on_device import DeviceTrainLoader, DeviceWholeLoader, PairsInMemory, decode_into_memory
-from change.data.samples import TrainSamples, WholeSamples
+from change.data.samples import Batch, TrainSamples, WholeSamples
 from change.data.transforms import PLAIN, ColorJitter, Geometry
 from tests.conftest import draw_pair
 from tests.data.helpers import contents, save, truncate, user_error
@@ -88,6 +88,30 @@ def test_an_epoch_starts_at_any_batch(split: Split) -> None:
     expected = contents(loader.epoch(4))
     for start in range(5):
         assert contents(device_loader(samples).epoch(4, start)) == expected[start:]
+
+
+def test_epochs_that_are_started_together_do_not_mix(split: Split) -> None:
+    loader = device_loader(make_samples(split))
+    expected = [contents(loader.epoch(epoch)) for epoch in (0, 1)]
+    found: tuple[list[Batch], list[Batch]] = ([], [])
+    for batches in zip(loader.epoch(0), loader.epoch(1), strict=True):
+        for one, batch in zip(found, batches, strict=True):
+            one.append(batch)
+    assert [contents(batches) for batches in found] == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_is_drawn_while_the_one_before_ends(split: Split, workers: int) -> None:
+    """Epochs in order are one stream of draws, which is not started again, until another epoch or batch is asked."""
+    loader = device_loader(make_samples(split), workers=workers)
+    expected = {epoch: contents(device_loader(make_samples(split)).epoch(epoch)) for epoch in range(4)}
+    streams = set()
+    for epoch in (1, 2, 3):
+        assert contents(loader.epoch(epoch)) == expected[epoch]
+        streams.add(id(loader.drawn))
+    assert len(streams) == 1
+    assert contents(loader.epoch(1)) == expected[1]
+    assert contents(loader.epoch(2, 1)) == expected[2][1:]
 
 
 @pytest.mark.parametrize(("processes", "parts"), [(1, 2), (2, 1), (3, 2)])
