@@ -2,8 +2,9 @@
 
 Several processes, started by torchrun, share each batch and take the step that one process would take. Three things
 differ: batch norms on the CPU, the draws of dropout and points, and the Dice loss, which covers one micro-batch at a
-time. All processes make the same exchanges in the same order, so they first agree on whatever only one of them may
-know: a stop, a save, a score, a loss that is not finite. Only process 0 writes files.
+time. Gradients are exchanged during the backward pass of a step's last micro-batch. All processes make the same
+exchanges in the same order, so they first agree on whatever only one of them may know: a stop, a save, a score, a loss
+that is not finite. Only process 0 writes files.
 """
 
 from __future__ import annotations
@@ -126,10 +127,11 @@ class Training:
                 self.run_epoch()
 
     def rehearse(self) -> None:
-        """Run one backward pass that changes nothing, in which the processes learn in which order gradients are ready.
+        """Run one backward pass that changes nothing, before the first step of several processes.
 
-        They then divide the gradients into other buckets, which changes the last bits of the sum of three or more
-        processes. If this happened in the first step instead, a continued run would not continue exactly.
+        DistributedDataParallel learns from its first backward pass in which order gradients are ready, and divides
+        them into other buckets. This changes the last bits of the sum of three or more processes. If it happened in
+        the first step, a continued run would not continue exactly.
         """
         images = next(self.loss.parameters()).new_zeros(2, 3, 32, 32)
         self.loss.eval()
