@@ -7,14 +7,17 @@ a GPU through nccl. If one process ends, the others end too, so none waits forev
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from change.common.errors import UserError
 
@@ -36,7 +39,10 @@ def join() -> Iterator[None]:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the processes do not find each other ({error}): start them with torchrun") from error
-    yield
+    with warnings.catch_warnings():
+        # DistributedDataParallel also compares the strides of dimensions of size 1, which have no meaning.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        yield
     if dist.is_initialized():
         wait()
         dist.destroy_process_group()
@@ -132,7 +138,10 @@ def synchronise(network: nn.Module, device: torch.device) -> None:
     torch has no such batch norm for the CPU: there each process keeps its own, see `average_statistics`.
     """
     if processes() > 1 and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        # Importing timm takes seconds. torch's own function would drop the activation in timm's batch norms.
+        from timm.layers.norm_act import convert_sync_batchnorm
+
+        convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
 
 
 def average_statistics(network: nn.Module) -> None:
@@ -157,9 +166,33 @@ def share_weights(network: nn.Module) -> None:
     exchange_at_once(floats, lambda joined: dist.broadcast(joined, 0))
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients over the processes."""
-    exchange_at_once([parameter.grad for parameter in parameters if parameter.grad is not None], dist.all_reduce)
+def share_gradients(module: nn.Module) -> nn.Module:
+    """Return a form of a module whose backward pass averages the gradients over the processes; the weights are shared.
+
+    Gradients that are ready are exchanged while others are still computed. Call the returned module, and its backward
+    pass, within `exchange_gradients`. Every backward pass must reach all parameters.
+    """
+    if processes() == 1:
+        return module
+    # Batch norms keep their own statistics, see `average_statistics`. torch 2.13 has renamed this option.
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {option: False, "gradient_as_bucket_view": True}
+    with together():
+        return DistributedDataParallel(module, **options)
+
+
+@contextlib.contextmanager
+def exchange_gradients(shared: nn.Module, last: bool) -> Iterator[None]:
+    """Guard a forward and a backward pass of a module from `share_gradients`.
+
+    Gradients add up in this process until the last micro-batch of a step, and are exchanged in its backward pass.
+    Raises UserError if another process has ended.
+    """
+    with together(), contextlib.ExitStack() as stack:
+        if isinstance(shared, DistributedDataParallel) and not last:
+            stack.enter_context(shared.no_sync())
+        yield
 
 
 def exchange_at_once(tensors: Sequence[Tensor], exchange: Callable[[Tensor], object]) -> None:

@@ -2,8 +2,9 @@
 
 Several processes, started by torchrun, share each batch and take the step that one process would take. Three things
 differ: batch norms on the CPU, the draws of dropout and points, and the Dice loss, which covers one micro-batch at a
-time. All processes make the same exchanges in the same order, so they first agree on whatever only one of them may
-know: a stop, a save, a score, a loss that is not finite. Only process 0 writes files.
+time. Gradients are exchanged during the backward pass of a step's last micro-batch. All processes make the same
+exchanges in the same order, so they first agree on whatever only one of them may know: a stop, a save, a score, a loss
+that is not finite. Only process 0 writes files.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Training:
         self.stop = StopSignal()
         steps = options.run.epoch * len(data.train_loader)
         compiles = worth_compiling(options.compute.compile, self.precision.device, steps) and not self.precision.apex
-        self.forward = Compiled(self.loss, options.compute.kept_activations) if compiles else self.loss
+        self.shared = distributed.share_gradients(self.loss)
+        self.forward = Compiled(self.shared, options.compute.kept_activations) if compiles else self.shared
 
     def position(self) -> str:
         """Describe the device, the number format, the processes and the next epoch."""
@@ -117,10 +119,26 @@ class Training:
         with self.stop:
             for network in self.average.networks:
                 distributed.share_weights(network)
+            if distributed.processes() > 1:
+                self.rehearse()
             if self.progress.steps == 0:
                 self.save_state()
             while self.progress.epoch < self.schedule.epochs:
                 self.run_epoch()
+
+    def rehearse(self) -> None:
+        """Run one backward pass that changes nothing, before the first step of several processes.
+
+        DistributedDataParallel learns from its first backward pass in which order gradients are ready, and divides
+        them into other buckets. This changes the last bits of the sum of three or more processes. If it happened in
+        the first step, a continued run would not continue exactly.
+        """
+        images = next(self.loss.parameters()).new_zeros(2, 3, 32, 32)
+        self.loss.eval()
+        with distributed.exchange_gradients(self.shared, last=True):
+            found, _ = self.shared(images, images, images[:, :1])
+            torch.autograd.backward(found.total)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def run_epoch(self) -> None:
         """Train for one epoch, validate if it is due, and write the files of the epoch."""
@@ -176,14 +194,15 @@ class Training:
         """Take one step by the gradient of the mean loss over all processes; `batch` is this process's share."""
         device, losses = self.precision.device, []
         torch.manual_seed(step_seed(self.options.run.seed, self.progress.steps, distributed.rank()))
-        for part, weight in weighted_parts(batch, share):
+        for number, (part, weight) in enumerate(weighted_parts(batch, share), start=1):
             before, after, mask = (tensor.to(device, non_blocking=True) for tensor in part)
             before, after = (normalise(images, self.template.mean, self.template.std) for images in (before, after))
-            with self.precision.autocast():
-                found, _ = self.forward(before, after, mask.float())
-            self.precision.backward(weight * found.total, self.optimizer)
+            with distributed.exchange_gradients(self.shared, last=number == share.parts):
+                with self.precision.autocast():
+                    found, _ = self.forward(before, after, mask.float())
+                # The processes average their gradients, and the sum is needed.
+                self.precision.backward(weight * distributed.processes() * found.total, self.optimizer)
             losses.append(weight * torch.stack(found).detach())
-        distributed.sum_gradients(self.loss.parameters())
         self.precision.step(self.optimizer)
         self.average.update(self.progress.steps + 1)
         self.pending.append(Pending(batch.names, torch.stack(losses).sum(0), share.pairs))
