@@ -26,7 +26,7 @@ from change.prediction.compiling import CHOICES as COMPILE_CHOICES
 from change.prediction.threshold import check_threshold
 from change.prediction.tiles import Protocol
 from models.encoders import ENCODERS, choose_width, encoder_name
-from models.network import MODELS, NetworkConfig
+from models.network import MODELS, PATCHES, NetworkConfig
 from models.padding import MULTIPLE
 
 # Side and overlap of the tiles of each protocol. (0, 0): whole images; None: the values of --tile and --overlap.
@@ -137,10 +137,15 @@ class NetworkOptions:
     backbone: str = option(
         "resnet18", f"encoder: {', '.join(ENCODERS)}, or timm:NAME; 18 is short for resnet18", read=read_encoder
     )
-    width: int = option(0, "channels of the decoder at stride 4, a multiple of 32; 0: the encoder's own, see encoders.md")
+    width: int = option(
+        0, "channels of the decoder at stride 4, a multiple of 32; 0: the encoder's own, see encoders.md"
+    )
     refine: bool = option(False, "add progressive refinement (pass 2)")
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
     within: bool = option(False, "attend within each date instead, to compare with", needs="cross")
+    patch: int = option(
+        4, "side of the attention's patches at stride 4; 8 is faster, 4 as published", choices=PATCHES, needs="cross"
+    )
 
     def __post_init__(self) -> None:
         try:
@@ -155,7 +160,7 @@ class NetworkOptions:
 
     def config(self) -> NetworkConfig:
         """Return the configuration of the network that these options describe."""
-        return NetworkConfig(self.backbone, self.cross, self.refine, self.model, self.within, self.width)
+        return NetworkConfig(self.backbone, self.cross, self.refine, self.model, self.within, self.width, self.patch)
 
 
 @dataclass(frozen=True)
