@@ -27,7 +27,7 @@ from change.prediction.compiling import CHOICES as COMPILE_CHOICES
 from change.prediction.threshold import check_threshold
 from change.prediction.tiles import Protocol
 from models.encoders import ENCODERS, choose_width, encoder_name
-from models.network import MODELS, NetworkConfig
+from models.network import MODELS, PATCHES, NetworkConfig
 from models.padding import MULTIPLE
 
 # Side and overlap of the tiles of each protocol. (0, 0): whole images; None: the values of --tile and --overlap.
@@ -130,6 +130,9 @@ class NetworkOptions:
     refine: bool = option(False, "add progressive refinement (pass 2)")
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
     within: bool = option(False, "attend within each date instead, to compare with", needs="cross")
+    patch: int = option(
+        4, "side of the attention's patches at stride 4; 8 is faster, 4 as published", choices=PATCHES, needs="cross"
+    )
 
     def __post_init__(self) -> None:
         try:
@@ -144,7 +147,7 @@ class NetworkOptions:
 
     def config(self) -> NetworkConfig:
         """Return the configuration of the network that these options describe."""
-        return NetworkConfig(self.backbone, self.cross, self.refine, self.model, self.within, self.width)
+        return NetworkConfig(self.backbone, self.cross, self.refine, self.model, self.within, self.width, self.patch)
 
 
 @dataclass(frozen=True)

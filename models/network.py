@@ -20,7 +20,7 @@ from models.unet import UNetDecoder
 from models.xcross import XCross
 
 MODELS = ("prx", "unet")
-PATCH_SIZES = (1, 1, 2, 4)  # of X-Cross at strides 32, 16, 8, 4
+PATCHES = (1, 2, 4, 8)  # sides of the patches of X-Cross at stride 4; its map has sides that are multiples of 8
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class NetworkConfig:
         within: let X-Cross attend within each date, as a baseline.
         width: channels of the encoder's and the decoder's maps at stride 4, a multiple of 32; they double with each
             coarser stage. 0 is replaced by the encoder's own, which is 64 for resnet18, as published.
+        patch: side of the patches of X-Cross at stride 4, one of `PATCHES`. It halves with each coarser stage, down to
+            1. The published network has 4, which is 1, 1, 2, 4 at strides 32, 16, 8, 4.
 
     Raises:
         ValueError: a value is unknown, or does not go with the others.
@@ -47,6 +49,7 @@ class NetworkConfig:
     model: str = "prx"
     within: bool = False
     width: int = 0
+    patch: int = 4
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backbone", encoder_name(self.backbone))
@@ -57,6 +60,8 @@ class NetworkConfig:
             raise ValueError("the U-Net has no cross-attention: leave it out")
         if self.within and not self.cross:
             raise ValueError("attention within each date is a form of X-Cross: add X-Cross, or leave it out")
+        if self.patch not in PATCHES:
+            raise ValueError(f"patch {self.patch}: choose one of {', '.join(map(str, PATCHES))}")
 
 
 class PRXChange(nn.Module):
@@ -98,18 +103,20 @@ class PRXChange(nn.Module):
         return logits
 
 
-def build_decoder(encoder_channels: Sequence[int], cross: bool, within: bool) -> Decoder:
+def build_decoder(encoder_channels: Sequence[int], cross: bool, within: bool, patch: int) -> Decoder:
     """Build PRX-Change's decoder with random weights.
 
     Args:
         encoder_channels: the encoder's channels at strides 4, 8, 16, 32, each a multiple of 32.
         cross: whether each stage has X-Cross.
         within: whether X-Cross attends within each date.
+        patch: side of the patches of X-Cross at stride 4, see `NetworkConfig`.
     """
     widths = tuple(reversed(encoder_channels))
 
     def attention(stage: int) -> XCross | None:
-        return XCross(widths[stage], PATCH_SIZES[stage], within) if cross else None
+        side = max(1, patch >> (len(widths) - 1 - stage))
+        return XCross(widths[stage], side, within) if cross else None
 
     # Each stage's attention is built just before the stage: this order fixes the random weights of a seeded run.
     deepest = DeepestStage(widths[0], attention(0))
@@ -124,6 +131,6 @@ def build_network(config: NetworkConfig) -> PRXChange:
     if config.model == "unet":
         decoder = UNetDecoder(encoder.out_channels)
     else:
-        decoder = build_decoder(encoder.out_channels, config.cross, config.within)
+        decoder = build_decoder(encoder.out_channels, config.cross, config.within, config.patch)
     refinement = Refinement(decoder.out_channels) if config.refine else None
     return PRXChange(encoder, decoder, Head(decoder.out_channels[-1]), refinement)

@@ -154,6 +154,7 @@ def test_values_are_refused(arguments: list[str], error: str) -> None:
         (["--l2=2"], "--l2 does nothing without --refine"),
         (["--power=2", "--schedule=cosine"], "--power does nothing without --schedule poly"),
         (["--recipe=scratch", "--power=2"], "--power does nothing without --schedule poly"),
+        (["--patch=8"], "--patch does nothing without --cross"),
         (["--checkpoint_path=a.pth"], "--checkpoint_path does nothing without --resume"),
         (["--cache_path=x"], "--cache_path does nothing without --cache disk"),
         (["--kept_activations=0.5"], "--kept_activations does nothing without --compile on"),
@@ -172,7 +173,7 @@ def test_options_with_effect_are_taken() -> None:
     """The same options are accepted in a mode in which they do something; False switches nothing on."""
     parse("--refine", "--k=3", "--l1=2", "--cache=disk", "--cache_path=x", "--compile=on", "--kept_activations=0.5")
     parse("--resume", "--checkpoint_path=a", "--recipe=scratch")
-    parse("--power=2", "--cross", "--within", "--warmup=4", "--epoch=5")
+    parse("--power=2", "--cross", "--within", "--patch=8", "--warmup=4", "--epoch=5")
     parse("--within=False", "--prior=False", "--mixed_precision_training=False", "--amp=off")
 
 
@@ -205,6 +206,8 @@ def test_network_config_refuses() -> None:
         NetworkConfig(model="unet", cross=True)
     with pytest.raises(ValueError, match="X-Cross"):
         NetworkConfig(within=True)
+    with pytest.raises(ValueError, match="patch 3: choose one of 1, 2, 4, 8"):
+        NetworkConfig(cross=True, patch=3)
     with pytest.raises(ValueError, match="backbone 20: choose one of resnet18, resnet34, resnet50, resnet101"):
         NetworkConfig("20")
 

@@ -158,7 +158,7 @@ def main(arguments: Sequence[str]) -> int:
         log.info("%s: %.1f MB", given.out, given.out.stat().st_size / 1e6)
         return 0
     dtype = torch.float16 if given.half else torch.float32
-    fused = Fused(network, dtype, chunked=False)
+    fused = Fused(network, dtype, portable=True)
     if given.format == "onnx":
         module: nn.Module = AnySize(fused, checkpoint)
         cases, metadata = pairs_of_sizes(pair), {}

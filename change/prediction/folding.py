@@ -1,9 +1,10 @@
 """The network rebuilt for prediction: fewer operations, the same outputs up to rounding.
 
 Three groups of layers are merged: a convolution and the batch norm that reads it; in X-Cross the 1x1 convolution and
-the batch norm behind the interpolation; and the three linear layers of the head. Weights are stored in the dtype of the
-computation, in channels-last format, so that no call casts them. In half precision, the means, variances and
-gates of the fusion stages stay in float32.
+the batch norm behind the interpolation; and the three linear layers of the head. Convolutions of timm that compute
+their padding at every call get a fixed one. On a CPU, a ReLU that reads a convolution becomes part of it. Weights are
+stored in the dtype of the computation, in channels-last format, so that no call casts them. In half precision, the
+means, variances and gates of the fusion stages stay in float32.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from threading import Lock, get_ident
 from typing import Any
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -26,7 +29,13 @@ from models.xcross import CrossAttention, XCross
 
 QUERIES = 512  # number of queries whose attention weights are in memory at once
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+# Activations that oneDNN applies as part of a convolution, and their names and values there.
+ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+}
 TRACING = Lock()  # torch.fx patches nn.Module during a trace, so there must be one at a time
 
 log = logging.getLogger(__name__)
@@ -67,29 +76,74 @@ class ChunkedAttention(nn.Module):
         return torch.cat([torch.softmax(some @ key, dim=2) @ value for some in query.split(QUERIES, dim=1)], dim=1)
 
 
+def onednn_supports(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN is available and computes convolutions in this dtype on this machine's CPU."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
+class ActivatedConv(nn.Module):
+    """A convolution and its activation as one operation of oneDNN, on a CPU.
+
+    The activation by itself would read and write the whole map once more. A layer of a depthwise encoder spends more
+    time on its map than on arithmetic, so this counts there.
+    """
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.name, self.values = ACTIVATIONS[type(activation)]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Convolve and activate: (N, C, h, w) -> (N, C', h', w')."""
+        conv = self.conv
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            maps,
+            conv.weight,
+            conv.bias,
+            conv.padding,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+            self.name,
+            self.values,
+            "",
+        )
+        return out
+
+
 class Fused(nn.Module):
     """A copy of a network for prediction: in eval mode, without refinement heads."""
 
-    def __init__(self, network: PRXChange, dtype: torch.dtype = torch.float32, chunked: bool = True) -> None:
+    def __init__(self, network: PRXChange, dtype: torch.dtype = torch.float32, portable: bool = False) -> None:
         """Copy and rebuild a network.
 
         Args:
             network: the network, in any mode; it is not changed.
             dtype: dtype of the computation.
-            chunked: attend in chunks if that is faster. It ties an exported network to its input size.
+            portable: leave out what ties an exported network to its input size (attention in chunks) or to this
+                machine's libraries (activations as part of convolutions).
         """
         super().__init__()
         self.network = deepcopy(network).eval().requires_grad_(False)
         self.dtype = dtype
         self.network.refinement = None
         fold_batch_norms(self.network)
+        fix_padding(self.network)
         self.network.add_module("head", FusedHead(network.head))
         self.network.to(dtype).to(memory_format=torch.channels_last)
-        chunked = chunked and dtype != torch.float32 and next(network.parameters()).device.type == "cpu"
+        on_cpu = next(network.parameters()).device.type == "cpu" and not portable
+        if on_cpu and onednn_supports(dtype):
+            merge_activations(self.network)
         for module in list(self.network.modules()):
             if isinstance(module, Gate):
                 module.float()
-            if isinstance(module, XCross) and chunked:
+            if isinstance(module, XCross) and on_cpu and dtype != torch.float32:
                 module.add_module("attention", ChunkedAttention(module.attention))
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
@@ -129,61 +183,105 @@ class OwnForward(fx.Tracer):
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Merge batch norms into the convolutions that they read, and put `nn.Identity` in their place.
+    """Merge batch norms into the convolutions that they read.
+
+    What is left takes their place: `nn.Identity`, or the activation of timm's `BatchNormAct2d`.
 
     The network must be in eval mode. Batch norms that are not certain to give the same outputs stay as they are, see
-    `foldable_pairs`.
+    `connected_pairs`. An affine map of each channel commutes with interpolation, because its weights sum to 1.
     """
-    owners = Counter(id(part) for module in network.modules() for part in module.children())
+    for module, conv_name, norm_name in connected_pairs(network, can_merge, through_interpolation=True):
+        conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS)
+        module.add_module(conv_name, fuse_conv_bn_eval(conv, norm))
+        module.add_module(norm_name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+
+
+def merge_activations(network: nn.Module) -> None:
+    """Replace convolutions by `ActivatedConv` if nothing but an activation reads them, see `connected_pairs`."""
+    for module, conv_name, activation_name in connected_pairs(network, can_activate):
+        conv, activation = module.get_submodule(conv_name), module.get_submodule(activation_name)
+        assert isinstance(conv, nn.Conv2d)
+        module.add_module(conv_name, ActivatedConv(conv, activation))
+        module.add_module(activation_name, nn.Identity())
+
+
+def fix_padding(network: nn.Module) -> None:
+    """Replace convolutions of stride 2 with TensorFlow's padding, `Conv2dSame`, by plain ones with the same outputs.
+
+    The padding depends on the size of the map, so timm pads a copy of the map at every call. In a network whose input
+    has sides that are multiples of 32, the map has even sides, and a kernel of odd size k needs (k - 2) // 2 zeros on
+    the left and one more on the right. With a row and a column of zeros in front, it needs k // 2 on both sides.
+    """
     for module in list(network.modules()):
-        parts = dict(module.named_children())
-        for conv_name, norm_name in foldable_pairs(module):
-            conv, norm = parts[conv_name], parts[norm_name]
-            if owners[id(conv)] > 1 or owners[id(norm)] > 1:  # another owner may use it in another way
+        for name, conv in list(module.named_children()):
+            if not isinstance(conv, Conv2dSame) or conv.stride != (2, 2) or conv.dilation != (1, 1):
                 continue
-            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
-            module.add_module(conv_name, fuse_conv_bn_eval(conv, norm))
-            module.add_module(norm_name, nn.Identity())
+            height, width = conv.kernel_size
+            if height % 2 == 0 or width % 2 == 0:
+                continue
+            plain = nn.Conv2d(
+                conv.in_channels,
+                conv.out_channels,
+                (height + 1, width + 1),
+                stride=2,
+                padding=(height // 2, width // 2),
+                groups=conv.groups,
+                device="meta",  # draws no random weights
+            )
+            plain.weight = nn.Parameter(F.pad(conv.weight.detach(), (1, 0, 1, 0)))
+            plain.bias = conv.bias
+            module.add_module(name, plain)
 
 
-def foldable_pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """Find the convolutions and batch norms among a module's children that can be merged.
+def connected_pairs(
+    network: nn.Module,
+    matches: Callable[[nn.Module | None, nn.Module | None], bool],
+    through_interpolation: bool = False,
+) -> list[tuple[nn.Module, str, str]]:
+    """Find pairs of layers in a network of which the second reads the first and nothing else does.
 
-    The data flow in the module's forward decides, not the names. A pair can be merged if the batch norm reads the
-    convolution, directly or through an interpolation, nothing else reads either of these, both are called once, and
-    their channels agree. An affine map of each channel commutes with interpolation, because its weights sum to 1.
+    The data flow in the forward of each module decides, not the names. Both layers are called once, and belong to no
+    other module, which may use them in another way.
 
     Args:
-        module: a module in eval mode.
+        network: a network in eval mode.
+        matches: tells whether two layers are of the wanted kinds.
+        through_interpolation: whether interpolations may stand between the layers.
 
     Returns:
-        The names of the convolution and of the batch norm for each pair. The list is empty if the forward cannot be
-        traced, for example because it branches on values.
+        The module and the names of its two children for each pair.
     """
-    parts = dict(module.named_children())
-    if not any(type(part) in NORMS for part in parts.values()):
-        return []
+    owners = Counter(id(part) for module in network.modules() for part in module.children())
+    found: list[tuple[nn.Module, str, str]] = []
+    for module in network.modules():
+        parts = {name: part for name, part in module.named_children() if owners[id(part)] == 1}
+        if not any(matches(one, other) for one in parts.values() for other in parts.values()):
+            continue
+        nodes = trace(module)
+        calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
+        for node in nodes:
+            source = source_of(node, through_interpolation)
+            if node.op != "call_module" or source is None or source.op != "call_module":
+                continue
+            first, second = str(source.target), str(node.target)
+            if calls[first] == calls[second] == 1 and matches(parts.get(first), parts.get(second)):
+                found.append((module, first, second))
+    return found
+
+
+def trace(module: nn.Module) -> list[fx.Node]:
+    """Return the operations of a module's forward; none if it cannot be traced, e.g. because it branches on values."""
     try:
         with TRACING:
-            nodes = list(OwnForward().trace(module).nodes)
+            return list(OwnForward().trace(module).nodes)
     except Exception as error:  # torch.fx lets through whatever the forward raises when it gets no real tensors
-        log.debug("batch norms of %s are not folded: %s", type(module).__name__, error)
+        log.debug("layers of %s are not merged: %s", type(module).__name__, error)
         return []
-    calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
-    pairs: list[tuple[str, str]] = []
-    for node in nodes:
-        source = source_of(node)
-        if node.op != "call_module" or source is None or source.op != "call_module":
-            continue
-        conv_name, norm_name = str(source.target), str(node.target)
-        once = calls[conv_name] == calls[norm_name] == 1
-        if once and can_merge(parts.get(conv_name), parts.get(norm_name)):
-            pairs.append((conv_name, norm_name))
-    return pairs
 
 
-def source_of(node: fx.Node) -> fx.Node | None:
-    """Return the node whose output `node` reads, directly or through interpolations.
+def source_of(node: fx.Node, through_interpolation: bool) -> fx.Node | None:
+    """Return the node whose output `node` reads, directly or, if that is allowed, through interpolations.
 
     Returns None if there is no such node, or if its output or an interpolated one is also read elsewhere.
     """
@@ -191,7 +289,7 @@ def source_of(node: fx.Node) -> fx.Node | None:
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or list(source.users) != [node]:
             return None
-        if source.target is not F.interpolate:
+        if source.target is not F.interpolate or not through_interpolation:
             return source
         node = source
 
@@ -199,12 +297,24 @@ def source_of(node: fx.Node) -> fx.Node | None:
 def can_merge(conv: nn.Module | None, norm: nn.Module | None) -> bool:
     """Return whether these are a convolution and a batch norm of the same width that has running statistics.
 
-    Subclasses do not count, because they may do more, such as apply an activation.
+    Other subclasses than timm's do not count, because they may do more, such as apply an activation.
     """
     return (
-        type(conv) is nn.Conv2d
+        isinstance(conv, nn.Conv2d)
+        and type(conv) in CONVOLUTIONS
+        and isinstance(norm, NORMS)
         and type(norm) in NORMS
-        and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
         and norm.num_features == conv.out_channels
         and norm.running_mean is not None
+        and not (isinstance(norm, BatchNormAct2d) and type(norm.drop) is not nn.Identity)
+    )
+
+
+def can_activate(conv: nn.Module | None, activation: nn.Module | None) -> bool:
+    """Return whether these are a convolution padded with zeros and an activation that can be a part of it."""
+    return (
+        type(conv) is nn.Conv2d
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and type(activation) in ACTIVATIONS
     )

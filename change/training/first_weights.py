@@ -76,6 +76,8 @@ def check_succession(checkpoint: Checkpoint, config: NetworkConfig) -> None:
         )
     if theirs.cross and config.cross and theirs.within != config.within:
         raise UserError(f"{path} and this run differ in --within: {'leave it out' if config.within else 'add it'}")
+    if theirs.cross and config.cross and theirs.patch != config.patch:
+        raise UserError(f"{path} has --patch {theirs.patch}, this run {config.patch}: choose --patch {theirs.patch}")
     if theirs.model != config.model:
         raise UserError(
             f"{path} holds the model {theirs.model}, this run is set to --model {config.model}: choose "

@@ -138,14 +138,17 @@ class Plan:
 
 
 def with_encoder_of_checkpoint(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Add the encoder and the width of the checkpoint that a new run starts from, unless they are given.
+    """Add the encoder, the width and the patches of the checkpoint that a new run starts from, unless they are given.
 
     Raises UserError if the checkpoint cannot be read.
     """
     if not given.get("resume") or not given.get("checkpoint_path"):
         return given
     config = load_checkpoint(Path(given["checkpoint_path"])).config
-    return {"backbone": config.backbone, "width": config.width, **given}
+    own: dict[str, Any] = {"backbone": config.backbone, "width": config.width}
+    if config.cross and given.get("cross"):
+        own["patch"] = config.patch
+    return {**own, **given}
 
 
 def plan_run(given: Mapping[str, Any]) -> Plan:

@@ -346,6 +346,18 @@ def test_unet_sees_both_dates_apart() -> None:
     assert all((answers[i] - answers[j]).abs().max() > 1e-3 for i in range(4) for j in range(i))
 
 
+@pytest.mark.parametrize(("patch", "sides"), [(1, (1, 1, 1, 1)), (4, (1, 1, 2, 4)), (8, (1, 2, 4, 8))])
+@torch.inference_mode()
+def test_patches(patch: int, sides: tuple[int, ...]) -> None:
+    """Patches have these sides at strides 32, 16, 8, 4; all inputs consist of whole patches."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig("efficientnet_lite0", cross=True, patch=patch)).eval()
+    assert tuple(module.patch_size for module in network.modules() if isinstance(module, XCross)) == sides
+    for height, width in ((32, 32), (96, 32)):
+        pair = reference_pair(1, 1, height, width)
+        close(network(*pair), textbook(network)(*pair).numpy(), 1e-4)
+
+
 def test_attention_within_a_date() -> None:
     """The output for one date depends on the other date with X-Cross, but not with attention within each date."""
     for within in (True, False):

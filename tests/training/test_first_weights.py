@@ -47,6 +47,7 @@ def test_handover_names_what_is_new() -> None:
         (NetworkConfig(model="unet"), NetworkConfig(), "1.pth holds the model unet, this run is set to --model prx"),
         (NetworkConfig(cross=True), NetworkConfig(cross=True, within=True), "differ in --within: leave it out"),
         (NetworkConfig(cross=True, within=True), NetworkConfig(cross=True), "differ in --within: add it"),
+        (NetworkConfig(cross=True), NetworkConfig(cross=True, patch=8), "choose --patch 4"),
         (NetworkConfig(cross=True), NetworkConfig(), "comes from a cross pass, this is a base pass: add --cross"),
         (NetworkConfig(refine=True), NetworkConfig(cross=True), "comes from a refine pass, .*: add --refine"),
     ],
