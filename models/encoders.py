@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -144,6 +143,8 @@ class TimmEncoder(Encoder):
             ValueError: timm has no such network, or it does not give such maps.
         """
         super().__init__()
+        import timm  # here, because it takes half a second, which networks of torchvision need not wait for
+
         self.name = name
         self.body = build_timm(name)
         info: Any = self.body.feature_info
@@ -174,6 +175,8 @@ class TimmEncoder(Encoder):
 @lru_cache(maxsize=1)
 def names_in_files(name: str) -> frozenset[str]:
     """Return the names of the weights in the file of a network of timm, including the classifier's."""
+    import timm
+
     with torch.device("meta"):
         return frozenset(timm.create_model(name).state_dict())
 
@@ -184,6 +187,8 @@ def build_timm(name: str) -> nn.Module:
     Raises:
         ValueError: timm has no such network, or it is not a convolutional one with maps of strides 4, 8, 16, 32.
     """
+    import timm
+
     try:
         body: nn.Module = timm.create_model(name, features_only=True)
         with torch.device("meta"):
@@ -276,6 +281,8 @@ def encoder_name(value: str | int) -> str:
     if name.isdigit():
         name = f"resnet{name}"
     if name.startswith(TIMM):
+        import timm
+
         if not timm.is_model(name.removeprefix(TIMM)):
             raise ValueError(f"backbone {name}: timm has no network of this name, see timm.list_models()")
     elif name not in BUILDERS:

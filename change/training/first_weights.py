@@ -15,7 +15,6 @@ from urllib.error import URLError
 
 import safetensors
 import safetensors.torch
-import timm
 import torchvision
 from torch import Tensor
 
@@ -190,6 +189,8 @@ def timm_weights(name: str) -> tuple[str, dict[str, Tensor]]:
 
     Raises UserError if there are none, or if they cannot be downloaded.
     """
+    import timm
+
     try:
         state = timm.create_model(name.removeprefix(TIMM), pretrained=True).state_dict()
     except (URLError, OSError, RuntimeError, ValueError) as error:
