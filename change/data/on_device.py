@@ -97,10 +97,12 @@ class PairsInMemory:
 
     def read(self, index: int, hashed: bool) -> Pixels:
         """Return a pair as `Split.read` does. The arrays are views, and read-only. The device must be the CPU."""
-        arrays = [tensor.numpy() for tensor in self.pair(index)]
-        for array in arrays:
-            array.flags.writeable = False
-        before, after, mask = arrays
+        images, masks = self.images.numpy(), self.masks.numpy()
+        images.flags.writeable = masks.flags.writeable = False
+        width, height = self.sizes[index]
+        start, area = self.starts[index], width * height
+        before, after = images[2 * start : 2 * (start + area)].reshape(2, height, width, 3)
+        mask = masks[start : start + area].reshape(height, width)
         return Pixels(before, after, mask, self.hashes[index] if hashed else [])
 
 
