@@ -14,13 +14,16 @@ from tests.conftest import write_pairs
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """Save random weights with a normalisation, a threshold, and a record of training on one pair of `write_pairs`."""
+def checkpoint(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Save random weights with a normalisation, a threshold, and a record of training on one pair of `write_pairs`.
+
+    Its parameter is the name of the encoder.
+    """
     torch.manual_seed(0)
-    network = build_network(NetworkConfig(cross=True, refine=True))
+    config = NetworkConfig(getattr(request, "param", "resnet18"), cross=True, refine=True)
+    network = build_network(config)
     folder = write_pairs(tmp_path / "trained", 1, seed=7)
     record = PassRecord("refine+cross", images=[image_hash(read_image(folder / "A" / "0.png"))])
-    config = NetworkConfig(cross=True, refine=True)
     Checkpoint(config, network.state_dict(), [record], mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.1), threshold=0.45).save(
         tmp_path / "net.pth"
     )

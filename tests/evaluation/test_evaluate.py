@@ -32,6 +32,8 @@ pytestmark = pytest.mark.slow
 
 REFERENCE = REPOSITORY / "tests" / "reference"
 
+encoders = pytest.mark.parametrize("checkpoint", ["resnet18", "efficientnet_lite0"], indirect=True)
+
 
 @pytest.mark.parametrize("part", ["base", "cross"])
 def test_counts_of_the_published_system(real_data: Path, tmp_path: Path, part: str) -> None:
@@ -58,6 +60,7 @@ def test_counts_of_the_published_system(real_data: Path, tmp_path: Path, part: s
         assert metrics["counts"][key] == sum(int(row[key]) for row in rows.values())
 
 
+@encoders
 def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
     """Images of three sizes, none a multiple of 32, compared with a prediction that is made here."""
     root = write_pairs(tmp_path / "set", 2, 70, 50, seed=3)
@@ -120,6 +123,7 @@ def test_everything_written(tmp_path: Path, checkpoint: Path) -> None:
     assert "NOT A TEST SCORE" not in result.stdout
 
 
+@encoders
 def test_images_that_were_trained_on(tmp_path: Path, checkpoint: Path) -> None:
     """They are found under another name and in another lossless format, and are named beside the score."""
     root = write_pairs(tmp_path / "set", 2, seed=3)

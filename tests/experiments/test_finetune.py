@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from change.checkpoint import load_checkpoint
+from change.checkpoint import Checkpoint, PassRecord, load_checkpoint
 from change.common.command_line import to_flat
 from change.common.errors import UserError
 from change.experiments import buildings_data, finetune
 from change.experiments.finetune import main
 from change.experiments.settings import parse_options
 from change.training.start import options_for_continued_run, options_for_new_run
+from models.network import NetworkConfig, build_network
 from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
 
 LAND = f"--settings={REPOSITORY}/change/experiments/land.toml"
@@ -276,6 +277,21 @@ def test_again_on_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert main([str(second), *given]) == 2
     assert "choose another --save_path" in programs.said.splitlines()[-1]
     assert (tmp_path / "tuned" / "best.pth").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_from_another_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoder, width and normalisation are those of the checkpoint; its lineage is continued."""
+    programs = Programs()
+    monkeypatch.setattr(finetune, "run", programs)
+    config = NetworkConfig("efficientnet_lite0", width=64)
+    start = Checkpoint(config, build_network(config).state_dict(), [PassRecord("base", ["ab"])], mean=(0.5, 0.4, 0.3))
+    start.save(tmp_path / "lite.pth")
+    given = [f"--checkpoint_path={tmp_path / 'lite.pth'}", f"--save_path={tmp_path / 'tuned'}", *TINY]
+    assert main([str(write_data(tmp_path / "data", 64)), *given]) == 0, programs.said
+    found = load_checkpoint(tmp_path / "tuned" / "best.pth")
+    assert (found.config.backbone, found.config.width, found.mean) == ("efficientnet_lite0", 64, (0.5, 0.4, 0.3))
+    assert [record.name for record in found.lineage] == ["base", "refine+cross"]
 
 
 def test_buildings_need_their_parts(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch.torch_version import TorchVersion
 
-from change.checkpoint import load_checkpoint, load_strict, network_for_prediction, read_tensors
+from change.checkpoint import Checkpoint, load_checkpoint, load_strict, network_for_prediction, read_tensors
 from change.common.errors import UserError
 from change.prediction.detector import ChangeDetector
 from change.prediction.export import OLDEST, main, padding, write_onnx
-from models.network import build_network
+from models.network import NetworkConfig, build_network
 from models.padding import pad_side
 from tests.conftest import draw_pair, last_line, run_verb
 from tests.test_quick_start import CHECKPOINT
@@ -33,6 +33,20 @@ def run(path: Path, **inputs: NDArray[np.generic]) -> NDArray[np.float32]:
     """Run an ONNX file and return its output."""
     found: NDArray[np.float32] = onnxruntime.InferenceSession(path).run(None, inputs)[0]
     return found
+
+
+@pytest.fixture(params=["buildings_r18", "efficientnet_lite0"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Give the checkpoint that comes with the repository, and one of another encoder with random weights."""
+    if request.param == "buildings_r18":
+        return CHECKPOINT
+    torch.manual_seed(0)
+    config = NetworkConfig(request.param)
+    network = build_network(config)
+    Checkpoint(config, network.state_dict(), mean=network.encoder.mean, std=network.encoder.std).save(
+        tmp_path / "lite.pth"
+    )
+    return tmp_path / "lite.pth"
 
 
 exports = pytest.mark.skipif(
@@ -48,19 +62,19 @@ def test_padding(length: int) -> None:
 
 
 @exports
-def test_onnx(tmp_path: Path) -> None:
+def test_onnx(tmp_path: Path, source: Path) -> None:
     """Any batch size, any image size, uint8 in, probabilities out."""
     out = tmp_path / "network.onnx"
     paths = [str(tmp_path / f"{date}.png") for date in ("before", "after")]
     for path, image in zip(paths, draw_pair(np.random.default_rng(9), 150, 110)[:2], strict=True):
         PIL.Image.fromarray(image).save(path)
-    assert main([str(CHECKPOINT), "-o", str(out), "--pair", *paths]) == 0
+    assert main([str(source), "-o", str(out), "--pair", *paths]) == 0
     onnx.checker.check_model(out)
     graph = onnx.load(out).graph
     for put, channels in zip((*graph.input, *graph.output), (3, 3, 1), strict=True):
         sides = [side.dim_param or side.dim_value for side in put.type.tensor_type.shape.dim]
         assert sides == ["batch", channels, "height", "width"]
-    detector = ChangeDetector(CHECKPOINT, device="cpu")
+    detector = ChangeDetector(source, device="cpu")
     for batch, height, width in ((1, 64, 96), (3, 75, 33), (1, 1, 1), (2, 2, 16), (1, 9, 17), (1, 40, 13)):
         drawn = [draw_pair(np.random.default_rng(seed), 96, 96)[:2] for seed in range(batch)]
         pairs = [(before[:height, :width], after[:height, :width]) for before, after in drawn]
@@ -89,12 +103,11 @@ def test_onnx_from_a_small_pair(tmp_path: Path) -> None:
 
 
 @exports
-def test_deepness(tmp_path: Path) -> None:
+def test_deepness(tmp_path: Path, source: Path) -> None:
     """Metadata and the single input, in half precision."""
     out = tmp_path / "plugin.onnx"
     assert (
-        main([str(CHECKPOINT), "-o", str(out), "--format", "deepness", "--tile", "64", "--resolution", "30", "--half"])
-        == 0
+        main([str(source), "-o", str(out), "--format", "deepness", "--tile", "64", "--resolution", "30", "--half"]) == 0
     )
     model = onnx.load(out)
     settings = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
@@ -112,14 +125,14 @@ def test_deepness(tmp_path: Path) -> None:
     assert [[d.dim_value for d in put.type.tensor_type.shape.dim][1:] for put in model.graph.input] == [[6, 64, 64]]
     before, after, _ = draw_pair(np.random.default_rng(0), 64, 64)
     both = np.concatenate((before, after), axis=2).transpose(2, 0, 1)[None].astype(np.float32) / 255
-    expected = ChangeDetector(CHECKPOINT, device="cpu").predict(before, after)
+    expected = ChangeDetector(source, device="cpu").predict(before, after)
     assert out.stat().st_size < 40e6 and np.abs(run(out, both=both)[0, 0] - expected).max() <= 1e-2
 
 
-def test_plain_weights(tmp_path: Path) -> None:
+def test_plain_weights(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "plain.pth"
-    assert main([str(CHECKPOINT), "-o", str(out), "--format", "pth"]) == 0
-    weights, checkpoint = read_tensors(out), load_checkpoint(CHECKPOINT)
+    assert main([str(source), "-o", str(out), "--format", "pth"]) == 0
+    weights, checkpoint = read_tensors(out), load_checkpoint(source)
     expected = network_for_prediction(checkpoint)[0].state_dict()
     load_strict(build_network(checkpoint.config), weights, out)
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
