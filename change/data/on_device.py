@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from itertools import accumulate
@@ -231,10 +232,11 @@ class DeviceTrainLoader:
 
 
 def bounds_of_sides(samples: TrainSamples) -> tuple[int, int]:
-    """Return the smallest and the largest side that `draw_crop` can draw for a split."""
+    """Return bounds of the sides that `draw_crop` can draw for a split: no square is larger than its image."""
     geometry, crop = samples.geometry, samples.crop
-    longest = max(min(pair.size) for pair in samples.split.pairs)
-    return max(1, round(crop / geometry.largest)), min(round(crop / geometry.smallest), longest)
+    limits = [min(pair.size) for pair in samples.split.pairs]
+    smallest, largest = math.floor(crop / geometry.largest), math.ceil(crop / geometry.smallest)
+    return max(1, min(smallest, *limits)), min(largest, max(limits))
 
 
 # --- validation ----------------------------------------------------------------------------------------------------
