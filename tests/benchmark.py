@@ -72,6 +72,7 @@ from tests.benchmark_rounds import (
     measure_rates,
     plan_groups,
 )
+from tests.gpu_session import main as run_gpu_session
 from tests.textbook import textbook
 
 JITTER = (0.2, 0.2, 0.1, 0.1)
@@ -355,12 +356,17 @@ def make_parser() -> argparse.ArgumentParser:
         "--half", action="store_true", help="also run bf16 on a CPU without hardware for it, which is very slow"
     )
     parser.add_argument("--json", default="", help="file to write the rows to, as JSON")
+    parser.add_argument(
+        "--gpu-session", metavar="MINUTES", help="check, measure and train on a GPU instead; has a --help of its own"
+    )
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     return parser
 
 
 def main(arguments: list[str]) -> int:
     """Measure everything and print the table; return the exit code."""
+    if any(argument.partition("=")[0] == "--gpu-session" for argument in arguments):
+        return run_gpu_session(arguments)
     options = make_parser().parse_args(arguments)
     if options.serve:
         return serve(options.serve)
