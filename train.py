@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     with algorithms(options.compute.deterministic, precision):
         data = open_data(options, device)
         parts = build_parts(options, precision, state, data.train)
-        use_cache(data, options.data)
+        data = use_cache(data, options, device)
         distributed.wait()  # process 0 writes only after all have checked the folder
         done = state.progress if state else None
         run = Run(plan.folder, plan.name, kept_log, done.epoch if done else 0, writes=distributed.rank() == 0)

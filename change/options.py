@@ -90,7 +90,7 @@ class DataOptions:
     list: str = option("", "folder of the lists train.txt and val.txt; default ROOT/list if there is no ROOT/train")
     trainsize: int = option(1024, "resize val images to this square if they differ from it; 0: never")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
-    cache: str = option("off", "disk: decode every pair once, into one file per split", choices=("off", "disk"))
+    cache: str = option("off", "decode every pair once: into files, or memory", choices=("off", "disk", "device"))
     cache_path: str = option("", "folder of these files; default ROOT/.cache", needs="cache=disk")
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,10 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import ColorJitter as TorchvisionJitter
-from torchvision.transforms.functional import pil_to_tensor
 
-from change.change_dataloader import Split, find_split
 from change.common.devices import choose_device
 from change.common.errors import OneLineParser, run_command
-from change.data.cache import DecodedCache
-from change.data.loaders import TrainLoader, default_workers
-from change.data.samples import TrainSamples
-from change.data.transforms import ColorJitter
+from change.data.loaders import default_workers
 from change.evaluation.metrics import count_pixels, histogram
 from change.prediction.compiling import Compiled
 from change.prediction.folding import Fused
@@ -63,6 +56,7 @@ from change.training.precision import Precision
 from models.losses import TrainingLoss
 from models.network import NetworkConfig, PRXChange, build_network
 from models.padding import normalise
+from tests.benchmark_loaders import batches
 from tests.benchmark_rounds import (
     HEADER,
     Variant,
@@ -75,7 +69,6 @@ from tests.benchmark_rounds import (
 from tests.gpu_session import main as run_gpu_session
 from tests.textbook import textbook
 
-JITTER = (0.2, 0.2, 0.1, 0.1)
 AHEAD = 4  # batches that a loader may have ready
 
 
@@ -143,55 +136,6 @@ def step(variant: Variant, device: torch.device) -> Callable[[], Any]:
     """Do a training step on a batch that is already on the device."""
     train, batch = make_step(variant, device), make_batch(variant, device)
     return lambda: train(*batch)
-
-
-class TextbookSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """The samples of the textbook: files decoded whole by Pillow, cropped, flipped, jittered by torchvision."""
-
-    def __init__(self, split: Split, crop: int) -> None:
-        self.split, self.crop = split, crop
-        brightness, contrast, saturation, hue = JITTER
-        self.jitter = TorchvisionJitter(brightness, contrast, saturation, hue)
-
-    def __len__(self) -> int:
-        return len(self.split.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        pair, draw = self.split.pairs[index], np.random.default_rng(index)
-        assert pair.mask is not None
-        left, top = (int(draw.integers(side - self.crop + 1)) for side in pair.size)
-        box = (left, top, left + self.crop, top + self.crop)
-        before, after = (PIL.Image.open(path).convert("RGB").crop(box) for path in (pair.before, pair.after))
-        mask = PIL.Image.open(pair.mask).convert("L").crop(box)
-        flips = [
-            f for f in (PIL.Image.Transpose.FLIP_LEFT_RIGHT, PIL.Image.Transpose.FLIP_TOP_BOTTOM) if draw.random() < 0.5
-        ]
-        for flip in flips:
-            before, after, mask = (image.transpose(flip) for image in (before, after, mask))
-        images = [normalise(pil_to_tensor(self.jitter(image))[None])[0] for image in (before, after)]
-        return images[0], images[1], (pil_to_tensor(mask) > 127).to(torch.uint8)
-
-
-def batches(variant: Variant, workers: int) -> Iterator[tuple[Tensor, ...]]:
-    """Give augmented batches on the CPU without end: uint8 images (textbook: normalised float) and masks."""
-    split, pin = find_split(Path(variant.data), "train"), variant.device.startswith("cuda")
-    if variant.form == "textbook":
-        samples = TextbookSamples(split, variant.size)
-        loader = DataLoader(
-            samples, variant.batch, shuffle=True, num_workers=1, drop_last=True, pin_memory=pin, persistent_workers=True
-        )
-        while True:
-            yield from map(tuple, loader)
-    ours = TrainSamples(split, variant.size, ColorJitter(*JITTER), 0)
-    if variant.cached:
-        ours.read = DecodedCache(split, Path(variant.data) / ".cache").read
-    train = TrainLoader(ours, variant.batch, workers, pin)
-    epoch = 1  # images are hashed only in the first
-    while True:
-        for batch in train.epoch(epoch):
-            if len(batch.names) == variant.batch:
-                yield batch[:3]
-        epoch += 1
 
 
 def load(variant: Variant, device: torch.device) -> Callable[[], Any]:

@@ -47,6 +47,7 @@ class Variant:
         amp: off (float32), bf16 or fp16.
         compiled: whether torch.compile is used.
         cached: whether the cache of decoded images is used.
+        on_device: whether batches are made on the device from pairs in its memory.
         kept: share of the activations that are kept for the backward pass.
         device: name of the device in torch.
         data: data folder with a train split.
@@ -59,6 +60,7 @@ class Variant:
     amp: str = "off"
     compiled: bool = False
     cached: bool = False
+    on_device: bool = False
     kept: float = 1.0
     device: str = "cpu"
     data: str = ""
@@ -75,6 +77,8 @@ class Variant:
             parts.append(f"keeps {self.kept}")
         if self.cached:
             parts.append("cache")
+        if self.on_device:
+            parts.append("on device")
         return " ".join(parts)
 
     @property
@@ -250,7 +254,7 @@ def plan_groups(options: argparse.Namespace, device: torch.device, data: str) ->
     for kind, crop in (("load", options.load), ("files", size)):
         textbook = Variant(kind=kind, form="textbook", size=crop, batch=batch, amp=fast)
         ours = replace(textbook, form="ours", compiled=compiled and kind == "files")
-        groups.append([textbook, ours, replace(ours, cached=True)])
+        groups.append([textbook, ours, replace(ours, cached=True), replace(ours, on_device=True, compiled=compiled)])
     groups[-1].append(Variant(kind="step", form="ours", size=size, batch=batch, amp=fast, compiled=compiled))
     groups.append([Variant(kind="count", form=form, size=max(options.sizes)) for form in ("textbook", "ours")])
     return [

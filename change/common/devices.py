@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -68,6 +69,22 @@ def choose_amp(name: str, device: torch.device, training: bool = False) -> str:
     if device.type == "cpu":
         return "bf16" if cpu_has_bf16() else "off"
     return "off"
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the free memory of a CUDA device, or the free RAM for any other; None if the system does not tell.
+
+    Limits of a container are not known here.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
@@ -137,7 +137,7 @@ class DecodedCache:
         try:
             with aside.open("wb") as file:
                 file.write(self.head)
-                pairs = decode_pairs(self.split)
+                pairs = decode_pairs(self.split.read, range(len(self.split.pairs)))
                 for pixels in tqdm(pairs, f"decoding {self.split.name}", len(self.split.pairs), leave=False):
                     for array in pixels[:3]:
                         file.write(array.tobytes())
@@ -155,12 +155,12 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def decode_pairs(split: Split) -> Iterator[Pixels]:
-    """Yield all pairs in order, decoded by threads, a few at a time because a pair of large scenes takes gigabytes."""
-    threads, pairs = default_workers(), range(len(split.pairs))
+def decode_pairs(read: Callable[[int], Pixels], pairs: Sequence[int]) -> Iterator[Pixels]:
+    """Yield pairs in order, decoded by threads, a few at a time because a pair of large scenes takes gigabytes."""
+    threads = default_workers()
     with ThreadPoolExecutor(threads) as pool:
-        for start in pairs[:: 2 * threads]:
-            yield from pool.map(split.read, pairs[start : start + 2 * threads])
+        for start in range(0, len(pairs), 2 * threads):
+            yield from pool.map(read, pairs[start : start + 2 * threads])
 
 
 @contextlib.contextmanager

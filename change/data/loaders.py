@@ -12,13 +12,13 @@ import multiprocessing
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from change.common.errors import UserError
 from change.data.samples import Batch, TrainSamples, WholeSamples, join
@@ -128,20 +128,26 @@ def whole_loader(
     The order is that of the split, except that a batch only holds images of one size. The processes get the batches in
     turn, so that some may get one fewer than others.
     """
+    return make_loader(samples, whole_batches(samples, batch_size)[process::processes], workers, pin)
+
+
+def whole_batches(samples: WholeSamples, batch_size: int) -> list[list[int]]:
+    """Return the numbers of the pairs of every batch. A batch holds images of one size."""
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, pair in enumerate(samples.split.pairs):
-        by_size[(samples.size, samples.size) if samples.size else pair.size].append(index)
+    for index in range(len(samples)):
+        by_size[samples.shape(index)].append(index)
     batches = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
-    return make_loader(samples, sorted(batches)[process::processes], workers, pin)
+    return sorted(batches)
 
 
 def make_loader(
-    samples: TrainSamples | WholeSamples,
+    samples: Dataset[Any],
     batches: EpochOrder | list[list[int]],
     workers: int,
     pin: bool,
-) -> DataLoader[Batch | UserError]:
-    """Make a DataLoader whose workers live as long as it does."""
+    collate: Callable[[list[Any]], Any] = join,
+) -> DataLoader[Any]:
+    """Make a DataLoader whose workers live as long as it does. `collate` joins samples into a batch."""
     ending = multiprocessing.RawValue("b", 0)
     if workers:
         atexit.register(setattr, ending, "value", 1)
@@ -149,7 +155,7 @@ def make_loader(
         samples,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=join,
+        collate_fn=collate,
         pin_memory=pin,
         persistent_workers=workers > 0,
         worker_init_fn=functools.partial(start_worker, ending),
@@ -168,7 +174,7 @@ def start_worker(ending: ctypes.c_byte, _: int) -> None:
     cv2.setNumThreads(0)
 
 
-def or_raise(batches: DataLoader[Batch | UserError]) -> Iterator[Batch]:
+def or_raise(batches: Iterable[Batch | UserError]) -> Iterator[Batch]:
     """Yield the batches of a loader. If it returns a UserError in place of a batch, raise that."""
     for batch in batches:
         if isinstance(batch, UserError):

@@ -98,20 +98,28 @@ class WholeSamples(Dataset[Batch | UserError]):
         return len(self.split.pairs)
 
     def __getitem__(self, index: int) -> Batch | UserError:
-        pair = self.split.pairs[index]
         try:
-            before, after, mask, hashes = self.read(index, True)
+            pixels = self.pixels(index)
         except UserError as error:
             return error
+        return as_batch(*pixels[:3], self.split.pairs[index].name, pixels.hashes)
+
+    def pixels(self, index: int) -> Pixels:
+        """Return a pair as stored or resized, with hashes of what is stored. Raises UserError as `Split.read` does."""
+        before, after, mask, hashes = self.read(index, True)
         square = (self.size, self.size)
-        if self.size and pair.size != square:
+        if self.size and self.split.pairs[index].size != square:
             before, after = (
                 np.asarray(cv2.resize(image, square, interpolation=cv2.INTER_LINEAR), np.uint8)
                 for image in (before, after)
             )
             # Nearest neighbours of OpenCV differ between its versions, those of Pillow do not.
             mask = np.array(PIL.Image.fromarray(mask).resize(square, PIL.Image.Resampling.NEAREST))
-        return as_batch(before, after, mask, pair.name, hashes)
+        return Pixels(before, after, mask, hashes)
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Return the width and height of a pair as `pixels` returns it."""
+        return (self.size, self.size) if self.size else self.split.pairs[index].size
 
 
 def as_batch(before: Image, after: Image, mask: Image, name: str, hashes: list[tuple[str, str]]) -> Batch:

@@ -6,7 +6,9 @@ generator that is passed in, none from a global one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +17,19 @@ from numpy.typing import NDArray
 from change.common.images import Image
 
 LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue (ITU-R BT.601)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # numbers of the colour changes
+
+
+class Colours(NamedTuple):
+    """The colour changes that were drawn for one image.
+
+    Attributes:
+        amounts: The factors of brightness, contrast and saturation, 0 or more, and the shift of the hue in turns.
+        order: The numbers of the four changes, in the order in which they are applied.
+    """
+
+    amounts: tuple[float, float, float, float]
+    order: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,24 +55,24 @@ class ColorJitter:
         """Whether anything can change."""
         return any((self.brightness, self.contrast, self.saturation, self.hue))
 
-    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """Change the colours of an image (H, W, 3). If nothing can change, no random numbers are drawn."""
+    def draw(self, rng: np.random.Generator) -> Colours | None:
+        """Draw the changes of one image. If nothing can change, return None and draw no random numbers."""
         if not self.active:
-            return image
+            return None
         brightness, contrast, saturation = (
             rng.uniform(max(0.0, 1 - spread), 1 + spread)
             for spread in (self.brightness, self.contrast, self.saturation)
         )
         hue = rng.uniform(-self.hue, self.hue)
-        for operation in rng.permutation(4):
-            if operation == 0:
-                image = adjust_brightness(image, brightness)
-            elif operation == 1:
-                image = adjust_contrast(image, contrast)
-            elif operation == 2:
-                image = adjust_saturation(image, saturation)
-            else:
-                image = adjust_hue(image, hue)
+        return Colours((brightness, contrast, saturation, hue), tuple(rng.permutation(4).tolist()))
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        """Draw changes and apply them to an image (H, W, 3)."""
+        colours = self.draw(rng)
+        if colours is None:
+            return image
+        for change in colours.order:
+            image = ADJUST[change](image, colours.amounts[change])
         return image
 
 
@@ -87,9 +102,23 @@ def blend(image: Image, factor: float, matrix: NDArray[np.float64], constant: fl
 def adjust_hue(image: Image, turns: float) -> Image:
     """Shift the hue by `turns` (1 is the full circle), in steps of 1/256."""
     hsv = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL), np.uint8)
-    step = np.array([round(turns * 256) % 256, 0, 0], np.uint8)  # after 255, the hue begins at 0 again
+    step = np.array([hue_step(turns), 0, 0], np.uint8)  # after 255, the hue begins at 0 again
     hsv.reshape(len(hsv), -1)[:] += np.tile(step, hsv.shape[1])  # four times as fast as adding to every third byte
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
+
+
+def hue_step(turns: float) -> int:
+    """Convert a shift of the hue in turns to steps of 1/256, 0 to 255."""
+    return round(turns * 256) % 256
+
+
+# By the numbers of the changes.
+ADJUST: tuple[Callable[[Image, float], Image], ...] = (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    adjust_hue,
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +143,43 @@ class Geometry:
 PLAIN = Geometry()
 
 
+class Crop(NamedTuple):
+    """The square that was drawn for one sample, and what happens to it.
+
+    The square is cut out, resized to the crop, transposed if `turn`, and then flipped.
+
+    Attributes:
+        top: First row of the square in the image.
+        left: First column.
+        side: Rows and columns of the square, before it is resized.
+        flip_x: Whether left and right are exchanged.
+        flip_y: Whether top and bottom are exchanged.
+        turn: Whether rows and columns are exchanged.
+        swap: Whether the dates are exchanged.
+    """
+
+    top: int
+    left: int
+    side: int
+    flip_x: bool
+    flip_y: bool
+    turn: bool
+    swap: bool
+
+
+def draw_crop(height: int, width: int, crop: int, rng: np.random.Generator, geometry: Geometry = PLAIN) -> Crop:
+    """Draw the square of a sample from an image of `height` rows and `width` columns, both at least `crop`."""
+    side = crop
+    if (geometry.smallest, geometry.largest) != (1, 1):
+        scale = np.exp(rng.uniform(np.log(geometry.smallest), np.log(geometry.largest)))
+        side = max(1, min(round(crop / scale), height, width))
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    flip_x, flip_y = (rng.random(2) < 0.5).tolist()
+    turn = geometry.turned and rng.random() < 0.5
+    swap = geometry.swapped and rng.random() < 0.5
+    return Crop(top, left, side, flip_x, flip_y, turn, swap)
+
+
 def crop_pair(
     before: Image, after: Image, mask: Image, crop: int, rng: np.random.Generator, geometry: Geometry = PLAIN
 ) -> tuple[Image, Image, Image]:
@@ -131,14 +197,8 @@ def crop_pair(
         Two images (crop, crop, 3) and a mask (crop, crop), contiguous in memory.
     """
     height, width = mask.shape
-    side = crop
-    if (geometry.smallest, geometry.largest) != (1, 1):
-        scale = np.exp(rng.uniform(np.log(geometry.smallest), np.log(geometry.largest)))
-        side = max(1, min(round(crop / scale), height, width))
-    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-    flip_x, flip_y = rng.random(2) < 0.5
-    turn = geometry.turned and rng.random() < 0.5
-    if geometry.swapped and rng.random() < 0.5:
+    top, left, side, flip_x, flip_y, turn, swap = draw_crop(height, width, crop, rng, geometry)
+    if swap:
         before, after = after, before
 
     def cut(array: Image) -> Image:

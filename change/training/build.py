@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,20 @@ from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
-from change.data.cache import DecodedCache
-from change.data.loaders import TrainLoader, default_workers, whole_loader
+from change.data.cache import DecodedCache, decode_pairs
+from change.data.loaders import TrainLoader, default_workers, whole_batches, whole_loader
+from change.data.on_device import (
+    WORKING_BYTES,
+    DeviceTrainLoader,
+    DeviceWholeLoader,
+    PairsInMemory,
+    decode_into_memory,
+    require_memory,
+)
 from change.data.samples import Batch, TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter, Geometry
 from change.options import DataOptions, OptimizerOptions, TrainOptions
+from change.prediction.compiling import STEPS, Compiled
 from change.training.average import WeightAverage
 from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
@@ -42,8 +51,8 @@ class Data:
 
     train: Split
     val: Split
-    train_loader: TrainLoader
-    val_loader: DataLoader[Batch | UserError]
+    train_loader: TrainLoader | DeviceTrainLoader
+    val_loader: DataLoader[Batch | UserError] | DeviceWholeLoader
 
     def digest(self) -> str:
         """Return a digest of the names and sizes of the pairs, which distinguishes them from others."""
@@ -119,15 +128,53 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
     return Data(train, val, train_loader, val_loader)
 
 
-def use_cache(data: Data, options: DataOptions) -> None:
-    """Read the pairs from decoded files if --cache is "disk"; making these files can take minutes."""
-    if options.cache != "disk":
-        return
-    folder = Path(options.cache_path or f"{options.root}/.cache")
-    for loader, split in ((data.train_loader.loader, data.train), (data.val_loader, data.val)):
-        samples = loader.dataset
-        assert isinstance(samples, TrainSamples | WholeSamples)
-        samples.read = DecodedCache(split, folder).read
+def use_cache(data: Data, options: TrainOptions, device: torch.device) -> Data:
+    """Return `data` with loaders that read decoded pairs, as --cache says. To decode all pairs can take minutes.
+
+    Raises UserError if the decoded pairs do not fit on the disk or into memory, or if a file does not decode.
+    """
+    train, val = data.train_loader.loader.dataset, data.val_loader
+    assert isinstance(train, TrainSamples) and isinstance(val, DataLoader)
+    whole = val.dataset
+    assert isinstance(whole, WholeSamples)
+    if options.data.cache == "disk":
+        folder = Path(options.data.cache_path or f"{options.data.root}/.cache")
+        train.read, whole.read = (DecodedCache(split, folder).read for split in (data.train, data.val))
+    elif options.data.cache == "device" and makes_batches(device):
+        return keep_on_device(data, train, whole, options, device)
+    elif options.data.cache == "device":
+        sizes = [pair.size for split in (data.train, data.val) for pair in split.pairs]
+        memory = torch.device("cpu")
+        require_memory(sizes, 0, memory, copies=distributed.neighbours())
+        train.read, whole.read = (decode_into_memory(split, memory).read for split in (data.train, data.val))
+    return data
+
+
+def makes_batches(device: torch.device) -> bool:
+    """Return whether batches are made on a device. On a CPU, OpenCV is faster; others have not been tested."""
+    return device.type == "cuda"
+
+
+def keep_on_device(
+    data: Data, train: TrainSamples, val: WholeSamples, options: TrainOptions, device: torch.device
+) -> Data:
+    """Return `data` with loaders that make batches from pairs in the memory of `device`. Raises as `use_cache` does."""
+    order = data.train_loader.order
+    batches = whole_batches(val, options.validation.val_batchsize)[distributed.rank() :: distributed.processes()]
+    validated = [index for batch in batches for index in batch]
+    val_sizes = [val.shape(index) for index in validated]
+    working = WORKING_BYTES * 2 * order.batch_size * train.crop**2 // order.processes
+    require_memory([*(pair.size for pair in data.train.pairs), *val_sizes], working, device)
+    train_pairs = decode_into_memory(data.train, device)
+    val_pairs = PairsInMemory(val_sizes, decode_pairs(val.pixels, validated), device)
+    choice, steps = options.compute.compile, options.run.epoch * len(order)
+    compiles = choice == "on" or (choice == "auto" and device.type == "cuda" and steps >= STEPS)
+    workers = data.train_loader.loader.num_workers
+    return replace(
+        data,
+        train_loader=DeviceTrainLoader(train, train_pairs, order, workers, Compiled if compiles else None),
+        val_loader=DeviceWholeLoader(val, val_pairs, batches),
+    )
 
 
 # --- network -------------------------------------------------------------------------------------------------------

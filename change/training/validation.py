@@ -18,6 +18,7 @@ from change.common import distributed
 from change.common.errors import UserError
 from change.common.pictures import panel
 from change.data.loaders import or_raise
+from change.data.on_device import DeviceWholeLoader
 from change.data.samples import Batch, seen_in_training
 from change.evaluation.metrics import BINS, Counts, Curve, count_pixels, histogram
 from change.prediction.predictor import predictor
@@ -46,7 +47,7 @@ class Validation:
 
 def validate(
     network: PRXChange,
-    loader: DataLoader[Batch | UserError],
+    loader: DataLoader[Batch | UserError] | DeviceWholeLoader,
     template: Checkpoint,
     *,
     device: torch.device,
@@ -98,7 +99,7 @@ def validate(
 
 def small_panel(batch: Batch, changed: Tensor, index: int) -> NDArray[np.uint8]:
     """Draw the panel of a pair for TensorBoard, at most `PANEL_SIDE` pixels high."""
-    before, after = (images[index].permute(1, 2, 0).numpy() for images in (batch.before, batch.after))
-    picture = panel(before, after, changed[index, 0].cpu().numpy(), batch.mask[index, 0].numpy() > 0)
+    before, after = (images[index].permute(1, 2, 0).cpu().numpy() for images in (batch.before, batch.after))
+    picture = panel(before, after, changed[index, 0].cpu().numpy(), batch.mask[index, 0].cpu().numpy() > 0)
     scale = min(1.0, PANEL_SIDE / picture.shape[0])
     return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)

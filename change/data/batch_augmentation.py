@@ -1,0 +1,197 @@
+"""Augment a whole batch at once with torch, on any device: what `transforms` does sample by sample with OpenCV.
+
+The draws are those of `transforms`, made on the CPU. A sample's draws are one row of `COLUMNS` numbers:
+    0 to 7      number of the pair, then the fields of `Crop`
+    8 to 15     before: brightness, contrast, saturation, steps of the hue, and the order of the four changes
+    16 to 23    after: the same
+
+Without scale and colours, the results are those of OpenCV bit for bit. Scaling differs by at most one level, because
+OpenCV enlarges in fixed-point arithmetic. Masks are always the same. The colour changes repeat the arithmetic of
+OpenCV, but a difference of one level before a change of hue can be several levels after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from change.data.transforms import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, Colours, Crop, hue_step
+
+CROP_COLUMNS, COLOUR_COLUMNS = 8, 8
+COLUMNS = CROP_COLUMNS + 2 * COLOUR_COLUMNS
+
+
+def as_row(pair: int, crop: Crop, colours: Sequence[Colours | None]) -> NDArray[np.float64]:
+    """Write the draws of a sample as one row (COLUMNS,); `colours` are those of before and after."""
+    row = np.zeros(COLUMNS)
+    row[:CROP_COLUMNS] = pair, *crop
+    for date, drawn in enumerate(colours):
+        if drawn is not None:
+            start = CROP_COLUMNS + date * COLOUR_COLUMNS
+            row[start : start + COLOUR_COLUMNS] = *drawn.amounts[:HUE], hue_step(drawn.amounts[HUE]), *drawn.order
+    return row
+
+
+# --- geometry ------------------------------------------------------------------------------------------------------
+
+
+def weigh(side: int, crop: int, taps: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Compute from which pixels of a line OpenCV makes those of a resized line, and with which weights.
+
+    Args:
+        side: Length of the line.
+        crop: Length of the resized line. OpenCV averages areas if it is shorter, and interpolates if it is longer.
+        taps: Number of neighbouring pixels to list, at least as many as are needed.
+
+    Returns:
+        Pixels (crop, taps), and their weights, which add up to 1.
+    """
+    place = np.arange(crop)[:, None]
+    if side == crop:
+        pixels = place + np.arange(taps)
+        weights = pixels == place
+    elif side > crop:  # measured in 1 / crop of a pixel, so that all borders are whole numbers
+        pixels = place * side // crop + np.arange(taps)
+        overlap = np.minimum((pixels + 1) * crop, (place + 1) * side) - np.maximum(pixels * crop, place * side)
+        weights = np.maximum(overlap, 0) / side
+    else:  # centres of pixels, in 1 / (2 * crop) of a pixel
+        centre = np.clip((2 * place + 1) * side - crop, 0, 2 * crop * (side - 1))
+        pixels = centre // (2 * crop) + np.arange(taps)
+        weights = np.maximum(1 - np.abs(pixels - centre / (2 * crop)), 0)
+    return np.minimum(pixels, side - 1), weights.astype(np.float32)
+
+
+def nearest(side: int, crop: int) -> NDArray[np.int64]:
+    """Return which pixels (crop,) of a line of length `side` OpenCV takes for a mask."""
+    line = np.arange(side, dtype=np.float32)[None]
+    return np.asarray(cv2.resize(line, (crop, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0], np.int64)
+
+
+class BatchCrop(nn.Module):
+    """Cuts, resizes, turns and flips the squares of a batch."""
+
+    pixels: Tensor
+    weights: Tensor
+    mask_pixels: Tensor
+
+    def __init__(self, crop: int, smallest: int, largest: int) -> None:
+        """Make the tables. `crop`: side of the results; `smallest`, `largest`: bounds of the sides of the squares."""
+        super().__init__()
+        self.crop, self.smallest = crop, smallest
+        sides = range(smallest, largest + 1)
+        taps = max((2 if smallest < crop else 1), (-(-largest // crop) + 1 if largest > crop else 1))
+        tables = [weigh(side, crop, taps) for side in sides]
+        self.register_buffer("pixels", torch.from_numpy(np.stack([pixels for pixels, _ in tables])))
+        self.register_buffer("weights", torch.from_numpy(np.stack([weights for _, weights in tables])))
+        masks = np.stack([nearest(side, crop) for side in sides])[..., None]
+        self.register_buffer("mask_pixels", torch.from_numpy(masks))
+
+    def forward(self, images: Tensor, masks: Tensor, layout: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Make the crops of a batch.
+
+        Args:
+            images: Pixels of all images, uint8 (2 * P, 3); the two dates of a pair follow each other.
+            masks: Pixels of all masks, uint8 (P,).
+            layout: First pixel in `masks`, width and number of pixels of every pair, int64 (pairs, 3).
+            draws: Draws of the samples (B, COLUMNS or fewer).
+
+        Returns:
+            Images of both dates, uint8 (2, B, crop, crop, 3), and masks (B, crop, crop).
+        """
+        pair, top, left, side, flip_x, flip_y, turn, swap = draws[:, :CROP_COLUMNS].long()[:, :, None].unbind(1)
+        start, width, area = layout[pair[:, 0]][:, :, None].unbind(1)  # each (B, 1)
+        place = torch.arange(self.crop, device=draws.device)
+        rows, columns = (torch.where(flip > 0, self.crop - 1 - place, place) for flip in (flip_y, flip_x))
+        size = side - self.smallest
+        down, across, turned = top[:, :, None], left[:, :, None], turn[:, :, None] > 0
+
+        def offsets(table: Tensor) -> tuple[Tensor, Tensor]:
+            """Return, for each row and each column of the crops, offsets (B, crop, taps) that add up to a pixel's."""
+            along, over, wide = table[size, rows], table[size, columns], width[:, :, None]
+            by_row = torch.where(turned, across + along, (down + along) * wide)
+            by_column = torch.where(turned, (down + over) * wide, across + over)
+            return by_row, by_column
+
+        by_row, by_column = offsets(self.mask_pixels)
+        cut_masks = masks[start[:, :, None] + by_row + by_column.transpose(1, 2)]
+        by_row, by_column = offsets(self.pixels)
+        first = 2 * start + torch.stack([swap, 1 - swap]) * area  # (2, B, 1)
+        taps = by_row.shape[2]
+        if taps == 1:
+            return images[first[..., None] + by_row + by_column.transpose(1, 2)], cut_masks
+        row_weights, column_weights = self.weights[size, rows], self.weights[size, columns]
+        total = torch.zeros((), device=draws.device)
+        for i in range(taps):
+            for j in range(taps):
+                index = by_row[:, :, None, i] + by_column[:, None, :, j]
+                weight = row_weights[:, :, None, i] * column_weights[:, None, :, j]
+                total = total + images[first[..., None] + index].float() * weight[..., None]
+        return total.round().to(torch.uint8), cut_masks
+
+
+# --- colours -------------------------------------------------------------------------------------------------------
+
+
+class BatchColours(nn.Module):
+    """Changes the colours of a batch, each image in its own order."""
+
+    by_value: Tensor
+    by_range: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # OpenCV's tables for 8-bit HSV: 4096 times the factors of saturation and hue.
+        levels = np.arange(1, 256)
+        for name, whole in (("by_value", 255), ("by_range", 256 / 6)):
+            table = np.concatenate([[0], np.rint(4096 * whole / levels)])
+            self.register_buffer(name, torch.from_numpy(table.astype(np.float32)))
+
+    def forward(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Change colours: images uint8 (N, H, W, 3), draws float (N, COLOUR_COLUMNS); returns images."""
+        planes = [plane.float() for plane in images.unbind(-1)]
+        order = draws[:, 4:].long()
+        for step in range(4):
+            change = order[:, step, None, None]
+            factor = draws.gather(1, order[:, step, None].clamp(max=SATURATION))[:, :, None]
+            blended = blend(planes, change, factor.float())
+            shifted = self.shift_hue(planes, draws[:, 3, None, None].float())
+            planes = [torch.where(change == HUE, hue, other) for hue, other in zip(shifted, blended, strict=True)]
+            planes = [plane.to(torch.uint8).float() for plane in planes]  # bytes, if they are written to memory
+        return torch.stack(planes, -1).to(torch.uint8)
+
+    def shift_hue(self, planes: list[Tensor], step: Tensor) -> list[Tensor]:
+        """Shift the hue of planes of 0 to 255 by `step` (N, 1, 1), 0 to 255, in OpenCV's 8-bit HSV (FULL)."""
+        red, green, blue = planes
+        value = torch.maximum(torch.maximum(red, green), blue)
+        spread = value - torch.minimum(torch.minimum(red, green), blue)
+        saturation = ((spread * self.by_value[value.long()] + 2048) / 4096).floor() / 255
+        sixth = torch.where(
+            value == red,
+            green - blue,
+            torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread),
+        )
+        hue = ((sixth * self.by_range[spread.long()] + 2048) / 4096).floor() + step
+        hue = hue - 256 * (hue / 256).floor()
+        sectors = hue * (6 / 255)
+        found = []
+        for first in (5, 3, 1):  # https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
+            at = sectors + first
+            at = at - 6 * (at / 6).floor()
+            share = torch.minimum(at, 4 - at).clamp(0, 1)
+            found.append((value * (1 - saturation * share)).round())
+        return found
+
+
+def blend(planes: list[Tensor], change: Tensor, factor: Tensor) -> list[Tensor]:
+    """Change brightness, contrast or saturation of planes (N, H, W) by `factor` (N, 1, 1); `change` says which."""
+    red, green, blue = planes
+    grey = LUMA[0].item() * red + LUMA[1].item() * green + LUMA[2].item() * blue
+    target = torch.where(change == CONTRAST, grey.mean((1, 2), keepdim=True), grey)
+    target = torch.where(change == BRIGHTNESS, 0.0, target)
+    shift = torch.where(change == BRIGHTNESS, 0.0, 1 / 3)
+    return [(factor * plane + (1 - factor) * target - shift).round().clamp(0, 255) for plane in planes]
