@@ -20,12 +20,13 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 
 from change.change_dataloader import find_split
-from change.checkpoint import Checkpoint, PassRecord, pass_name, read_tensors
+from change.checkpoint import Checkpoint, PassRecord, pass_name
 from change.common.command_line import from_flat
 from change.common.errors import UserError
 from change.common.files import make_folder, write_whole
@@ -35,12 +36,12 @@ from change.training.run_state import read_state
 from tests.gpu_settings import Session, TrainingRun, load_session, to_arguments
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-STOPPING = 15.0  # seconds before the deadline at which runs are told to stop and save
-PACKING = 6.0  # seconds of these that are left to pack weights
+STOPPING = 15.0  # seconds before the deadline at which runs are told to stop and save, or a quarter of all if less
 POLL = 0.5  # seconds between two looks at the runs
 SAVE_EVERY = 5.0  # seconds between two copies of logs and scores
 # Options on which the speed of a run depends; runs in which these agree are expected to be equally fast.
-SPEED = "backbone width refine cross within model cropsize train_batchsize grad_accum amp compile cache".split()
+SPEED = ("backbone", "width", "refine", "cross", "model", "cropsize", "train_batchsize", "amp", "compile", "cache")
+TITLES = ("name", "state", "epochs", "crops", "seconds", "crops_per_s", "best_f1", "last_f1", "note")
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Job:
         note: the error, or why it was skipped.
         began: when it was started, by time.monotonic.
         seconds: how long it took.
+        first, last: the time, by time.monotonic, and the epochs done when the first epoch, and the last so far, were
+            seen to be done.
     """
 
     run: TrainingRun
@@ -64,6 +67,22 @@ class Job:
     note: str = ""
     began: float = 0.0
     seconds: float = 0.0
+    first: tuple[float, int] = (0.0, 0)
+    last: tuple[float, int] = (0.0, 0)
+
+    def look(self) -> None:
+        """Note the epochs done so far."""
+        done = len(self.rows())
+        if done > self.last[1]:
+            self.last = (time.monotonic(), done)
+            self.first = self.first if self.first[1] else self.last
+
+    def epochs_per_second(self) -> float:
+        """Return the speed after the first epoch, which includes the start; 0 if it is not known."""
+        epochs, seconds = self.last[1] - self.first[1], self.last[0] - self.first[0]
+        if epochs > 0:
+            return epochs / max(seconds, 1e-3)
+        return len(self.rows()) / self.seconds if self.seconds else 0.0
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the lines of the epochs so far."""
@@ -152,17 +171,29 @@ class Pool:
     processes: list[Process] = field(default_factory=list)
     saved_at: float = 0.0
 
+    def __post_init__(self) -> None:
+        stopping = min(STOPPING, (self.deadline - time.monotonic()) / 4)
+        self.stop_at = self.deadline - stopping
+        self.kill_at = self.deadline - stopping / 3  # after that, weights are packed
+
+    def hurry(self, number: int, frame: FrameType | None) -> None:
+        """Stop the runs now; the handler of a signal."""
+        self.stop_at = min(self.stop_at, time.monotonic())
+        self.kill_at = min(self.kill_at, time.monotonic() + STOPPING)
+
     def fit(self) -> None:
         """Do the jobs until all are done or the deadline is near."""
         threads = max(1, min(4, count_cores() // self.session.parallel))
         logs = [self.session.out / f"worker{i}.log.txt" for i in range(min(self.session.parallel, len(self.jobs)))]
         self.processes = [Process(log, threads) for log in logs]
-        while time.monotonic() < self.deadline - STOPPING:
+        while time.monotonic() < self.stop_at:
             for index, process in enumerate(self.processes):
                 if self.collect(process) and (job := self.next_job()):
                     if process.broken:
                         process = self.processes[index] = Process(logs[index], threads)
                     process.start(job)
+                if process.job:
+                    process.job.look()
             if not any(process.job for process in self.processes):
                 break
             self.save()
@@ -175,22 +206,17 @@ class Pool:
             if job.state != "waiting":
                 continue
             speed = self.expected_speed(job)
-            left = self.deadline - STOPPING - time.monotonic()
-            if not speed or job.epochs() * self.pairs / speed <= left:
+            left = self.stop_at - time.monotonic()
+            if not speed or job.epochs() / speed <= left:
                 return job
-            seconds = job.epochs() * self.pairs / speed
+            seconds = job.epochs() / speed
             job.state, job.note = "skipped", f"needs about {seconds:.0f} s, {left:.0f} s are left"
         return None
 
     def expected_speed(self, job: Job) -> float:
-        """Return the crops per second, over the whole run, of the fastest run like `job`; 0 if there is none."""
-        found = [0.0]
-        for other in self.jobs:
-            rows = other.rows() if other.speed_key() == job.speed_key() else []
-            if rows:
-                seconds = other.seconds or time.monotonic() - other.began
-                found.append(len(rows) * self.pairs / seconds)
-        return max(found)
+        """Return the epochs per second of the fastest run like `job`; 0 if none has got far enough."""
+        alike = [other for other in self.jobs if other.speed_key() == job.speed_key()]
+        return max(other.epochs_per_second() for other in alike)
 
     def collect(self, process: Process) -> bool:
         """Note the end of a process's job; return whether the process has none."""
@@ -199,6 +225,7 @@ class Pool:
             return True
         with contextlib.suppress(queue.Empty):
             code, error = process.answers.get_nowait()
+            job.look()
             job.seconds = time.monotonic() - job.began
             job.note = error
             job.state = {0: "done", 143: "stopped"}.get(code, "failed")
@@ -213,9 +240,10 @@ class Pool:
         for process in self.processes:
             if process.job:
                 process.stop()
-        until = self.deadline - PACKING
-        while time.monotonic() < until and not all([self.collect(process) for process in self.processes]):
+        while time.monotonic() < self.kill_at and any(process.job for process in self.processes):
             time.sleep(0.1)
+            for process in self.processes:
+                self.collect(process)
         for process in self.processes:
             if job := process.job:
                 job.state, job.seconds = "stopped", time.monotonic() - job.began
@@ -248,8 +276,7 @@ class Pool:
 
     def save_tables(self) -> None:
         """Write runs.csv and val.csv."""
-        titles = "name state epochs crops seconds crops_per_s best_f1 last_f1 note".split()
-        runs: list[list[Any]] = [titles]
+        runs: list[list[Any]] = [list(TITLES)]
         values: list[list[Any]] = []
         header: list[str] = []
         for job in self.jobs:
@@ -308,7 +335,9 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     make_folder(session.scratch)
     pairs = len(find_split(session.data, "train").pairs)
-    Pool(session, make_jobs(session), pairs, deadline).fit()
+    pool = Pool(session, make_jobs(session), pairs, deadline)
+    signal.signal(signal.SIGTERM, pool.hurry)
+    pool.fit()
     return 0
 
 

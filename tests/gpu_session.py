@@ -34,6 +34,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = {"checks": "tests.gpu_checks", "table": "tests.gpu_table", "train": "tests.gpu_pool"}
 SHARES = {"checks": 10.0, "table": 30.0, "train": 60.0}
 GRACE = 5.0  # seconds that a part may be late
+STOPPING = 25.0  # seconds that a part has to end if the session is told to stop
 LONGEST_SUMMARY = 11500  # characters
 
 
@@ -117,6 +118,11 @@ def run_part(part: str, session: Session, seconds: float) -> str:
             code: int | None = process.wait(seconds + GRACE)
         except subprocess.TimeoutExpired:
             code = None
+        except KeyboardInterrupt:
+            process.terminate()  # training then saves what it has
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOPPING)
+            raise
         finally:
             stop_group(process)
     took = f"{time.monotonic() - began:.0f} s of {seconds:.0f} s"

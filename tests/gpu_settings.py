@@ -31,10 +31,10 @@ PARTS = ("checks", "table", "train")
 GROUP = re.compile(r"(infer|step|files)(\d+)(?:x(\d+))?")
 # The most informative first: the share of the time may end before the list does.
 GPU_GROUPS = (
-    "step256x32 files256x32 infer1024 infer256 infer2048 step512x8 infer512 step256x8 step256x64 step512x32 "
-    "files512x8 step256x16 files256x64 step512x16 step512x64 infer512x8"
-).split()
-CPU_GROUPS = ["infer256", "step256x4", "files256x4"]
+    *("step256x32", "files256x32", "infer1024", "infer256", "infer2048", "step512x8", "infer512", "step256x8"),
+    *("step256x64", "step512x32", "files512x8", "step256x16", "files256x64", "step512x16", "step512x64"),
+)
+CPU_GROUPS = ("infer256", "step256x4", "files256x4")
 OWN = {
     "save_path": "the session chooses the folder",
     "best_name": "give the run a name",
@@ -50,7 +50,7 @@ DEFAULT_RUNS: dict[str, Any] = {
         "cropsize": 256,
         "train_batchsize": 16,
         "epoch": 100,
-        "cache": "disk",
+        "cache": "device",
     },
     "run": [{"name": f"lite0_seed{seed}", "options": {"seed": seed}} for seed in range(8)],
 }

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from change.common.devices import choose_device, cpu_has_bf16
+from change.common.devices import choose_device
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.data.loaders import default_workers
@@ -40,8 +40,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TURN = 0.3  # seconds that a turn should take
 MOST_CALLS = 30  # per turn
 TOGETHER = 2**22  # pixels of a batch up to which the variants of a group are built at the same time
-COMPILED = ("step256x32", "infer1024", "infer256", "step512x8")  # groups with a compiled variant
+COMPILED = ("step256x32", "files256x32", "infer1024", "infer256", "step512x8")  # groups with a compiled variant
 COMPILE_SHARE = 0.4  # of the seconds, for the variants that are compiled
+GROUP_SHARE = 0.25  # of the seconds, for a group that hangs
 
 
 # --- the processes that serve variants -----------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class Server:
     """A process that serves variants."""
 
     def __init__(self, log: Path, threads: int) -> None:
-        environment = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": "4"}
+        environment = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": "4", **os.environ}
         with log.open("a") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.gpu_table", "--serve"],
@@ -148,7 +149,7 @@ class Server:
                 stderr=file,
                 text=True,
                 cwd=REPOSITORY,
-                env={**os.environ, **environment},
+                env=environment,
             )
         self.lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self.listen, daemon=True).start()
@@ -168,7 +169,10 @@ class Server:
             self.process.stdin.flush()
 
     def answer(self, deadline: float) -> dict[str, Any]:
-        """Wait for the answer until the deadline, by time.monotonic. Raises UserError if it is late or an error."""
+        """Wait for the answer until the deadline, by time.monotonic; the process is ended if it is late.
+
+        Raises UserError if the answer is late or an error.
+        """
         try:
             found: dict[str, Any] = json.loads(self.lines.get(timeout=max(0.01, deadline - time.monotonic())))
         except queue.Empty:
@@ -195,13 +199,14 @@ def make_group(name: str, session: Session, device: torch.device, data: str) -> 
     """Return the variants of a group, the reference first."""
     kind, size, batch = read_group(name)
     on_gpu = device.type == "cuda"
-    half = "fp16" if on_gpu else "bf16" if cpu_has_bf16() else "off"
-    training = "bf16" if half == "fp16" else half
+    half, training = ("fp16", "bf16") if on_gpu else ("off", "off")
     base = Variant(kind=kind, form="textbook", size=size, batch=batch, device=device_name(device), data=data)
     ours = replace(base, form="ours")
     if kind == "files":
         ours = replace(ours, amp=training)
-        found = [replace(base, amp=half), ours, replace(ours, cached=True), *on_device(ours)]
+        found = [replace(base, amp=half), ours, replace(ours, cached=True), replace(ours, on_device=True)]
+        if session.compiled and name in COMPILED:
+            found.append(replace(ours, on_device=True, compiled=True))
         return [*found, replace(ours, kind="step")]
     found = [base, replace(base, amp=half), ours, replace(ours, amp=half)]
     if kind == "step" and on_gpu:
@@ -211,15 +216,12 @@ def make_group(name: str, session: Session, device: torch.device, data: str) -> 
     return list(dict.fromkeys(found))
 
 
-def on_device(ours: Variant) -> list[Variant]:
-    return [replace(ours, on_device=True)] if hasattr(ours, "on_device") else []
-
-
 class Table:
     """The rows so far, the servers, and the deadline, by time.monotonic."""
 
     def __init__(self, session: Session, device: torch.device, deadline: float, data: str) -> None:
         self.session, self.device, self.deadline = session, device, deadline
+        self.group_deadline = deadline
         self.rates = measure_rates(device)
         self.rows: list[dict[str, Any]] = []
         self.lines = [HEADER + f"{'TFLOP/s':>9}{'built s':>9}"]
@@ -234,23 +236,34 @@ class Table:
 
     def measure(self) -> None:
         """Measure the groups in turn until the time is up; a group that is not likely to fit is skipped."""
-        began, costs = time.monotonic(), []
-        slots = max(sum(not v.compiled for v in group) for group in self.groups.values())
-        self.eager = [self.new_server() for _ in range(slots)]
+        began = time.monotonic()
+        costs: list[float] = []
         compiled = [variant for group in self.groups.values() for variant in group if variant.compiled]
         self.compiled = {variant: self.new_server() for variant in compiled}
+        self.start_servers(next(iter(self.groups.values())))
         for variant, server in self.compiled.items():
             server.order(asdict(variant))
         compile_until = began + COMPILE_SHARE * (self.deadline - began)
-        ready = {variant: self.ready(server, compile_until) for variant, server in self.compiled.items()}
+        while time.monotonic() < compile_until and any(server.lines.empty() for server in self.compiled.values()):
+            time.sleep(0.1)
+        share = max(GROUP_SHARE, 1 / len(self.groups))
         for name, group in self.groups.items():
             start = time.monotonic()
             if costs and start + statistics.median(costs) > self.deadline:
                 self.skipped.append(name)
             else:
-                self.measure_group(group, ready)
+                self.group_deadline = min(self.deadline, start + share * (self.deadline - began))
+                self.measure_group(group)
                 costs.append(time.monotonic() - start)
             self.save()
+
+    def start_servers(self, group: list[Variant]) -> None:
+        """Start the processes that the eager variants of a group need, and replace those that have ended."""
+        for index in range(sum(not variant.compiled for variant in group)):
+            if index == len(self.eager):
+                self.eager.append(self.new_server())
+            elif not self.eager[index].usable():
+                self.eager[index] = self.new_server()
 
     def ready(self, server: Server, deadline: float) -> dict[str, Any]:
         """Return the answer of a server that builds a variant; after an error, the error."""
@@ -259,34 +272,33 @@ class Table:
         except UserError as error:
             return {"error": str(error)}
 
-    def build(self, group: list[Variant], ready: dict[Variant, dict[str, Any]]) -> dict[Variant, dict[str, Any]]:
+    def build(self, group: list[Variant]) -> dict[Variant, dict[str, Any]]:
         """Build the eager variants of a group, and return the answers of all; large ones are built in turn."""
-        answers = {variant: ready[variant] for variant in group if variant.compiled}
+        answers = {v: self.ready(self.compiled[v], self.group_deadline) for v in group if v.compiled}
         eager = [variant for variant in group if not variant.compiled]
         together = max(v.size**2 * v.batch for v in group) <= TOGETHER
+        self.start_servers(group)
         for index, variant in enumerate(eager):
-            if not self.eager[index].usable():
-                self.eager[index] = self.new_server()
             self.eager[index].order(asdict(variant))
             if not together:
-                answers[variant] = self.ready(self.eager[index], self.deadline)
+                answers[variant] = self.ready(self.eager[index], self.group_deadline)
         if together:
-            answers |= {v: self.ready(self.eager[index], self.deadline) for index, v in enumerate(eager)}
+            answers |= {v: self.ready(self.eager[index], self.group_deadline) for index, v in enumerate(eager)}
         return answers
 
-    def measure_group(self, group: list[Variant], ready: dict[Variant, dict[str, Any]]) -> None:
+    def measure_group(self, group: list[Variant]) -> None:
         """Time the variants of a group in turns, and add their rows."""
-        answers = self.build(group, ready)
+        answers = self.build(group)
         eager = [variant for variant in group if not variant.compiled]
         servers = {**self.compiled, **dict(zip(eager, self.eager, strict=False))}
         seconds: dict[Variant, list[float]] = {variant: [] for variant in group}
         for _ in range(self.session.rounds):
             for variant in group:
-                if "error" in answers[variant] or time.monotonic() > self.deadline:
+                if "error" in answers[variant] or time.monotonic() > self.group_deadline:
                     continue
                 calls = min(MOST_CALLS, max(1, round(TURN / answers[variant]["seconds"])))
                 servers[variant].order(calls)
-                turn = self.ready(servers[variant], self.deadline)
+                turn = self.ready(servers[variant], self.group_deadline)
                 if "error" in turn:
                     answers[variant] = turn
                 else:
