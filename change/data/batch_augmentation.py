@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from change.data.transforms import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, Colours, Crop, hue_step
+from change.data.transforms import BRIGHTNESS, CONTRAST, HUE, LUMA, Colours, Crop, hue_step
 
 CROP_COLUMNS, COLOUR_COLUMNS = 8, 8
 COLUMNS = CROP_COLUMNS + 2 * COLOUR_COLUMNS
@@ -130,7 +130,7 @@ class BatchCrop(nn.Module):
             for j in range(taps):
                 index = by_row[:, :, None, i] + by_column[:, None, :, j]
                 weight = row_weights[:, :, None, i] * column_weights[:, None, :, j]
-                total = total + images[first[..., None] + index].float() * weight[..., None]
+                total = torch.addcmul(total, images[first[..., None] + index].float(), weight[..., None])
         return total.round().to(torch.uint8), cut_masks
 
 
@@ -142,6 +142,8 @@ class BatchColours(nn.Module):
 
     by_value: Tensor
     by_range: Tensor
+    luma: Tensor
+    first_sectors: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,48 +152,52 @@ class BatchColours(nn.Module):
         for name, whole in (("by_value", 255), ("by_range", 256 / 6)):
             table = np.concatenate([[0], np.rint(4096 * whole / levels)])
             self.register_buffer(name, torch.from_numpy(table.astype(np.float32)))
+        self.register_buffer("luma", torch.from_numpy(LUMA.astype(np.float32)))
+        self.register_buffer("first_sectors", torch.tensor([5.0, 3.0, 1.0]))
 
     def forward(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Change colours: images uint8 (N, H, W, 3), draws float (N, COLOUR_COLUMNS); returns images."""
-        planes = [plane.float() for plane in images.unbind(-1)]
-        order = draws[:, 4:].long()
-        for step in range(4):
-            change = order[:, step, None, None]
-            factor = draws.gather(1, order[:, step, None].clamp(max=SATURATION))[:, :, None]
-            blended = blend(planes, change, factor.float())
-            shifted = self.shift_hue(planes, draws[:, 3, None, None].float())
-            planes = [torch.where(change == HUE, hue, other) for hue, other in zip(shifted, blended, strict=True)]
-            planes = [plane.to(torch.uint8).float() for plane in planes]  # bytes, if they are written to memory
-        return torch.stack(planes, -1).to(torch.uint8)
+        """Change colours: images uint8 (N, H, W, 3), draws float (N, COLOUR_COLUMNS); returns images.
 
-    def shift_hue(self, planes: list[Tensor], step: Tensor) -> list[Tensor]:
-        """Shift the hue of planes of 0 to 255 by `step` (N, 1, 1), 0 to 255, in OpenCV's 8-bit HSV (FULL)."""
-        red, green, blue = planes
-        value = torch.maximum(torch.maximum(red, green), blue)
-        spread = value - torch.minimum(torch.minimum(red, green), blue)
+        The hue is shifted once for all images. The other changes of an image come before or after that.
+        """
+        amounts, order = draws[:, :4, None, None].float(), draws[:, 4:, None, None].long()
+        when = (order == HUE).long().argmax(1)  # (N, 1, 1)
+        pixels = images.float()
+        for step in range(3):
+            pixels = self.blend(pixels, order[:, step], amounts, step < when)
+        pixels = self.shift_hue(pixels, amounts[:, HUE])
+        for step in range(1, 4):
+            pixels = self.blend(pixels, order[:, step], amounts, step > when)
+        return pixels.to(torch.uint8)
+
+    def blend(self, pixels: Tensor, change: Tensor, amounts: Tensor, now: Tensor) -> Tensor:
+        """Change brightness, contrast or saturation of some images.
+
+        Args:
+            pixels: Images of whole numbers from 0 to 255, float (N, H, W, 3).
+            change: Number of the change of each image (N, 1, 1).
+            amounts: Amount of every change (N, 4, 1, 1).
+            now: Which images are changed (N, 1, 1).
+        """
+        grey = (pixels * self.luma).sum(-1)
+        target = torch.where(change == CONTRAST, grey.mean((1, 2), keepdim=True), grey)
+        target = torch.where(change == BRIGHTNESS, 0.0, target)
+        factor = torch.where(now, amounts.gather(1, change[:, None])[:, 0], 1.0)
+        shift = torch.where(now & (change != BRIGHTNESS), 1 / 3, 0.0)
+        return (torch.lerp(target[..., None], pixels, factor[..., None]) - shift[..., None]).round().clamp(0, 255)
+
+    def shift_hue(self, pixels: Tensor, step: Tensor) -> Tensor:
+        """Shift the hue of `pixels` as in `blend` by `step` (N, 1, 1), 0 to 255, in OpenCV's 8-bit HSV (FULL)."""
+        red, green, blue = pixels.unbind(-1)
+        value = pixels.amax(-1)
+        spread = value - pixels.amin(-1)
         saturation = ((spread * self.by_value[value.long()] + 2048) / 4096).floor() / 255
-        sixth = torch.where(
-            value == red,
-            green - blue,
-            torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread),
-        )
+        sixth = torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
+        sixth = torch.where(value == red, green - blue, sixth)
         hue = ((sixth * self.by_range[spread.long()] + 2048) / 4096).floor() + step
         hue = hue - 256 * (hue / 256).floor()
-        sectors = hue * (6 / 255)
-        found = []
-        for first in (5, 3, 1):  # https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
-            at = sectors + first
-            at = at - 6 * (at / 6).floor()
-            share = torch.minimum(at, 4 - at).clamp(0, 1)
-            found.append((value * (1 - saturation * share)).round())
-        return found
-
-
-def blend(planes: list[Tensor], change: Tensor, factor: Tensor) -> list[Tensor]:
-    """Change brightness, contrast or saturation of planes (N, H, W) by `factor` (N, 1, 1); `change` says which."""
-    red, green, blue = planes
-    grey = LUMA[0].item() * red + LUMA[1].item() * green + LUMA[2].item() * blue
-    target = torch.where(change == CONTRAST, grey.mean((1, 2), keepdim=True), grey)
-    target = torch.where(change == BRIGHTNESS, 0.0, target)
-    shift = torch.where(change == BRIGHTNESS, 0.0, 1 / 3)
-    return [(factor * plane + (1 - factor) * target - shift).round().clamp(0, 255) for plane in planes]
+        # https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
+        sectors = (hue * (6 / 255))[..., None] + self.first_sectors
+        sectors = sectors - 6 * (sectors / 6).floor()
+        share = torch.minimum(sectors, 4 - sectors).clamp(0, 1)
+        return (value[..., None] * (1 - saturation[..., None] * share)).round()

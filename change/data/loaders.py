@@ -142,7 +142,7 @@ def whole_batches(samples: WholeSamples, batch_size: int) -> list[list[int]]:
 
 def make_loader(
     samples: Dataset[Any],
-    batches: EpochOrder | list[list[int]],
+    batches: Sampler[list[Any]] | list[list[int]],
     workers: int,
     pin: bool,
     collate: Callable[[list[Any]], Any] = join,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from change.change_dataloader import Pixels, Split
 from change.common.devices import free_bytes
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 BYTES = 7  # per pixel of a pair
 WORKING_BYTES = 100  # per pixel of the images of a batch, while crops are made one operation after the other
-MOST_DRAWING = 2  # worker processes that draw: each serves some 10,000 samples per second
+MOST_DRAWING = 2  # worker processes that draw: each serves thousands of samples per second
 
 Wrap = Callable[[nn.Module], Callable[..., Any]]  # may compile a module
 
@@ -143,6 +144,22 @@ def join_draws(rows: list[Tensor], length: int) -> tuple[Tensor, int]:
     return torch.cat(rows + rows[-1:] * (length - len(rows))), len(rows)
 
 
+class EndlessOrder(Sampler[list[tuple[int, int]]]):
+    """The batches of an `EpochOrder` from where it stands, followed by those of all later epochs.
+
+    With it, workers draw the first batches of an epoch while the last ones of the epoch before are in use.
+    """
+
+    def __init__(self, order: EpochOrder) -> None:
+        self.order = order
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = copy(self.order)
+        while True:
+            yield from order
+            order.epoch, order.start = order.epoch + 1, 0
+
+
 class DeviceTrainLoader:
     """Makes the batches of `TrainLoader`, up to rounding, on the device that keeps the pairs.
 
@@ -168,11 +185,13 @@ class DeviceTrainLoader:
         first, end = order.bounds(whole)
         self.loader = make_loader(
             Draws(samples),
-            order,
+            EndlessOrder(order),
             min(workers, MOST_DRAWING),
             pin=self.device.type == "cuda",
             collate=functools.partial(join_draws, length=max(end - first, order.share(0).parts)),
         )
+        self.drawn: Iterator[tuple[Tensor, int]] = iter(())
+        self.next: tuple[int, int] | None = None  # epoch and number of the batch that `drawn` gives next
         wrap = wrap or (lambda module: module)
         self.cut = wrap(BatchCrop(samples.crop, *bounds_of_sides(samples)).to(self.device))
         self.recolour = wrap(BatchColours().to(self.device))
@@ -182,8 +201,12 @@ class DeviceTrainLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch `start` on; the tensors are on the device."""
-        self.order.epoch, self.order.start = epoch, start
-        for rows, own in self.loader:
+        for step in range(start, len(self)):
+            if self.next != (epoch, step):
+                self.order.epoch, self.order.start = epoch, step
+                self.drawn = iter(self.loader)
+            rows, own = next(self.drawn)
+            self.next = (epoch, step + 1) if step + 1 < len(self) else (epoch + 1, 0)
             indices = rows[:own, 0].int().tolist()
             before, after, mask = self.make(rows.to(self.device, non_blocking=True))
             yield Batch(

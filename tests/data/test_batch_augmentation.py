@@ -1,0 +1,175 @@
+"""Whole batches augmented by torch: compared with OpenCV, which augments the same draws one by one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from change.common.images import Image
+from change.data.batch_augmentation import BatchColours, BatchCrop, as_row, nearest, weigh
+from change.data.transforms import ColorJitter, Geometry, augment, draw_crop
+
+CROP, SAMPLES = 32, 120
+SIZES = ((45, 60), (64, 40), (50, 50))  # height and width
+OFF = ColorJitter(0, 0, 0, 0)
+TURNED = Geometry(1, 1, turned=True, swapped=True)
+STRONG = ColorJitter(0.3, 0.3, 0.3, 0.05)
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")),
+]
+
+
+class Crops(NamedTuple):
+    """Images (2, N, CROP, CROP, 3) and masks (N, CROP, CROP) of all samples."""
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+
+
+def draw_picture(rng: np.random.Generator, height: int, width: int) -> Image:
+    """Draw colours that change slowly, with some noise."""
+    coarse = rng.integers(0, 256, (height // 5, width // 5, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(int)
+    return np.asarray(np.clip(smooth + rng.integers(-12, 13, smooth.shape), 0, 255), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[Image, Image, Image]]:
+    """Draw pairs of several sizes, with masks of noise."""
+    rng = np.random.default_rng(0)
+    return [
+        (draw_picture(rng, *size), draw_picture(rng, *size), rng.integers(0, 2, size, dtype=np.uint8)) for size in SIZES
+    ]
+
+
+def one_by_one(pairs: list[tuple[Image, Image, Image]], jitter: ColorJitter, geometry: Geometry) -> Crops:
+    """Augment with OpenCV."""
+    found = [
+        augment(*pairs[seed % len(pairs)], CROP, jitter, np.random.default_rng(seed), geometry)
+        for seed in range(SAMPLES)
+    ]
+    before, after, masks = (np.stack(arrays) for arrays in zip(*found, strict=True))
+    return Crops(np.stack([before, after]), masks)
+
+
+def in_batch(
+    pairs: list[tuple[Image, Image, Image]], jitter: ColorJitter, geometry: Geometry, device: str = "cpu"
+) -> Crops:
+    """Augment the same draws with torch."""
+    rows = []
+    for seed in range(SAMPLES):
+        rng, pair = np.random.default_rng(seed), seed % len(pairs)
+        crop = draw_crop(*SIZES[pair], CROP, rng, geometry)
+        rows.append(as_row(pair, crop, [jitter.draw(rng), jitter.draw(rng)]))
+    draws = torch.from_numpy(np.stack(rows)).to(device)
+    images = torch.from_numpy(np.concatenate([image.reshape(-1, 3) for pair in pairs for image in pair[:2]])).to(device)
+    masks = torch.from_numpy(np.concatenate([mask.ravel() for _, _, mask in pairs])).to(device)
+    areas = [height * width for height, width in SIZES]
+    layout = torch.tensor([[0, areas[0], areas[0] + areas[1]], [width for _, width in SIZES], areas]).T.to(device)
+    longest = max(min(size) for size in SIZES)
+    cutter = BatchCrop(CROP, round(CROP / geometry.largest), min(round(CROP / geometry.smallest), longest)).to(device)
+    cut, cut_masks = cutter(images, masks, layout, draws)
+    if jitter.active:
+        colours = torch.cat([draws[:, 8:16], draws[:, 16:24]])
+        cut = BatchColours().to(device)(cut.flatten(0, 1), colours).view_as(cut)
+    assert cut.dtype == cut_masks.dtype == torch.uint8
+    return Crops(cut.cpu().numpy(), cut_masks.cpu().numpy())
+
+
+def difference(found: Crops, expected: Crops) -> NDArray[np.int64]:
+    """Return the differences of the images in levels; masks must be the same."""
+    np.testing.assert_array_equal(found.masks, expected.masks)
+    return np.asarray(np.abs(found.images.astype(np.int64) - expected.images), np.int64)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("geometry", [Geometry(), TURNED], ids=["flips", "all symmetries"])
+def test_identical_without_scale_and_colours(
+    pairs: list[tuple[Image, Image, Image]], geometry: Geometry, device: str
+) -> None:
+    found, expected = in_batch(pairs, OFF, geometry, device), one_by_one(pairs, OFF, geometry)
+    assert found.images.tobytes() == expected.images.tobytes()
+    assert found.masks.tobytes() == expected.masks.tobytes()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("scales", [(1, 2.5), (0.5, 1), (0.8, 1.25), (2, 2)])
+def test_scale_within_one_level(
+    pairs: list[tuple[Image, Image, Image]], scales: tuple[float, float], device: str
+) -> None:
+    geometry = Geometry(*scales, turned=True, swapped=True)
+    error = difference(in_batch(pairs, OFF, geometry, device), one_by_one(pairs, OFF, geometry))
+    assert np.max(error) <= 1
+    # OpenCV averages areas with floating-point weights, but interpolates in fixed-point arithmetic.
+    assert error.mean() < (0.001 if scales[1] == 1 else 0.15)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("jitter", "most", "mean"),
+    [
+        (ColorJitter(0.3, 0, 0, 0), 1, 0.001),
+        (ColorJitter(0, 0.3, 0, 0), 1, 0.001),
+        (ColorJitter(0, 0, 0, 0.5), 1, 0.001),
+        (ColorJitter(0, 0, 0.3, 0), 8, 0.1),  # followed by a shift of the hue by 0, which rounds again
+        (STRONG, 12, 0.1),
+    ],
+    ids=["brightness", "contrast", "hue", "saturation", "all"],
+)
+def test_colours(
+    pairs: list[tuple[Image, Image, Image]], jitter: ColorJitter, most: int, mean: float, device: str
+) -> None:
+    error = difference(in_batch(pairs, jitter, TURNED, device), one_by_one(pairs, jitter, TURNED))
+    assert np.max(error) <= most
+    assert error.mean() < mean
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_everything_together(pairs: list[tuple[Image, Image, Image]], device: str) -> None:
+    """The augmentation of --recipe scratch: a level of difference before a shift of the hue can be several after it."""
+    geometry = Geometry(0.8, 1.25, turned=True, swapped=True)
+    expected = one_by_one(pairs, STRONG, geometry)
+    error = difference(in_batch(pairs, STRONG, geometry, device), expected)
+    assert np.max(error) <= 16
+    assert error.mean() < 0.2
+    assert (error > 2).mean() < 0.01
+    other = difference(Crops(expected.images[::-1], expected.masks), expected)
+    assert other.mean() > 20  # the dates differ, so the bounds above mean something
+
+
+def test_order_of_the_changes(pairs: list[tuple[Image, Image, Image]]) -> None:
+    """Each image has its own order. In another order, the results differ by more than rounding."""
+    images = torch.from_numpy(np.stack([pairs[2][0]] * 24))
+    orders = [torch.randperm(4, generator=torch.Generator().manual_seed(seed)).tolist() for seed in range(24)]
+    draws = torch.tensor([[1.4, 0.6, 1.5, 40, *order] for order in orders])
+    found = BatchColours()(images, draws).numpy().astype(int)
+    assert len({image.tobytes() for image in found}) == len({tuple(order) for order in orders}) > 12
+    alone = BatchColours()(images[3:4], draws[3:4]).numpy()
+    np.testing.assert_array_equal(alone[0], found[3])
+
+
+@pytest.mark.parametrize(("side", "crop"), [(7, 32), (31, 32), (32, 32), (33, 32), (64, 32), (75, 32), (101, 32)])
+def test_weights(side: int, crop: int) -> None:
+    """The weights are those that OpenCV uses for lines of floating-point numbers; they add up to 1."""
+    taps = max(2, -(-side // crop) + 1)
+    pixels, weights = weigh(side, crop, taps)
+    assert pixels.min() >= 0 and pixels.max() < side
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+    line = np.random.default_rng(0).random((1, side), dtype=np.float32)
+    square = line.repeat(side, 0)  # OpenCV averages areas only if both sides shrink
+    resized = cv2.resize(square, (crop, crop), interpolation=cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR)
+    np.testing.assert_allclose((line[0][pixels] * weights).sum(1), resized[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [5, 31, 32, 33, 50, 64, 77])
+def test_nearest_pixels_of_masks(side: int) -> None:
+    mask = np.random.default_rng(side).integers(0, 2, (side, side), dtype=np.uint8)
+    expected = cv2.resize(mask, (CROP, CROP), interpolation=cv2.INTER_NEAREST_EXACT)
+    pixels = nearest(side, CROP)
+    np.testing.assert_array_equal(mask[pixels][:, pixels], expected)
