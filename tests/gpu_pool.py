@@ -102,7 +102,7 @@ class Process:
     """A process of tests/gpu_worker.py."""
 
     def __init__(self, log: Path, threads: int) -> None:
-        quiet = {"TQDM_MININTERVAL": "3600", "OMP_NUM_THREADS": str(threads)}
+        own = {"TQDM_MININTERVAL": "3600", "TORCHINDUCTOR_COMPILE_THREADS": "4", "OMP_NUM_THREADS": str(threads)}
         with log.open("a") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.gpu_worker"],
@@ -111,7 +111,7 @@ class Process:
                 stderr=file,
                 text=True,
                 cwd=REPOSITORY,
-                env={**os.environ, **quiet},
+                env={**os.environ, **own},
             )
         self.answers: queue.Queue[list[Any]] = queue.Queue()
         self.job: Job | None = None
@@ -228,7 +228,7 @@ class Pool:
             job.look()
             job.seconds = time.monotonic() - job.began
             job.note = error
-            job.state = {0: "done", 143: "stopped"}.get(code, "failed")
+            job.state = {0: "done", 128 + signal.SIGTERM: "stopped"}.get(code, "failed")
             process.job, process.broken = None, code not in (0, 2)
             sys.stdout.write(f"run {job.run.name}: {job.state} after {job.seconds:.0f} s {error}\n")
             sys.stdout.flush()

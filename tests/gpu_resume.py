@@ -89,6 +89,7 @@ def compare_runs(folder: Path, device: str, steps: int, deterministic: bool) -> 
     options = {
         "root": folder / "data",
         "device": device,
+        "backbone": "efficientnet_lite0",
         "pretrained": "none",
         "recipe": "scratch",
         "refine": True,

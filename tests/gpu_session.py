@@ -59,6 +59,11 @@ def make_parser() -> OneLineParser:
     return parser
 
 
+def describe() -> str:
+    """Return the usage of the command on one line."""
+    return " ".join(make_parser().format_usage().removeprefix("usage: ").split())
+
+
 def read_session(options: Any, scratch: Path) -> Session:
     """Check the options and make the session. Raises UserError for what would fail later."""
     on_gpu = choose_device(options.device).type == "cuda"
@@ -177,8 +182,10 @@ def run_lines(out: Path) -> Iterator[str]:
 def make_summary(session: Session, states: list[str], began: float) -> str:
     """Return the summary: device, parts, checks, table and runs, from the files that are there."""
     out = session.out
-    found, device = versions(), choose_device(session.device)
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    found, card = versions(), "CPU"
+    with contextlib.suppress(RuntimeError, UserError):  # the device may have failed
+        device = choose_device(session.device)
+        card = torch.cuda.get_device_name(device) if device.type == "cuda" else card
     table = (out / "table.txt").read_text().splitlines() if (out / "table.txt").is_file() else []
     lines = [
         f"=== SUMMARY: {card}, {os.cpu_count()} cores, torch {found['torch']}, code {found['code']}, "

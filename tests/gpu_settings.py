@@ -51,6 +51,7 @@ DEFAULT_RUNS: dict[str, Any] = {
         "train_batchsize": 16,
         "epoch": 100,
         "cache": "device",
+        "compile": "off",
     },
     "run": [{"name": f"lite0_seed{seed}", "options": {"seed": seed}} for seed in range(8)],
 }
