@@ -38,7 +38,7 @@ from tests.gpu_settings import Session, device_name, load_session, read_group
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TURN = 0.3  # seconds that a turn should take
-MOST_CALLS = 30  # per turn
+MOST_CALLS = {"infer": 30, "step": 30, "files": 8}  # per turn
 TOGETHER = 2**22  # pixels of a batch up to which the variants of a group are built at the same time
 COMPILED = ("step256x32", "files256x32", "infer1024", "infer256", "step512x8")  # groups with a compiled variant
 COMPILE_SHARE = 0.4  # of the seconds, for the variants that are compiled
@@ -57,22 +57,31 @@ class Served:
         self.contexts = contextlib.ExitStack()
         if variant.form == "ours" and variant.kind != "infer":  # as in train.py
             self.contexts.enter_context(algorithms(False, Precision(variant.amp, self.device)))
+        try:
+            self.answer = self.prepare(variant)
+        except BaseException:
+            self.end()
+            raise
+
+    def prepare(self, variant: Variant) -> dict[str, Any]:
+        """Build the variant and measure it, see `__init__`. Returns the answer to the order."""
         began = time.perf_counter()
         self.run: Callable[[], Any] = KINDS[variant.kind](variant, self.device)
         outcome = self.call()
-        self.answer: dict[str, Any] = {"built": time.perf_counter() - began}
+        answer: dict[str, Any] = {"built": time.perf_counter() - began}
         if variant.kind == "infer":
-            self.answer["outcome"] = outcome.flatten()[:: max(1, outcome.numel() // 4096)].float().tolist()
+            answer["outcome"] = outcome.flatten()[:: max(1, outcome.numel() // 4096)].float().tolist()
         del outcome
         self.call()
         mark = memory_mark(self.device)
         began = time.perf_counter()
         self.call()
-        self.answer["seconds"] = time.perf_counter() - began
-        self.answer["bytes"] = memory_peak(self.device) - mark
+        answer["seconds"] = time.perf_counter() - began
+        answer["bytes"] = memory_peak(self.device) - mark
         if variant.kind == "step":  # the gradients exist with every network that trains
             parameters = make_network(refine=True).parameters()
-            self.answer["bytes"] -= sum(p.numel() * p.element_size() for p in parameters)
+            answer["bytes"] -= sum(p.numel() * p.element_size() for p in parameters)
+        return answer
 
     def call(self) -> Any:
         """Run once, and wait for the device."""
@@ -177,7 +186,7 @@ class Server:
         try:
             found: dict[str, Any] = json.loads(self.lines.get(timeout=max(0.01, deadline - time.monotonic())))
         except queue.Empty:
-            self.process.kill()
+            self.end()
             raise UserError("not ready in time") from None
         if "error" in found:
             raise UserError(found["error"])
@@ -300,7 +309,7 @@ class Table:
             for variant in group:
                 if "error" in answers[variant] or time.monotonic() > self.group_deadline:
                     continue
-                calls = min(MOST_CALLS, max(1, round(TURN / answers[variant]["seconds"])))
+                calls = min(MOST_CALLS[variant.kind], max(1, round(TURN / answers[variant]["seconds"])))
                 servers[variant].order(calls)
                 turn = self.ready(servers[variant], self.group_deadline)
                 if "error" in turn:

@@ -80,7 +80,7 @@ def test_checks_and_table(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     groups = ("files32x2", "files96x2", "infer64")
     code, stdout, stderr = run_session(
-        out, 10, "--parts", "checks", "table", "--data", dataset, "--groups", *groups, "--rounds", 1
+        out, 60, "--parts", "checks", "table", "--data", dataset, "--groups", *groups, "--rounds", 1
     )
     assert code == 0, stderr
     checks = json.loads((out / "checks.json").read_text())
