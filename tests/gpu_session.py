@@ -11,6 +11,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,7 +157,7 @@ def run_parts(parts: list[str], shares: dict[str, float], session: Session, dead
 
 
 def check_lines(out: Path) -> Iterator[str]:
-    """Yield a line per check: the figures of those that failed, and the largest share of a bound of the others."""
+    """Yield a line per check: the figures that failed, or the three that are closest to their bounds."""
     if not (out / "checks.json").is_file():
         return
     for name, result in json.loads((out / "checks.json").read_text()).items():
@@ -164,7 +165,8 @@ def check_lines(out: Path) -> Iterator[str]:
             yield f"{name}: NOT RUN"
             continue
         figures = result["figures"]
-        shown = [f for f in figures if not f["passed"]] or figures
+        closest = sorted(figures, key=lambda f: -f["value"] / (f["bound"] or 1))[:3]
+        shown = [f for f in figures if not f["passed"]] or closest
         text = "; ".join(f"{f['name']} {f['value']:.2g} (bound {f['bound']:.2g})" for f in shown)
         yield f"{name}: {'passed' if result['passed'] else 'FAILED'}, {text[:400]} {result['error'][:200]}".rstrip()
 
@@ -200,6 +202,8 @@ def make_summary(session: Session, states: list[str], began: float) -> str:
     ]
     text = "\n".join(lines) + "\n"
     write_whole(out / "summary.txt", text.encode())
+    if len(text) > LONGEST_SUMMARY:
+        text = re.sub(" {3,}", "  ", text)
     if len(text) > LONGEST_SUMMARY:
         half = LONGEST_SUMMARY // 2
         text = f"{text[:half]}\n[shortened: see summary.txt]\n{text[-half:]}"
