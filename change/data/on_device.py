@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from itertools import accumulate
@@ -97,10 +98,12 @@ class PairsInMemory:
 
     def read(self, index: int, hashed: bool) -> Pixels:
         """Return a pair as `Split.read` does. The arrays are views, and read-only. The device must be the CPU."""
-        arrays = [tensor.numpy() for tensor in self.pair(index)]
-        for array in arrays:
-            array.flags.writeable = False
-        before, after, mask = arrays
+        images, masks = self.images.numpy(), self.masks.numpy()
+        images.flags.writeable = masks.flags.writeable = False
+        width, height = self.sizes[index]
+        start, area = self.starts[index], width * height
+        before, after = images[2 * start : 2 * (start + area)].reshape(2, height, width, 3)
+        mask = masks[start : start + area].reshape(height, width)
         return Pixels(before, after, mask, self.hashes[index] if hashed else [])
 
 
@@ -229,10 +232,11 @@ class DeviceTrainLoader:
 
 
 def bounds_of_sides(samples: TrainSamples) -> tuple[int, int]:
-    """Return the smallest and the largest side that `draw_crop` can draw for a split."""
+    """Return bounds of the sides that `draw_crop` can draw for a split: no square is larger than its image."""
     geometry, crop = samples.geometry, samples.crop
-    longest = max(min(pair.size) for pair in samples.split.pairs)
-    return max(1, round(crop / geometry.largest)), min(round(crop / geometry.smallest), longest)
+    limits = [min(pair.size) for pair in samples.split.pairs]
+    smallest, largest = math.floor(crop / geometry.largest), math.ceil(crop / geometry.smallest)
+    return max(1, min(smallest, *limits)), min(largest, max(limits))
 
 
 # --- validation ----------------------------------------------------------------------------------------------------

@@ -81,6 +81,18 @@ def test_scale_and_colours(split: Split) -> None:
             assert error.mean() < 0.3 and error.max() <= 16
 
 
+@pytest.mark.parametrize("scales", [(0.4, 0.65), (1.5, 3.2), (0.1, 10), (0.65, 0.65)])
+def test_sides_at_their_limits(split: Split, scales: tuple[float, float]) -> None:
+    """Some images are smaller than the smallest square that the scale asks for, so the square is smaller too."""
+    samples = make_samples(split, geometry=Geometry(*scales))
+    device, plain = device_loader(samples), TrainLoader(samples, 2, 0)
+    for epoch in range(6):
+        for found, expected in zip(device.epoch(epoch), plain.epoch(epoch), strict=True):
+            assert torch.equal(found.mask, expected.mask)
+            for one, other in zip(found[:2], expected[:2], strict=True):
+                assert (one.float() - other.float()).abs().max() <= 1
+
+
 def test_an_epoch_starts_at_any_batch(split: Split) -> None:
     """The bits do not depend on where an epoch starts."""
     samples = make_samples(split, ColorJitter(), Geometry(0.7, 1.4))
