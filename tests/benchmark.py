@@ -66,6 +66,8 @@ from tests.benchmark_rounds import (
     measure_rates,
     plan_groups,
 )
+from tests.gpu_session import describe as describe_gpu_session
+from tests.gpu_session import main as run_gpu_session
 from tests.textbook import textbook
 
 AHEAD = 4  # batches that a loader may have ready
@@ -270,7 +272,11 @@ def write_jpeg_pairs(folder: Path, size: int, number: int) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    parser = OneLineParser(prog="python -m tests.benchmark", description="Speed and memory beside the textbook.")
+    parser = OneLineParser(
+        prog="python -m tests.benchmark",
+        description="Speed and memory beside the textbook.",
+        epilog=f"A session on a GPU, described in docs/speed.md: {describe_gpu_session()}",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or the number of a GPU (default: auto)")
     parser.add_argument(
         "--sizes",
@@ -299,12 +305,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--half", action="store_true", help="also run bf16 on a CPU without hardware for it, which is very slow"
     )
     parser.add_argument("--json", default="", help="file to write the rows to, as JSON")
+    parser.add_argument("--gpu-session", metavar="MINUTES", help="check, measure and train on a GPU; see below")
     parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     return parser
 
 
 def main(arguments: list[str]) -> int:
     """Measure everything and print the table; return the exit code."""
+    if any(argument.partition("=")[0] == "--gpu-session" for argument in arguments):
+        return run_gpu_session(arguments)
     options = make_parser().parse_args(arguments)
     if options.serve:
         return serve(options.serve)
