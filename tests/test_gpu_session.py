@@ -79,13 +79,13 @@ def test_checks_and_table(dataset: Path, tmp_path: Path) -> None:
     """Every check passes on the CPU; a group whose crops do not fit gets rows with errors, and the others figures."""
     out = tmp_path / "out"
     groups = ("files32x2", "files96x2", "infer64")
-    code, stdout, stderr = run_session(
-        out, 60, "--parts", "checks", "table", "--data", dataset, "--groups", *groups, "--rounds", 1
-    )
+    checks = ("parity", "prediction", "efficientnet", "resume")  # those of ResNet-18 are the same code, and slower
+    options = ("--data", dataset, "--groups", *groups, "--rounds", 1, "--checks", *checks)
+    code, stdout, stderr = run_session(out, 60, "--parts", "checks", "table", *options)
     assert code == 0, stderr
-    checks = json.loads((out / "checks.json").read_text())
-    assert {name for name, check in checks.items() if check["passed"]} == set(checks), checks
-    assert len(checks) == 8
+    found = json.loads((out / "checks.json").read_text())
+    assert all(check["passed"] for check in found.values()), found
+    assert len(found) == 6
     table = json.loads((out / "table.json").read_text())
     rows = {(row["work"], row["variant"]): row for row in table["rows"]}
     assert rows["infer 64", "ours float32"]["difference"] < 1e-4
