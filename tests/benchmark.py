@@ -66,8 +66,8 @@ from tests.benchmark_rounds import (
     measure_rates,
     plan_groups,
 )
-from tests.gpu_session import describe as describe_gpu_session
-from tests.gpu_session import main as run_gpu_session
+from tests.gpu.session import describe as describe_gpu_session
+from tests.gpu.session import main as run_gpu_session
 from tests.textbook import textbook
 
 AHEAD = 4  # batches that a loader may have ready

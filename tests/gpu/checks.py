@@ -1,4 +1,4 @@
-"""The checks of the GPU session: `python -m tests.gpu_checks OUT`, started by tests/gpu_session.py.
+"""The checks of the GPU session: `python -m tests.gpu.checks OUT`, started by tests/gpu/session.py.
 
 Each check gives figures, each with the largest value that passes. They are written to OUT/checks.json after every
 check, so that the checks before a crash are kept. Float32 is computed without TF32.
@@ -29,12 +29,12 @@ from change.training.precision import Precision
 from models.encoders import STRIDES, encode_dates
 from models.losses import TrainingLoss
 from models.network import NetworkConfig, build_network
-from tests.gpu_resume import killed_run
-from tests.gpu_settings import Session, device_name, load_session
+from tests.gpu.resume import killed_run
+from tests.gpu.settings import Session, device_name, load_session
 from tests.models.test_parity import NETWORKS, PAIRS, REFERENCE, drop_nothing, published_network
 from tests.reference.reference_weights import reference_pair
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 BACKBONES = ("resnet18", "efficientnet_lite0")
 PAIRS_PER_STEP = 4
 LOOSEST = 2e-2  # gradients: float32 moves a few of them by almost 1e-2, where it changes the choice of a maximum
@@ -223,7 +223,7 @@ def predictions(device: torch.device) -> Iterator[Figure]:
     bounds = {"off": (1e-3, 1e-3), "bf16": (0.2, 0.05), "fp16": (0.05, 0.01)}
 
     def predict(name: str, amp: str) -> np.ndarray[Any, Any]:
-        detector = ChangeDetector(REPOSITORY / "checkpoints" / "prx_change_r18.pth", device=name, amp=amp)
+        detector = ChangeDetector(REPOSITORY / "checkpoints" / "buildings_r18.pth", device=name, amp=amp)
         return detector.predict(*pair)
 
     exact = predict("cpu", "off")

@@ -15,8 +15,8 @@ import pytest
 from change.checkpoint import load_checkpoint
 from change.common.errors import UserError
 from tests.conftest import REPOSITORY, wait_for
-from tests.gpu_checks import Figure, run_checks
-from tests.gpu_settings import read_group, read_runs
+from tests.gpu.checks import Figure, run_checks
+from tests.gpu.settings import read_group, read_runs
 
 DEFAULTS = """
 [defaults]

@@ -1,4 +1,4 @@
-"""A process that does training runs one after the other: `python -m tests.gpu_worker`, started by tests/gpu_pool.py.
+"""A process that does training runs one after the other: `python -m tests.gpu.worker`, started by tests/gpu/pool.py.
 
 The device starts and its libraries build their kernels once per process, not once per run. Each line of the input is a
 list of arguments of train.py, as JSON. After each run a line with its exit code and its error, if any, is written.

@@ -16,9 +16,9 @@ import torch
 from change.checkpoint import read_tensors
 from change.common.errors import UserError
 from tests.conftest import write_pairs
-from tests.gpu_settings import Session, to_arguments
+from tests.gpu.settings import Session, to_arguments
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 16  # of the run that is killed and continued
 PATIENCE = 240.0  # seconds; the session has its own, usually earlier, deadline
 

@@ -1,4 +1,4 @@
-"""The table of the GPU session: `python -m tests.gpu_table OUT DEADLINE`, started by tests/gpu_session.py.
+"""The table of the GPU session: `python -m tests.gpu.table OUT DEADLINE`, started by tests/gpu/session.py.
 
 It measures the variants of tests/benchmark.py in groups, the most informative first. Unlike there, a process serves one
 variant after the other, so that Python, torch and the device start once. The processes of compiled variants all compile
@@ -34,9 +34,9 @@ from change.data.loaders import default_workers
 from change.training.precision import Precision, algorithms
 from tests.benchmark import AHEAD, KINDS, make_network, memory_mark, memory_peak, write_jpeg_pairs
 from tests.benchmark_rounds import HEADER, Variant, add_share_of_floor, format_row, measure_rates
-from tests.gpu_settings import Session, device_name, load_session, read_group
+from tests.gpu.settings import Session, device_name, load_session, read_group
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 TURN = 0.3  # seconds that a turn should take
 MOST_CALLS = {"infer": 30, "step": 30, "files": 8}  # per turn
 TOGETHER = 2**22  # pixels of a batch up to which the variants of a group are built at the same time
@@ -153,7 +153,7 @@ class Server:
         environment = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": "4", **os.environ}
         with log.open("a") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.gpu_table", "--serve"],
+                [sys.executable, "-m", "tests.gpu.table", "--serve"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

@@ -1,6 +1,6 @@
 """One session on a GPU: `python -m tests.benchmark --gpu-session MINUTES --out FOLDER --data FOLDER`.
 
-Its parts are checks (tests/gpu_checks.py), the table (tests/gpu_table.py) and training (tests/gpu_pool.py). Each is a
+Its parts are checks (tests/gpu/checks.py), the table (tests/gpu/table.py) and training (tests/gpu/pool.py). Each is a
 process with a share of the minutes; what a part does not use goes to the next ones. A part that fails or is late is
 killed and reported, and the next one starts. All files are written as the results come. The summary is printed last.
 """
@@ -29,10 +29,10 @@ from change.common.devices import choose_device
 from change.common.errors import OneLineParser, UserError
 from change.common.files import make_folder, write_whole
 from change.common.logs import versions
-from tests.gpu_settings import CPU_GROUPS, GPU_GROUPS, PARTS, Session, read_group, read_runs
+from tests.gpu.settings import CPU_GROUPS, GPU_GROUPS, PARTS, Session, read_group, read_runs
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-MODULES = {"checks": "tests.gpu_checks", "table": "tests.gpu_table", "train": "tests.gpu_pool"}
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODULES = {"checks": "tests.gpu.checks", "table": "tests.gpu.table", "train": "tests.gpu.pool"}
 SHARES = {"checks": 10.0, "table": 30.0, "train": 60.0}
 GRACE = 5.0  # seconds that a part may be late
 STOPPING = 25.0  # seconds that a part has to end if the session is told to stop

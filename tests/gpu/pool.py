@@ -1,6 +1,6 @@
-"""The training runs of the GPU session: `python -m tests.gpu_pool OUT DEADLINE`, started by tests/gpu_session.py.
+"""The training runs of the GPU session: `python -m tests.gpu.pool OUT DEADLINE`, started by tests/gpu/session.py.
 
-A few processes (tests/gpu_worker.py) take the runs from the list, one after the other. What a run has is saved as it
+A few processes (tests/gpu/worker.py) take the runs from the list, one after the other. What a run has is saved as it
 goes: NAME.log.txt, its validations in val.csv, its line in runs.csv, and at its end NAME.pth, the kept weights in 8
 bits. A run that is stopped at the deadline leaves NAME.last.pth too, the weights of its last saved state.
 """
@@ -33,14 +33,26 @@ from change.common.files import make_folder, write_whole
 from change.options import TrainOptions
 from change.prediction import pack
 from change.training.run_state import read_state
-from tests.gpu_settings import Session, TrainingRun, load_session, to_arguments
+from tests.gpu.settings import Session, TrainingRun, load_session, to_arguments
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 STOPPING = 15.0  # seconds before the deadline at which runs are told to stop and save, or a quarter of all if less
 POLL = 0.5  # seconds between two looks at the runs
 SAVE_EVERY = 5.0  # seconds between two copies of logs and scores
 # Options on which the speed of a run depends; runs in which these agree are expected to be equally fast.
-SPEED = ("backbone", "width", "refine", "cross", "model", "cropsize", "train_batchsize", "amp", "compile", "cache")
+SPEED = (
+    "root",
+    "backbone",
+    "width",
+    "refine",
+    "cross",
+    "model",
+    "cropsize",
+    "train_batchsize",
+    "amp",
+    "compile",
+    "cache",
+)
 TITLES = ("name", "state", "epochs", "crops", "seconds", "crops_per_s", "best_f1", "last_f1", "note")
 
 
@@ -52,6 +64,7 @@ class Job:
         run: its name and options.
         folder: its run folder, which is not kept.
         arguments: the arguments of train.py.
+        pairs: number of pairs in its train split.
         state: waiting, running, done, stopped, failed or skipped.
         note: the error, or why it was skipped.
         began: when it was started, by time.monotonic.
@@ -63,6 +76,7 @@ class Job:
     run: TrainingRun
     folder: Path
     arguments: list[str]
+    pairs: int
     state: str = "waiting"
     note: str = ""
     began: float = 0.0
@@ -99,13 +113,13 @@ class Job:
 
 
 class Process:
-    """A process of tests/gpu_worker.py."""
+    """A process of tests/gpu/worker.py."""
 
     def __init__(self, log: Path, threads: int) -> None:
         own = {"TQDM_MININTERVAL": "3600", "TORCHINDUCTOR_COMPILE_THREADS": "4", "OMP_NUM_THREADS": str(threads)}
         with log.open("a") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.gpu_worker"],
+                [sys.executable, "-m", "tests.gpu.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -156,7 +170,9 @@ def make_jobs(session: Session) -> list[Job]:
     for run in session.runs:
         folder = session.scratch / run.name
         own = {"save_path": folder, "best_name": run.name, "device": session.device}
-        jobs.append(Job(run, folder, to_arguments({**defaults, **run.options, **own})))
+        options = {**defaults, **run.options, **own}
+        pairs = len(find_split(Path(options["root"]), "train").pairs)
+        jobs.append(Job(run, folder, to_arguments(options), pairs))
     return jobs
 
 
@@ -166,7 +182,6 @@ class Pool:
 
     session: Session
     jobs: list[Job]
-    pairs: int
     deadline: float
     processes: list[Process] = field(default_factory=list)
     saved_at: float = 0.0
@@ -286,7 +301,7 @@ class Pool:
             values += [[job.run.name, epoch, f"{loss:.5f}", *val.values()] for epoch, loss, val in scores]
             f1 = [val["f1"] or 0.0 for _, _, val in scores]
             seconds = job.seconds or (time.monotonic() - job.began if job.began else 0.0)
-            crops = len(rows) * self.pairs
+            crops = len(rows) * job.pairs
             speed = f"{crops / seconds:.0f}" if seconds else ""
             best, last = (f"{max(f1):.4f}", f"{f1[-1]:.4f}") if f1 else ("", "")
             runs.append([job.run.name, job.state, len(rows), crops, round(seconds), speed, best, last, job.note])
@@ -334,8 +349,7 @@ def main(arguments: list[str]) -> int:
     session, deadline = load_session(Path(arguments[0])), float(arguments[1])
     torch.set_num_threads(1)
     make_folder(session.scratch)
-    pairs = len(find_split(session.data, "train").pairs)
-    pool = Pool(session, make_jobs(session), pairs, deadline)
+    pool = Pool(session, make_jobs(session), deadline)
     signal.signal(signal.SIGTERM, pool.hurry)
     pool.fit()
     return 0
