@@ -142,8 +142,6 @@ def with_encoder_of_checkpoint(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Raises UserError if the checkpoint cannot be read.
     """
-    if not given.get("resume") or not given.get("checkpoint_path"):
-        return given
     config = load_checkpoint(Path(given["checkpoint_path"])).config
     own: dict[str, Any] = {"backbone": config.backbone, "width": config.width}
     if config.cross and given.get("cross"):
@@ -161,7 +159,9 @@ def plan_run(given: Mapping[str, Any]) -> Plan:
         name = find_run(folder, given.get("best_name", ""))
         state = read_state(folder / f"{name}.state.pth")
         return Plan(options_for_continued_run(state.options, given), folder, name, state)
-    options = options_for_new_run(with_encoder_of_checkpoint(given))
+    options = options_for_new_run(given)
+    if options.start.resume:
+        options = options_for_new_run(with_encoder_of_checkpoint(given))
     folder, name = Path(options.run.save_path), options.run_name()
     refuse_existing(folder, name)
     return Plan(options, folder, name)
