@@ -114,6 +114,7 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
         processes=processes,
     )
     val_samples = WholeSamples(val, options.data.trainsize)
+    report_stretch(val, options.data.trainsize)
     val_loader = whole_loader(
         val_samples, options.validation.val_batchsize, workers, pin, process=process, processes=processes
     )
@@ -126,6 +127,23 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
             options.data.root,
         )
     return Data(train, val, train_loader, val_loader)
+
+
+def report_stretch(val: Split, size: int) -> None:
+    """Log a warning if val images are resized to a square of `size` pixels; 0 leaves them as they are."""
+    other = [pair.size for pair in val.pairs if size and pair.size != (size, size)]
+    if other:
+        width, height = other[0]
+        log.warning(
+            "%d of %d val images are resized to %dx%d, such as one of %dx%d: F1, the best epoch and the threshold on "
+            "val are those of resized images; --trainsize 0 keeps their size, as test.py does",
+            len(other),
+            len(val.pairs),
+            size,
+            size,
+            width,
+            height,
+        )
 
 
 def use_cache(data: Data, options: TrainOptions, device: torch.device) -> Data:

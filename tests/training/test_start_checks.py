@@ -1,0 +1,37 @@
+"""What train.py looks at before the first step: the scale of val, the masks, the smallest batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_program, train_arguments, write_pairs
+
+
+@pytest.mark.slow
+def test_val_is_scored_as_test_py_scores_it(tmp_path: Path) -> None:
+    """By default val images keep their size, so that both programs count the same pixels; a stretch is logged."""
+    write_pairs(tmp_path / "data" / "train", 2, seed=1)
+    write_pairs(tmp_path / "data" / "val", 2, width=96, seed=2)
+    scores, said = {}, {}
+    for name, more in (("default", []), ("stretched", ["--trainsize=128"])):
+        given = train_arguments(tmp_path / "data", tmp_path / name, epoch=1, best_name="net", lr=1e-4)
+        arguments = [argument for argument in given if not argument.startswith("--trainsize")]
+        result = run_program("train.py", *arguments, *more)
+        assert result.returncode == 0, result.stderr
+        row = json.loads((tmp_path / name / "net.epochs.jsonl").read_text())
+        scores[name] = row["val"]
+        said[name] = [line for line in result.stderr.splitlines() if "resized" in line]
+    assert not said["default"]
+    assert len(said["stretched"]) == 1
+    for part in ("2 of 2 val images", "128x128", "96x64", "--trainsize 0"):
+        assert part in said["stretched"][0]
+    given = [f"--test_root={tmp_path / 'data' / 'val'}", f"--checkpoint_path={tmp_path / 'default' / 'net.pth'}"]
+    result = run_program("test.py", *given, f"--save_path={tmp_path / 'out'}", "--device=cpu", "--workers=0")
+    assert result.returncode == 0, result.stderr
+    tested = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    text = json.dumps(tested)
+    assert scores["default"] != scores["stretched"]
+    assert scores["default"].items() <= {**tested, **tested.get("scores", {})}.items(), text[:600]
