@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from change.change_dataloader import Split, find_split, rate_of_change, shared_images
+from change.change_dataloader import Split, find_split, shared_images
 from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.errors import UserError, list_names
@@ -88,10 +88,11 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
 def open_data(options: TrainOptions, device: torch.device) -> Data:
     """Find the pairs and make the loaders of this process. A warning is logged if train and val share images.
 
-    Raises UserError as `find_split` does, and if a crop is larger than an image.
+    Raises UserError as `find_split` does, if no train mask marks a change, and if a crop is larger than an image.
     """
     process, processes = distributed.rank(), distributed.processes()
     train, val = find_splits(options.data)
+    require_change(train, options.data.root)
     smallest, largest = options.augmentation.scales()
     samples = TrainSamples(
         train,
@@ -127,6 +128,15 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
             options.data.root,
         )
     return Data(train, val, train_loader, val_loader)
+
+
+def require_change(train: Split, root: str) -> None:
+    """Raise UserError if no mask of train marks any change: the network would learn to find none."""
+    if train.changed == 0:
+        raise UserError(
+            f"no train mask in {root} marks any change: the label folder may hold empty masks or those of other pairs, "
+            f"or JPEG masks no brighter than 127; look at them, and run python -m change check {root}"
+        )
 
 
 def report_stretch(val: Split, size: int) -> None:
@@ -234,7 +244,7 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     network = build_network(config)
     template = Checkpoint(config, {})
     if state is None:
-        template = load_first_weights(network, options.network, options.start, lambda: rate_of_change(train))
+        template = load_first_weights(network, options.network, options.start, lambda: train.changed)
     distributed.synchronise(network, precision.device)
     network.to(precision.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, options.optimizer, fused=precision.apex is None)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from change.change_dataloader import find_split, rate_of_change, shared_images
+from change.change_dataloader import find_split, shared_images
 from change.common.files import file_hash
 from change.data.loaders import or_raise, whole_loader
 from change.data.samples import WholeSamples
@@ -212,4 +212,4 @@ def test_rate_of_change(tmp_path: Path) -> None:
             ("label", mask),
         ):
             save(tmp_path / sub / f"{name}.png", picture)
-    assert rate_of_change(find_split(tmp_path, "")) == pytest.approx(16 / (64 + 256))
+    assert find_split(tmp_path, "").changed == pytest.approx(16 / (64 + 256))

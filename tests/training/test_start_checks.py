@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.conftest import run_program, train_arguments, write_pairs
+from tests.conftest import last_line, run_program, train_arguments, write_pairs
+from tests.data.helpers import save
 
 
 @pytest.mark.slow
@@ -35,3 +37,13 @@ def test_val_is_scored_as_test_py_scores_it(tmp_path: Path) -> None:
     text = json.dumps(tested)
     assert scores["default"] != scores["stretched"]
     assert scores["default"].items() <= {**tested, **tested.get("scores", {})}.items(), text[:600]
+
+
+def test_train_without_change_is_refused(dataset: Path, tmp_path: Path) -> None:
+    for path in (dataset / "train" / "label").iterdir():
+        save(path, np.zeros((64, 96), np.uint8))
+    result = run_program("train.py", *train_arguments(dataset, tmp_path / "run"))
+    assert result.returncode == 2
+    for part in ("no train mask", str(dataset), "marks any change", "label folder", "python -m change check"):
+        assert part in last_line(result)
+    assert not (tmp_path / "run").exists()
