@@ -92,7 +92,7 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
     Pillow itself only does so for TIFF.
     """
     if isinstance(image, PIL.TiffImagePlugin.TiffImageFile) and orientation(image) > 4:
-        image.filename = ""  # Pillow maps the file of an image on its side with the wrong width; without a name it reads
+        image.filename = ""  # else Pillow would map the file of an image on its side with the wrong width
     image.load()
     return PIL.ImageOps.exif_transpose(image) if orientation(image) != 1 else image
 

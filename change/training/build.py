@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -54,9 +55,37 @@ class Data:
     train_loader: TrainLoader | DeviceTrainLoader
     val_loader: DataLoader[Batch | UserError] | DeviceWholeLoader
 
+    @functools.cached_property
+    def contents(self) -> list[str]:
+        """The fingerprints of all pairs' files, of train and then of val, when they were first asked for."""
+        return self.train.fingerprints() + self.val.fingerprints()
+
     def digest(self) -> str:
         """Return a digest of the names and sizes of the pairs, which distinguishes them from others."""
         return digest_of(self.train, self.val)
+
+    def require_same(self, state: RunState, path: Path) -> None:
+        """Raise UserError if the state of a run, read from `path`, belongs to other pairs, or to other files of them.
+
+        States of earlier versions do not say which files they belong to.
+        """
+        if state.data != self.digest():
+            raise UserError(
+                f"{path} was trained on other pairs than those in --root now (names or sizes differ): "
+                "choose the --root of the run"
+            )
+        if not state.contents:
+            log.warning("%s does not say with which files the run began: they are not compared", path)
+            return
+        keys = [f"{split.name}/{pair.name}" for split in (self.train, self.val) for pair in split.pairs]
+        for what, part in (("images", slice(0, 16)), ("masks", slice(16, 32))):
+            pairs = zip(keys, state.contents, self.contents, strict=True)
+            changed = [key for key, then, now in pairs if then[part] != now[part]]
+            if changed:
+                raise UserError(
+                    f"{path} was trained on other {what} than those in --root now, of {list_names(changed)}: "
+                    "restore the files, or start a new run with another --save_path"
+                )
 
 
 def digest_of(train: Split, val: Split) -> str:

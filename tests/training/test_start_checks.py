@@ -1,4 +1,4 @@
-"""What train.py looks at before the first step: the scale of val, the masks, the smallest batch."""
+"""What train.py looks at before the first step: the scale of val, the masks, the files of a continued run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from change.checkpoint import read_tensors
 from tests.conftest import last_line, run_program, train_arguments, write_pairs
 from tests.data.helpers import save
 
@@ -47,3 +49,31 @@ def test_train_without_change_is_refused(dataset: Path, tmp_path: Path) -> None:
     for part in ("no train mask", str(dataset), "marks any change", "label folder", "python -m change check"):
         assert part in last_line(result)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("sub", "what"), [("A", "images"), ("B", "images"), ("label", "masks")])
+def test_a_run_does_not_go_on_with_other_files(dataset: Path, tmp_path: Path, sub: str, what: str) -> None:
+    """Files that were exchanged under the same names and sizes are named; the same files elsewhere are accepted."""
+    folder = tmp_path / "run"
+    assert run_program("train.py", *train_arguments(dataset, folder, epoch=1)).returncode == 0
+    state = read_tensors(folder / "1.state.pth")
+    state["progress"] |= {"epoch": 0, "step": 0}
+    torch.save(state, folder / "1.state.pth")
+    moved = dataset.rename(tmp_path / "moved")
+    one, other = (moved / "train" / sub / f"{stem}.png" for stem in "13")
+    (kept, bytes_of_other) = one.read_bytes(), other.read_bytes()
+    one.write_bytes(bytes_of_other)
+    other.write_bytes(kept)
+    refused = run_program("train.py", "--continue_run", folder, "--root", moved)
+    assert refused.returncode == 2
+    assert f"trained on other {what} than those in --root now, of train/1, train/3:" in last_line(refused)
+    one.write_bytes(kept)
+    other.write_bytes(bytes_of_other)
+    result = run_program("train.py", "--continue_run", folder, "--root", moved)
+    assert result.returncode == 0, result.stderr
+    del state["contents"]  # as in states of earlier versions
+    state["options"]["root"] = str(moved)
+    torch.save(state, folder / "1.state.pth")
+    result = run_program("train.py", "--continue_run", folder)
+    assert result.returncode == 0, result.stderr
+    assert "does not say with which files the run began" in result.stderr
