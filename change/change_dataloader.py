@@ -133,7 +133,8 @@ def find_split(root: Path, split: str, list_file: Path | None = None, need_label
     folder, list_file = find_folder(root, split, list_file)
     require_subfolders(folder, need_labels)
     files = {sub: files_by_stem(folder / sub, SUFFIXES) for sub in (BEFORE, AFTER, LABEL) if (folder / sub).is_dir()}
-    names = read_list(list_file, SUFFIXES) if list_file else sorted(set().union(*files.values()))
+    stems: set[str] = set().union(*files.values())
+    names = read_list(list_file, SUFFIXES, stems) if list_file else sorted(stems)
     lacking = [f"{name} in {sub}" for sub, there in files.items() for name in names if name not in there]
     if lacking:
         raise UserError(

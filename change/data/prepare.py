@@ -211,7 +211,7 @@ def write_list(path: Path, stems: list[str], folder: Path) -> None:
     if not path.exists():
         write_whole(path, "".join(f"{stem}\n" for stem in stems).encode())
         return
-    names = set(read_names(File(path)))
+    names = set(read_names(File(path), stems))
     lacking, unlisted = len(names.difference(stems)), len(set(stems) - names)
     if lacking or unlisted:
         log.warning(

@@ -109,7 +109,8 @@ def find_splits(root: Path, lists: Path | None) -> tuple[dict[str, Path], dict[s
     names: dict[str, list[str]] = {}
     if not folders and (root / BEFORE).is_dir():
         paths = {split: (lists or root / "list") / f"{split}.txt" for split in SPLITS}
-        names = {split: read_list(path, SUFFIXES) for split, path in paths.items() if path.is_file()}
+        stems = files_by_stem(root / BEFORE, SUFFIXES)
+        names = {split: read_list(path, SUFFIXES, stems) for split, path in paths.items() if path.is_file()}
         if lists and not names:
             raise UserError(f"--list {lists} has no train.txt, val.txt or test.txt: choose another folder")
         folders = dict.fromkeys(names, root) or {root.resolve().name: root}

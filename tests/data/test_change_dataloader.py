@@ -54,6 +54,18 @@ def test_flat_folder_with_lists(tmp_path: Path) -> None:
     assert names(find_split(root, "")) == ["0", "1", "2", "3"]
 
 
+def test_lists_as_people_write_them(tmp_path: Path) -> None:
+    """Comments are skipped, and UTF-16 is read by its mark; a name that is a stem is taken as it is."""
+    root = write_pairs(tmp_path / "data", 3)
+    for sub in ("A", "B", "label"):
+        (root / sub / "1.png").rename(root / sub / "1.tif.png")
+        (root / sub / "2.png").rename(root / sub / "#2.png")
+    (tmp_path / "list.txt").write_bytes("# May\n1.tif\n#2\n0.tif\n".encode("utf-16"))
+    assert names(find_split(root, "", tmp_path / "list.txt")) == ["1.tif", "#2", "0"]
+    (tmp_path / "list.txt").write_text("1.tif.png\n")
+    assert names(find_split(root, "", tmp_path / "list.txt")) == ["1.tif"]
+
+
 def test_list_within_split_folders(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("4\n2\n")
     assert names(find_split(dataset, "train", tmp_path / "few.txt")) == ["4", "2"]
@@ -181,10 +193,11 @@ def test_the_likely_folder_is_suggested(dataset: Path) -> None:
         (b" \n\n", "LIST is empty"),
         (b"0\n7\n", "no file for 7 in A, 7 in B, 7 in label"),
         (b"0\n1\n0\n1.png\n", "LIST has duplicate names: 0, 1;"),
-        ("é\n".encode("latin-1"), "no file for"),
+        ("é\n".encode("latin-1"), "LIST is not text in UTF-8: save it with that encoding"),
+        ("0\n1\n".encode("utf-16-le"), "LIST is not text in UTF-8: save it with that encoding"),
         (None, "LIST is missing: ROOT holds A and B of all splits, so a list must name the pairs of train"),
     ],
-    ids=["empty", "blank", "unknown", "double", "not UTF-8", "missing"],
+    ids=["empty", "blank", "unknown", "double", "not UTF-8", "UTF-16 without mark", "missing"],
 )
 def test_broken_lists_are_named(tmp_path: Path, content: bytes | None, expected: str) -> None:
     root = write_pairs(tmp_path / "data", 2)
