@@ -74,7 +74,8 @@ def require_local(path: Path) -> None:
     """Raise UserError for a web address or a path into an archive: only files on this machine are read."""
     text = str(path).replace("\\", "/")
     if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.]+:/", text):
-        raise UserError(f"{path} is no file on this machine: download or unpack it, and give the path of the file")
+        address = re.sub(r":/+", "://", text, count=1)  # pathlib drops a slash
+        raise UserError(f"{address} is no file on this machine: download or unpack it, and give the path of the file")
 
 
 def read_pairs(path: Path, out: Path) -> list[Job]:

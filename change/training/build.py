@@ -19,7 +19,7 @@ from change.common import distributed
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
 from change.data.cache import DecodedCache, decode_pairs
-from change.data.loaders import TrainLoader, default_workers, whole_batches, whole_loader
+from change.data.loaders import EpochOrder, TrainLoader, default_workers, whole_batches, whole_loader
 from change.data.on_device import (
     WORKING_BYTES,
     DeviceTrainLoader,
@@ -39,6 +39,7 @@ from change.training.run_state import RunState
 from change.training.start import Plan
 from models.losses import TrainingLoss
 from models.network import PRXChange, build_network
+from models.padding import MULTIPLE
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,8 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
 def open_data(options: TrainOptions, device: torch.device) -> Data:
     """Find the pairs and make the loaders of this process. A warning is logged if train and val share images.
 
-    Raises UserError as `find_split` does, if no train mask marks a change, and if a crop is larger than an image.
+    Raises UserError as `find_split` does, if no train mask marks a change, if a crop is larger than an image, and
+    if a batch is too small for the network.
     """
     process, processes = distributed.rank(), distributed.processes()
     train, val = find_splits(options.data)
@@ -143,6 +145,7 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
         process=process,
         processes=processes,
     )
+    require_batch_norm(options, train_loader.order, device)
     val_samples = WholeSamples(val, options.data.trainsize)
     report_stretch(val, options.data.trainsize)
     val_loader = whole_loader(
@@ -165,6 +168,25 @@ def require_change(train: Split, root: str) -> None:
         raise UserError(
             f"no train mask in {root} marks any change: the label folder may hold empty masks or those of other pairs, "
             f"or JPEG masks no brighter than 127; look at them, and run python -m change check {root}"
+        )
+
+
+def require_batch_norm(options: TrainOptions, order: EpochOrder, device: torch.device) -> None:
+    """Raise UserError if a batch norm would see one value per channel, of which there is no variance.
+
+    Encoders see both dates as one batch, and our decoder normalises groups of channels or both dates. Only the decoder
+    of the U-Net normalises over the pairs, and its deepest map has one pixel for the smallest crop.
+    """
+    synchronised = device.type == "cuda" and order.processes > 1
+    smallest_crop = options.network.model == "unet" and options.data.cropsize == MULTIPLE
+    if smallest_crop and order.smallest() == 1 and not synchronised:
+        parts = f" and --grad_accum {order.parts}" if order.parts > 1 else ""
+        shared = f" over {order.processes} processes" if order.processes > 1 else ""
+        raise UserError(
+            f"--model unet with --cropsize {MULTIPLE} cannot train on a batch of one pair, because its batch norm "
+            f"needs more than one value: --train_batchsize {order.batch_size}{parts} splits {order.samples} train pairs"
+            f"{shared} into batches of which the smallest is one pair; choose a --cropsize of {2 * MULTIPLE} or more, "
+            "or another --train_batchsize"
         )
 
 

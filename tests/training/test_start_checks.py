@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from change.checkpoint import read_tensors
+from change.data.loaders import EpochOrder
+from models.losses import TrainingLoss
+from models.network import NetworkConfig, build_network
 from tests.conftest import last_line, run_program, train_arguments, write_pairs
 from tests.data.helpers import save
 
@@ -77,3 +80,57 @@ def test_a_run_does_not_go_on_with_other_files(dataset: Path, tmp_path: Path, su
     result = run_program("train.py", "--continue_run", folder)
     assert result.returncode == 0, result.stderr
     assert "does not say with which files the run began" in result.stderr
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("model", ["prx", "unet"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "efficientnet_lite0", "timm:mobilenetv3_small_100"])
+def test_smallest_crop_and_batch(backbone: str, model: str, size: int) -> None:
+    """The only network that cannot train on one pair of 32 x 32 is the one that is refused below."""
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(backbone, cross=model == "prx", refine=model == "prx", model=model)).train()
+    images = torch.rand(1, 3, size, size)
+    if model == "unet" and size == 32:
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+            TrainingLoss(network)(images, images, images[:, :1])
+    else:
+        losses, _ = TrainingLoss(network)(images, images, images[:, :1])
+        assert bool(torch.isfinite(losses.total))
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        ({}, True),  # five pairs in twos: the last batch is one pair
+        ({"train_batchsize": 5}, False),
+        ({"train_batchsize": 3}, False),
+        ({"train_batchsize": 5, "grad_accum": 3}, True),  # 2, 2 and 1
+        ({"cropsize": 64}, False),
+        ({"model": "prx"}, False),
+    ],
+)
+def test_batches_too_small_for_batch_norm(
+    dataset: Path, tmp_path: Path, changed: dict[str, int], refused: bool
+) -> None:
+    given = {"model": "unet", "cropsize": 32, **changed}
+    result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", epoch=1, **given))
+    assert result.returncode == (2 if refused else 0), result.stderr
+    if refused:
+        for part in ("--cropsize 32", "one pair", "batch norm", "5 train pairs", "choose a --cropsize of 64"):
+            assert part in last_line(result)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("samples", [5, 9, 10, 13, 18])
+def test_the_smallest_batch(samples: int, parts: int, processes: int) -> None:
+    """It is that of all shares, split as the trainer splits them."""
+    orders = [EpochOrder(samples, 9, 0, parts, process, processes) for process in range(processes)]
+    sizes = [
+        len(part)
+        for order in orders
+        for step, keys in enumerate(order)
+        for part in torch.zeros(len(keys)).tensor_split(order.share(step).parts)
+    ]
+    assert orders[0].smallest() == min(sizes)
