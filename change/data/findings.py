@@ -29,9 +29,9 @@ def mask_findings(facts: Sequence[PairFacts]) -> list[Finding]:
         for pair, mask in masks.values():
             found += findings_of_mask(pair, mask, binary)
         changed = share_of_change(counts, binary)
-        if changed == 0:
-            text = f"{split}: no mask marks any change; train.py refuses this for train: check the label folder"
-            found.append(Finding("warning", "split without change", text))
+        if changed == 0 and not any(fault_of_mask(mask, binary) for mask in counts):
+            text = f"{split}: no mask marks any change: check the label folder"
+            found.append(Finding("error" if split == "train" else "warning", "split without change", text))
         elif warning := mostly_marked(split, changed):
             found.append(Finding("warning", "split mostly marked", warning))
     return found

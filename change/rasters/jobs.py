@@ -73,7 +73,7 @@ def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
 def require_local(path: Path) -> None:
     """Raise UserError for a web address or a path into an archive: only files on this machine are read."""
     text = str(path).replace("\\", "/")
-    if text.startswith("/vsi") or re.match(r"[A-Za-z][A-Za-z0-9+.]+:/", text):
+    if re.match(r"/vsi[a-z0-9_]+/|[A-Za-z][A-Za-z0-9+.]+:/", text) and not path.exists():
         address = re.sub(r":/+", "://", text, count=1)  # pathlib drops a slash
         raise UserError(f"{address} is no file on this machine: download or unpack it, and give the path of the file")
 

@@ -221,6 +221,17 @@ def test_a_split_that_is_mostly_marked(tmp_path: Path, caplog: pytest.LogCapture
     assert ("split mostly marked" in kinds) == (share > 0.5)
 
 
+@pytest.mark.parametrize(("part", "rank"), [("train", "error"), ("val", "warning")])
+def test_a_split_without_change(tmp_path: Path, part: str, rank: str) -> None:
+    """train.py refuses it for train, and check says so."""
+    root = write_pairs(tmp_path / "set" / part, 2)
+    for index in range(2):
+        save(root / "label" / f"{index}.png", np.zeros((64, 64), np.uint8))
+    assert check([str(root.parent), f"--save_path={tmp_path / 'out'}"]) == (rank == "error")
+    found = json.loads((tmp_path / "out" / "check.json").read_text())["findings"]
+    assert [(f["rank"], f["text"][: len(part)]) for f in found if f["kind"] == "split without change"] == [(rank, part)]
+
+
 def test_more_than_two_values_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_pairs(tmp_path, 1)
     save(root / "label" / "0.png", np.repeat(np.array([0, 100, 255], np.uint8), 10)[None])
