@@ -28,9 +28,20 @@ import numpy as np
 
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash
-from change.common.images import IMAGE_MODES, UNREADABLE, Image, bits, image_hash, open_image, read_image
+from change.common.images import (
+    IMAGE_MODES,
+    UNREADABLE,
+    Image,
+    bits,
+    count_pages,
+    explain_unreadable,
+    image_hash,
+    open_image,
+    read_image,
+    upright_size,
+)
 from change.common.names import files_by_stem, read_list
-from change.data.masks import masks_are_binary, read_mask
+from change.data.masks import find_rule, read_mask
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 BEFORE, AFTER, LABEL = "A", "B", "label"
@@ -62,11 +73,19 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs that are trained on or scored together. `binary`: the masks mark change with 1, see `change.data.masks`."""
+    """Pairs that are trained on or scored together.
+
+    Attributes:
+        name: The name of the split.
+        pairs: Its pairs.
+        binary: Whether the masks mark change with 1, see `change.data.masks`.
+        changed: The share of pixels that the masks mark as changed; 0 without labels.
+    """
 
     name: str
     pairs: tuple[Pair, ...]
     binary: bool = False
+    changed: float = 0.0
 
     @property
     def labelled(self) -> bool:
@@ -76,6 +95,15 @@ class Split:
     def digest(self) -> str:
         """Return the SHA-256 of the pairs' names and sizes, in order. It identifies a split without decoding it."""
         return hashlib.sha256(repr([(pair.name, pair.size) for pair in self.pairs]).encode()).hexdigest()
+
+    def fingerprints(self) -> list[str]:
+        """Return 32 hexadecimal digits for each pair: 16 for the files of its images, and 16 for that of its mask.
+
+        Masks are hashed as a whole. Of images, the sizes of the files and 8 KiB from each are, so that large data sets
+        are not read twice: the ends of PNG files hold checksums, and those of JPEG files follow from all before them.
+        """
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(fingerprint_pair, self.pairs))
 
     def read(self, index: int, hashed: bool = True) -> Pixels:
         """Decode a pair, and hash its images if `hashed`. Raises UserError for a file that does not decode."""
@@ -99,13 +127,14 @@ def find_split(root: Path, split: str, list_file: Path | None = None, need_label
         need_labels: Whether the split must have masks.
 
     Raises:
-        UserError: If a folder or a pair's file is missing, a header cannot be read, sizes differ, or the split is
-            empty. It names the files.
+        UserError: If a folder or a pair's file is missing, a header cannot be read, sizes differ, a mask would be
+            misread, or the split is empty. It names the files.
     """
     folder, list_file = find_folder(root, split, list_file)
     require_subfolders(folder, need_labels)
     files = {sub: files_by_stem(folder / sub, SUFFIXES) for sub in (BEFORE, AFTER, LABEL) if (folder / sub).is_dir()}
-    names = read_list(list_file, SUFFIXES) if list_file else sorted(set().union(*files.values()))
+    stems: set[str] = set().union(*files.values())
+    names = read_list(list_file, SUFFIXES, stems) if list_file else sorted(stems)
     lacking = [f"{name} in {sub}" for sub, there in files.items() for name in names if name not in there]
     if lacking:
         raise UserError(
@@ -115,7 +144,10 @@ def find_split(root: Path, split: str, list_file: Path | None = None, need_label
         raise UserError(f"{folder} holds no pairs: its {BEFORE} has no {', '.join(SUFFIXES)} file")
     found = Split(split or folder.resolve().name, read_headers(folder, names, files))
     masks = [pair.mask for pair in found.pairs if pair.mask is not None]
-    return replace(found, binary=masks_are_binary(found.name, masks)) if masks else found
+    if not masks:
+        return found
+    rule = find_rule(found.name, masks)
+    return replace(found, binary=rule.binary, changed=rule.changed)
 
 
 def find_folder(root: Path, split: str, list_file: Path | None) -> tuple[Path, Path | None]:
@@ -172,32 +204,23 @@ def check_headers(name: str, before: Path, after: Path, mask: Path | None) -> Pa
             continue
         try:
             with open_image(path) as image:
-                sizes[path] = image.size
                 if path is not mask and (image.mode not in IMAGE_MODES or bits(image) > 8):
                     return (
                         f"{path} is an image of mode {image.mode}, {bits(image)} bit: "
                         "convert it to 8-bit RGB first, with a stretch of your choice"
                     )
+                pages, _ = count_pages(image)
+                if pages > 1:
+                    return f"{path} holds {pages} pages: save one page per file"
+                sizes[path] = upright_size(image)
         except UNREADABLE as error:
-            return f"{path} has no readable image header ({type(error).__name__}): replace the file"
+            return explain_unreadable(path, error)
     if len(set(sizes.values())) > 1:
         return "sizes differ: " + ", ".join(f"{path} {width}x{height}" for path, (width, height) in sizes.items())
     return Pair(name, before, after, mask, sizes[before])
 
 
 # --- facts about splits --------------------------------------------------------------------------------------------
-
-
-def rate_of_change(split: Split) -> float:
-    """Return the share of a labelled split's pixels that changed. Raises UserError for a mask that does not decode."""
-
-    def count(path: Path) -> tuple[int, int]:
-        mask = read_mask(path, split.binary)
-        return int(mask.sum()), mask.size
-
-    with ThreadPoolExecutor() as pool:
-        counts = list(pool.map(count, [pair.mask for pair in split.pairs if pair.mask is not None]))
-    return sum(changed for changed, _ in counts) / sum(pixels for _, pixels in counts)
 
 
 def shared_images(train: Split, val: Split) -> list[str]:
@@ -234,3 +257,17 @@ def file_middle(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(file_size(path) // 2)
         return file.read(4096)
+
+
+def file_end(path: Path) -> bytes:
+    """Read up to the last 4 KiB of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, file_size(path) - 4096))
+        return file.read()
+
+
+def fingerprint_pair(pair: Pair) -> str:
+    """Return 16 hexadecimal digits for the files of a pair's images, and 16 for that of its mask."""
+    samples = [(file_size(path), file_middle(path), file_end(path)) for path in (pair.before, pair.after)]
+    images = hashlib.sha256(repr(samples).encode()).hexdigest()[:16]
+    return images + (file_hash(pair.mask)[:16] if pair.mask else "0" * 16)

@@ -77,7 +77,7 @@ class DataOptions:
 
     root: str = option("", "data folder: train and val, each with A, B and label; or A, B, label and lists")
     list: str = option("", "folder of the lists train.txt and val.txt; default ROOT/list if there is no ROOT/train")
-    trainsize: int = option(1024, "resize val images to this square if they differ from it; 0: never")
+    trainsize: int = option(0, "resize val images to this square if they differ from it; 0: keep their size")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
     cache: str = option("off", "decode every pair once: into files, or memory", choices=("off", "disk", "device"))
     cache_path: str = option("", "folder of these files; default ROOT/.cache", needs="cache=disk")
@@ -251,7 +251,10 @@ class TrainComputeOptions(ComputeOptions):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of train.py, in groups. Their defaults are those of the published training."""
+    """The options of train.py, in groups.
+
+    Their defaults are those of the published training, except that val images keep their size.
+    """
 
     run: RunOptions
     data: DataOptions

@@ -51,7 +51,7 @@ def requirements(files: list[str]) -> list[tuple[str, str]]:
     """
     found = []
     for file in files:
-        for line in (REPOSITORY / file).read_text().splitlines():
+        for line in (REPOSITORY / file).read_text(encoding="utf-8").splitlines():
             text = line.partition("#")[0].strip()
             if not text:
                 continue
@@ -95,7 +95,7 @@ def find_missing_in(python: str, files: list[str]) -> list[str]:
     """List the requirements that another interpreter does not meet: all if it does not exist or does not work."""
     code = f"from change.common.environment import find_missing; print(*find_missing({files!r}), sep='\\n')"
     try:
-        answer = subprocess.run([python, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        answer = subprocess.run([python, "-c", code], cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True)
     except (OSError, subprocess.CalledProcessError):
         return [name for name, _ in requirements(files)]
     return [line for line in answer.stdout.splitlines() if line]

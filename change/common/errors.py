@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -46,8 +47,10 @@ def run_command(command: Callable[[list[str]], int]) -> None:
     """Run `command` with the arguments of this process and exit with its code.
 
     A UserError, an OSError and running out of memory are reported in one line, with exit code 2. The environment
-    variable PRX_DEBUG=1 shows their traceback instead.
+    variable PRX_DEBUG=1 shows their traceback instead. Characters that the output's encoding lacks are escaped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python itself does for stderr
     try:
         code = command(sys.argv[1:])
     except KeyboardInterrupt:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
+import PIL.TiffImagePlugin
 from numpy.typing import NDArray
 
 from change.common.errors import UserError
@@ -21,6 +24,7 @@ from change.common.errors import UserError
 Image = NDArray[np.uint8]  # RGB (H, W, 3) of 0..255, or a mask (H, W) of 0 and 1
 
 IMAGE_MODES = ("RGB", "RGBA", "P", "L", "LA", "1")  # modes with at most 8 bits per channel
+NEW_SUBFILE_TYPE, OVERVIEW, VALIDITY = 254, 1, 4  # a tag of TIFF, and two of its bits
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError)  # what Pillow raises for damaged files
 
 
@@ -68,11 +72,70 @@ def open_image(source: Path | BinaryIO) -> Iterator[PIL.Image.Image]:
 
 
 def bits(image: PIL.Image.Image) -> int:
-    """Return the bits per channel in the file. The mode does not tell: Pillow opens 16-bit RGB files as mode RGB."""
+    """Return the bits per channel in the file: 8 for up to 8. Call it before the pixels are loaded.
+
+    The mode does not tell: Pillow opens 16-bit RGB files as mode RGB.
+    """
     if image.mode.startswith(("I", "F")):
         return 16 if "16" in image.mode else 32
-    stored = " ".join(str(part) for tile in getattr(image, "tile", ()) for part in tile)
-    return 16 if ";16" in stored else 8
+    return 16 if ";16" in stored_as(image) else 8
+
+
+def stored_as(image: PIL.Image.Image) -> str:
+    """Return how Pillow unpacks the pixels of a file, such as "L;2" for grey of 2 bits, before they are loaded."""
+    return " ".join(str(part) for tile in getattr(image, "tile", ()) for part in tile)
+
+
+def upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Load the pixels and turn or mirror them as the orientation tag (EXIF, TIFF or XMP) says, if there is one.
+
+    Pillow itself only does so for TIFF.
+    """
+    if isinstance(image, PIL.TiffImagePlugin.TiffImageFile) and orientation(image) > 4:
+        image.filename = ""  # else Pillow would map the file of an image on its side with the wrong width
+    image.load()
+    return PIL.ImageOps.exif_transpose(image) if orientation(image) != 1 else image
+
+
+def orientation(image: PIL.Image.Image) -> int:
+    """Return the orientation tag of an image, 1 to 8; 1 is upright.
+
+    In PNG files the tag is looked for in what has been read: `getexif` of Pillow would decode the pixels.
+    """
+    tagged = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+    if image.format == "PNG" and not any(key in image.info for key in tagged):
+        return 1
+    return int(image.getexif().get(PIL.ExifTags.Base.Orientation, 1))
+
+
+def upright_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """Return the width and height of an opened image after `upright`; only images on their side are decoded."""
+    return upright(image).size if orientation(image) > 4 else image.size
+
+
+def count_pages(image: PIL.Image.Image) -> tuple[int, bool]:
+    """Return the number of pages of a TIFF, without overviews, and whether it holds a mask of its valid pixels.
+
+    Other formats have one page and no such mask.
+    """
+    if not isinstance(image, PIL.TiffImagePlugin.TiffImageFile) or image.n_frames == 1:
+        return 1, False
+    kinds = []
+    for number in range(image.n_frames):
+        image.seek(number)
+        kinds.append(int(image.tag_v2.get(NEW_SUBFILE_TYPE, 0)))
+    image.seek(0)
+    return max(1, sum(kind & (OVERVIEW | VALIDITY) == 0 for kind in kinds)), any(kind & VALIDITY for kind in kinds)
+
+
+def explain_unreadable(path: Path, error: Exception) -> str:
+    """Return why a file cannot be read. Pillow does not tell damaged TIFF files from TIFF files of unusual types."""
+    if isinstance(error, PIL.UnidentifiedImageError) and path.suffix.lower() in (".tif", ".tiff"):
+        return (
+            f"{path} has no readable image header: it is damaged, or a TIFF of a type that Pillow cannot read, such as "
+            "64 bits or many bands; save images as 8-bit RGB, and masks as one channel of 8 bits"
+        )
+    return f"{path} has no readable image header ({type(error).__name__}): replace the file"
 
 
 def mode_and_bits(path: Path) -> tuple[str, int]:
@@ -84,20 +147,22 @@ def mode_and_bits(path: Path) -> tuple[str, int]:
         raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
 
 
-def open_array(path: Path, convert: str | None) -> NDArray[np.integer[Any]]:
-    """Decode a file, and convert it to the Pillow mode `convert` unless that is None.
+def open_array(path: Path, convert: str) -> NDArray[np.integer[Any]]:
+    """Decode a file, turn it upright, and convert it to the Pillow mode `convert`.
 
     Raises UserError if the file does not decode.
     """
     try:
         with open_image(path) as image:
-            return np.asarray(image.convert(convert) if convert else image)
+            return np.asarray(upright(image).convert(convert))
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
 
 
 def read_image(path: Path) -> Image:
     """Decode a file to RGB, uint8 (H, W, 3): palettes are applied, alpha is dropped, grey is repeated.
+
+    An orientation tag is followed.
 
     Raises UserError if the file does not decode.
     """

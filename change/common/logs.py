@@ -56,7 +56,7 @@ def commit() -> str:
         return ""
     git = ["git", "-C", str(CLONE), "describe", "--always", "--dirty"]
     try:
-        described = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False)
+        described = subprocess.run(git, capture_output=True, encoding="utf-8", timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return described.stdout.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -32,29 +33,47 @@ def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     return files
 
 
-def read_list(path: Path, suffixes: Collection[str]) -> list[str]:
+def decode_text(data: bytes, source: object) -> str:
+    """Decode text that a user wrote: UTF-8, or UTF-16 with a byte order mark, as editors and spreadsheets save it.
+
+    `source` is the name of the text in errors. Raises UserError for other encodings.
+    """
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is not text in UTF-8: save it with that encoding") from error
+    if text.count("\0") > len(text) / 4:  # UTF-16 without a mark
+        raise UserError(f"{source} is not text in UTF-8: save it with that encoding")
+    return text
+
+
+def read_list(path: Path, suffixes: Collection[str], stems: Collection[str] = ()) -> list[str]:
     """Read the stems from a list of files, as `parse_list` does.
 
     Raises:
-        UserError: If the file is missing or empty, or names a stem twice.
+        UserError: If the file is missing, empty or not in UTF-8, or names a stem twice.
     """
     if not path.is_file():
         raise UserError(f"no list {path}: it names the pairs of a split, one per line")
-    # A name in another encoding is replaced here, and later reported as having no file.
-    names = parse_list(path.read_text(encoding="utf-8-sig", errors="replace"), suffixes, path)
+    names = parse_list(decode_text(path.read_bytes(), path), suffixes, path, stems=stems)
     if not names:
         raise UserError(f"{path} is empty: it names the pairs of a split, one per line")
     return names
 
 
-def parse_list(text: str, suffixes: Collection[str], source: object, drop_folders: bool = False) -> list[str]:
+def parse_list(
+    text: str, suffixes: Collection[str], source: object, drop_folders: bool = False, stems: Collection[str] = ()
+) -> list[str]:
     """Parse a list of files: one name per line, with or without a suffix.
 
     Args:
-        text: The content of the list. Blank lines and white space around names are ignored.
+        text: The content of the list. Blank lines, comments that begin with #, and white space around names are
+            ignored.
         suffixes: The suffixes that are removed, in lower case and with the dot.
         source: What to call the list in errors.
         drop_folders: Whether folders are removed too, from names with a suffix ("A/1.png" gives "1", not "A/1").
+        stems: The stems of the files that exist. One of them is taken as it is: "1.tif" if there is a file 1.tif.png.
 
     Returns:
         The stems, in the order of the list.
@@ -66,9 +85,11 @@ def parse_list(text: str, suffixes: Collection[str], source: object, drop_folder
     for line in text.splitlines():
         name = line.strip()
         path = PurePath(name)
-        if path.suffix.lower() in suffixes:
+        if drop_folders and path.name in stems:
+            name = path.name
+        elif name not in stems and path.suffix.lower() in suffixes:
             name = path.stem if drop_folders else name.removesuffix(path.suffix)
-        if name:
+        if name in stems or (name and not name.startswith("#")):
             names.append(name)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -52,7 +52,7 @@ class DecodedCache:
         places = sorted(str(p.relative_to(base) if p.is_relative_to(base) else p) for p in parents)
         place = digest(places, [pair.name for pair in split.pairs])
         states = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
-        decoder = PIL.__version__  # the lowest bits of a decoded JPEG differ from version to version
+        decoder = (PIL.__version__, 2)  # the lowest bits of a decoded JPEG differ between versions; 2: turned upright
         key = digest(place, split.digest(), split.binary, [path.name for path in files], states, decoder)
         self.split = split
         self.path = folder / f"{split.name}-{place[:12]}.u8"

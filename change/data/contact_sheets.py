@@ -91,7 +91,7 @@ def load_pictures(pair: Pair) -> list[Image]:
     pictures = [read_image(pair.before), read_image(pair.after)]
     if pair.mask:
         try:
-            levels, _ = read_levels(pair.mask)
+            levels = read_levels(pair.mask).pixels
             grey = (levels / max(1, int(np.max(levels))) * 255).astype(np.uint8)
             pictures.append(np.repeat(grey[..., None], 3, axis=2))
         except UserError:

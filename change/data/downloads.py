@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from change.change_dataloader import SPLITS, SUFFIXES
 from change.common.errors import UserError, list_names
-from change.common.names import natural_order, parse_list
+from change.common.names import decode_text, natural_order, parse_list
 from change.data.archives import File, Folder, normalise_folder, walk
 
 Pairs = dict[str, dict[str, File]]  # files by stem and kind
@@ -142,7 +142,7 @@ def split_by_lists(pairs: Pairs, lists: dict[str, File]) -> dict[str, Pairs]:
 
     A warning counts the pairs that no list names, and the names without a pair.
     """
-    names = {split: read_names(lists[split]) for split in SPLITS if split in lists}
+    names = {split: read_names(lists[split], pairs) for split in SPLITS if split in lists}
     every: set[str] = set().union(*names.values())
     if names and every != pairs.keys():
         log.warning(
@@ -159,9 +159,9 @@ def lists_in(folder: Path) -> dict[str, File]:
     return {split: File(folder / f"{split}.txt") for split in SPLITS if (folder / f"{split}.txt").is_file()}
 
 
-def read_names(file: File) -> list[str]:
-    """Read the stems from a list: one name per line, with or without folder and suffix.
+def read_names(file: File, stems: Collection[str]) -> list[str]:
+    """Read the stems from a list: one name per line, with or without folder and suffix. `stems` are those that exist.
 
-    Raises UserError if a stem occurs twice.
+    Raises UserError if a stem occurs twice, or if the list is not in UTF-8.
     """
-    return parse_list(file.read().decode("utf-8-sig", "replace"), SUFFIXES, file, drop_folders=True)
+    return parse_list(decode_text(file.read(), file), SUFFIXES, file, drop_folders=True, stems=stems)

@@ -9,7 +9,7 @@ import numpy as np
 
 from change.common.errors import list_names
 from change.common.union_find import connected_components
-from change.data.masks import lost_marks, marks_with_one
+from change.data.masks import LevelCounts, fault_of_mask, marks_with_one, mostly_marked, share_of_change
 from change.data.similarity import Link, find_copies, find_links
 from change.data.survey import Finding, PairFacts
 
@@ -18,32 +18,39 @@ CONFIDENT = 0.05  # shifts of lower confidence are regarded as chance
 
 
 def mask_findings(facts: Sequence[PairFacts]) -> list[Finding]:
-    """Report masks that are empty or full, have more than two values, or mark change unlike the split's other masks."""
+    """Report what training refuses about masks and splits of masks, and what is odd."""
     found: list[Finding] = []
     for split in dict.fromkeys(pair.split for pair in facts):
-        masks = [pair for pair in facts if pair.split == split and pair.pair.mask]
-        binary = marks_with_one((max(pair.levels), pair.maximum) for pair in masks)
-        for pair in masks:
-            found += findings_of_mask(pair, binary)
+        masks = {pair.key: (pair, pair.mask) for pair in facts if pair.split == split and pair.mask}
+        counts = [mask for _, mask in masks.values()]
+        if not counts:
+            continue
+        binary = marks_with_one(counts)
+        for pair, mask in masks.values():
+            found += findings_of_mask(pair, mask, binary)
+        changed = share_of_change(counts, binary)
+        if changed == 0 and not any(fault_of_mask(mask, binary) for mask in counts):
+            text = f"{split}: no mask marks any change: check the label folder"
+            found.append(Finding("error" if split == "train" else "warning", "split without change", text))
+        elif warning := mostly_marked(split, changed):
+            found.append(Finding("warning", "split mostly marked", warning))
     return found
 
 
-def findings_of_mask(facts: PairFacts, binary: bool) -> list[Finding]:
+def findings_of_mask(facts: PairFacts, mask: LevelCounts, binary: bool) -> list[Finding]:
     """Report what is odd about one mask. `binary`: the split's masks mark change with 1."""
-    path, changed, levels = facts.pair.mask, facts.changed(binary), facts.levels
-    assert path is not None
+    path, changed, levels = mask.path, mask.changed(binary), mask.counts
     found: list[tuple[str, str, str]] = []
     if len(levels) > 2 or (len(levels) == 2 and min(levels) > 0):
-        text = f"{path} has {len(levels)} values, {list_names(levels, 5)}: changed is above {facts.maximum // 2}"
+        text = f"{path} has {len(levels)} values, {list_names(levels, 5)}: changed is above {mask.maximum // 2}"
         found.append(("warning", "mask not of two values", text))
-    fault = lost_marks(path, max(levels), facts.maximum, binary)
-    if fault:
+    if fault := fault_of_mask(mask, binary):
         found.append(("error", "mask marks with other values", fault))
-    elif facts.maximum > 1 and binary and max(levels) == 1:
+    elif mask.maximum > 1 and binary and max(levels) == 1:
         found.append(("note", "mask of 0 and 1", f"{path} marks change with 1, and is read accordingly"))
     if changed == 0:
         found.append(("note", "mask empty", f"{path} marks no pixel as changed"))
-    elif changed == 1:
+    elif changed == mask.pixels:
         found.append(("warning", "mask full", f"{path} marks every pixel as changed"))
     elif facts.hashes[0] == facts.hashes[1]:
         text = f"{facts.pair.before} and {facts.pair.after} are the same image, and {path} marks change"

@@ -63,7 +63,7 @@ def read_check(path: Path) -> dict[str, Any]:
     Raises UserError if the file cannot be read, or was not written by check.
     """
     try:
-        result = dict(json.loads(path.read_text()))
+        result = dict(json.loads(path.read_text(encoding="utf-8")))
         result["pairs"] = [dict(pair) for pair in result["pairs"]]
         for pair in result["pairs"]:
             before, after = map(str, pair["hashes"])

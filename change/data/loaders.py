@@ -93,6 +93,11 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
         first, end = self.bounds(pairs)
         return BatchShare(pairs, end - first, min(self.parts, -(-pairs // self.processes)))
 
+    def smallest(self) -> int:
+        """Return the number of pairs in the smallest micro-batch of any process."""
+        shares = [self.share(step) for step in (0, len(self) - 1)]
+        return min(max(share.pairs // self.processes, share.parts) // share.parts for share in shares)
+
 
 class TrainLoader:
     """Loads a process's share of every batch of augmented crops."""

@@ -2,8 +2,9 @@
 
 One-bit masks mark change with 1. For the other masks of a split there are two cases. If no level in any of them exceeds
 1, they also mark change with 1. Otherwise levels above half of their type's range mean changed (from 128 of 255, from
-32768 of 65535). A mask that has levels above 0, all of which would be read as unchanged, is an error. JPEG masks are
-exempt, because their black is rarely exactly 0.
+32768 of 65535). Two kinds of masks are refused, because their meaning would be lost: those that have levels above 0,
+all of which would be read as unchanged, and those that hold class numbers, such as 1, next to the highest level, which
+then means "to be ignored". JPEG masks are exempt, because their black is rarely exactly 0.
 
 Shapes: levels and masks are (H, W).
 """
@@ -11,57 +12,169 @@ Shapes: levels and masks are (H, W).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
-from change.common.errors import UserError
-from change.common.images import Image, mode_and_bits, open_array
+from change.common.errors import UserError, list_names
+from change.common.images import UNREADABLE, Image, bits, count_pages, open_image, stored_as, upright
 
-LOSSY = (".jpg", ".jpeg")
-AHEAD = 32  # masks that are read at a time, until one shows how change is marked
+PHOTOMETRIC, COMPRESSION, NO_DATA = 262, 259, 42113  # tags of TIFF
+WHITE_IS_ZERO, JPEG_COMPRESSIONS = 0, (6, 7)
+FEW_BITS = {"L;2": 3, "L;4": 15}  # grey of 2 and 4 bits as Pillow unpacks it, and the maximum
+CLASSES = 31  # the highest level that is regarded as a class number
+STRAY = 0.01  # share of the marked pixels that may have other levels than the highest
+MOSTLY = 0.5  # share of marked pixels in a split above which a warning is due
 
 log = logging.getLogger(__name__)
 
 
-def read_levels(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
-    """Read a mask's grey levels (H, W) as stored, and the maximum of its type: 1 (one-bit files), 255 or 65535.
+class Levels(NamedTuple):
+    """The grey levels of a mask (H, W) as stored, the maximum of its type, and whether JPEG has changed them."""
 
-    Raises UserError for masks in colour, whose meaning is unknown, and for other types.
+    pixels: NDArray[np.integer[Any]]
+    maximum: int
+    lossy: bool
+
+
+@dataclass(frozen=True)
+class LevelCounts:
+    """The number of pixels of a mask at each grey level that occurs, the maximum of its type, and `Levels.lossy`."""
+
+    path: Path
+    counts: dict[int, int]
+    maximum: int
+    lossy: bool
+
+    @property
+    def highest(self) -> int:
+        """The highest level."""
+        return max(self.counts)
+
+    @property
+    def pixels(self) -> int:
+        """The number of pixels."""
+        return sum(self.counts.values())
+
+    def changed(self, binary: bool) -> int:
+        """Return the number of changed pixels. `binary`: the split's masks mark change with 1."""
+        above = unchanged_up_to(self.maximum, binary)
+        return sum(count for level, count in self.counts.items() if level > above)
+
+
+# --- one mask ------------------------------------------------------------------------------------------------------
+
+
+def read_levels(path: Path) -> Levels:
+    """Read a mask's grey levels as stored. The maximum of its type is 1 (one-bit files), 3, 15, 255 or 65535.
+
+    An orientation tag is followed. Raises UserError for a mask whose levels do not say what is marked: one in colour,
+    of another type, with transparent pixels, of several pages, or with pixels that are declared as no data.
     """
-    mode, depth = mode_and_bits(path)
+    try:
+        with open_image(path) as image:
+            pages, has_validity = count_pages(image)
+            if pages > 1:
+                raise UserError(f"{path} is a mask of {pages} pages: save one page per file")
+            if has_validity:
+                raise UserError(f"{path} is a mask with transparency (a page of valid pixels): save one channel only")
+            tags = getattr(image, "tag_v2", {})
+            lossy = image.format in ("JPEG", "MPO") or tags.get(COMPRESSION) in JPEG_COMPRESSIONS
+            levels, maximum = levels_of(path, image)
+            refuse_no_data(path, image, levels)
+            return Levels(levels, maximum, lossy)
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
+
+
+def levels_of(path: Path, image: PIL.Image.Image) -> tuple[NDArray[np.integer[Any]], int]:
+    """Return the levels of an opened mask, and the maximum of its type. Raises UserError as `read_levels` does."""
+    mode, depth, stored = image.mode, bits(image), stored_as(image)  # before the pixels are loaded
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO and mode != "1":
+        raise UserError(
+            f"{path} is a grey TIFF whose 0 is white, which programs read in two ways: save it with 0 as black"
+        )
     if mode == "1":
-        return open_array(path, None).astype(np.uint8), 1
+        return np.asarray(upright(image)).astype(np.uint8), 1
     if mode == "L":
-        return open_array(path, None), 255
+        pixels = np.asarray(upright(image))
+        maximum = next((most for name, most in FEW_BITS.items() if name in stored), 255)
+        return pixels // np.uint8(255 // maximum), maximum  # Pillow spreads few bits over 0 to 255
     if mode in ("I;16", "I;16B", "I;16L", "I"):
-        levels = open_array(path, None)
+        levels = np.asarray(upright(image))
         if np.min(levels) >= 0 and np.max(levels) <= 65535:
             return levels, 65535
-    elif mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # from 16-bit files, Pillow drops the low byte
-        colours = open_array(path, "RGB")
-        if (colours == colours[..., :1]).all():
-            return colours[..., 0], 255
-        raise UserError(f"{path} is a mask in colour: save one channel, 0 for unchanged and 255 for changed")
+        raise UserError(
+            f"{path} is a mask of levels from {np.min(levels)} to {np.max(levels)}: "
+            "save one channel of 8 bits, 0 for unchanged and 255 for changed"
+        )
+    if mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # from 16-bit files, Pillow drops the low byte
+        return level_of_colours(path, upright(image)), 255
     raise UserError(
         f"{path} is a mask of mode {mode}, {depth} bit: save one channel of 8 bits, 0 for unchanged and 255 for changed"
     )
 
 
+def level_of_colours(path: Path, image: PIL.Image.Image) -> NDArray[np.uint8]:
+    """Return the grey level of a mask that is stored as colours. Raises UserError for other colours than greys.
+
+    Transparent pixels are refused too: some programs mark with colour, others with alpha.
+    """
+    colours = np.asarray(image.convert("RGBA"))
+    if image.mode != "RGB" and (colours[..., 3] < 255).any():
+        raise UserError(
+            f"{path} is a mask with transparency: save one channel without alpha, 0 for unchanged and 255 for changed"
+        )
+    if (colours[..., 1:3] != colours[..., :1]).any():
+        raise UserError(f"{path} is a mask in colour: save one channel, 0 for unchanged and 255 for changed")
+    return np.asarray(colours[..., 0])
+
+
+def refuse_no_data(path: Path, image: PIL.Image.Image, levels: NDArray[np.integer[Any]]) -> None:
+    """Raise UserError if a mask holds a level other than 0 that it declares as no data, in TIFF or PNG."""
+    declared: Any = getattr(image, "tag_v2", {}).get(NO_DATA, image.info.get("transparency"))
+    if isinstance(declared, tuple):  # a colour
+        declared = declared[0]
+    if isinstance(declared, bytes) or declared is None:  # alpha of a palette
+        return
+    try:
+        level = float(str(declared).strip("\0 "))
+    except ValueError:
+        return
+    if level != 0 and (levels == level).any():
+        raise UserError(
+            f"{path} declares {level:g} as no data and holds it, but pixels cannot be ignored: "
+            "save one channel without no data, 0 for unchanged and 255 for changed"
+        )
+
+
 def read_mask(path: Path, binary: bool) -> Image:
     """Read a mask as uint8 (H, W) of 0 and 1. `binary`: the split's masks mark change with 1, see `marks_with_one`.
 
-    Raises UserError for the same reasons as `read_levels`, and for a mask whose marks would be lost.
+    Raises UserError for the same reasons as `read_levels`, and for a mask whose meaning would be lost.
     """
-    levels, maximum = read_levels(path)
-    fault = lost_marks(path, int(np.max(levels)), maximum, binary)
-    if fault:
+    levels = read_levels(path)
+    if fault := fault_of_mask(count_levels(path, levels), binary):
         raise UserError(fault)
-    return np.asarray(levels > unchanged_up_to(maximum, binary), np.uint8)
+    return np.asarray(levels.pixels > unchanged_up_to(levels.maximum, binary), np.uint8)
+
+
+def count_levels(path: Path, levels: Levels) -> LevelCounts:
+    """Count how often each grey level of a mask occurs."""
+    pixels = levels.pixels
+    if pixels.dtype == np.uint8 and pixels.size < 1 << 24:  # OpenCV is faster, but counts in float32
+        counts = cv2.calcHist([np.ascontiguousarray(pixels)], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    else:
+        counts = np.bincount(pixels.ravel())
+    found = {int(level): int(counts[level]) for level in np.flatnonzero(counts)}
+    return LevelCounts(path, found, levels.maximum, levels.lossy)
 
 
 def unchanged_up_to(maximum: int, binary: bool) -> float:
@@ -71,58 +184,101 @@ def unchanged_up_to(maximum: int, binary: bool) -> float:
     return maximum / 2
 
 
-def lost_marks(path: Path, highest: int, maximum: int, binary: bool) -> str:
-    """Return an error message if a mask has levels above 0 but would be read as unchanged, else "".
+def fault_of_mask(mask: LevelCounts, binary: bool) -> str:
+    """Return an error message if the meaning of a mask would be lost, else "".
 
-    Args:
-        path: The mask's file.
-        highest: Its highest level.
-        maximum: The maximum of its type.
-        binary: Whether the split's masks mark change with 1.
+    `binary`: the split's masks mark change with 1. The file must have been read without error.
     """
-    if path.suffix.lower() in LOSSY or not 0 < highest <= unchanged_up_to(maximum, binary):
+    limit = unchanged_up_to(mask.maximum, binary)
+    if mask.lossy or limit == 0:
         return ""
-    return (
-        f"{path} goes up to {highest}, but other masks up to {maximum}: it would be read as unchanged; "
-        f"save changed as {maximum}"
-    )
+    if 0 < mask.highest <= limit:
+        why = "but other masks exceed 1" if mask.highest == 1 else f"but changed is above half of {mask.maximum}"
+        return f"{mask.path} goes up to {mask.highest}, {why}: it would be read as unchanged; save changed as 255"
+    classes = [level for level in mask.counts if 0 < level <= min(CLASSES, limit)]
+    between = any(CLASSES < level < mask.maximum for level in mask.counts)
+    marked = mask.pixels - mask.counts.get(0, 0)
+    if classes and not between and sum(mask.counts[level] for level in classes) > STRAY * marked:
+        return (
+            f"{mask.path} marks with {list_names(classes, 5)} and with {mask.highest}: pixels cannot be ignored, "
+            f"{mask.highest} would be read as changed and {classes[0]} as unchanged; save 0 for unchanged and 255 for "
+            "changed"
+        )
+    return ""
 
 
-def marks_with_one(masks: Iterable[tuple[int, int]]) -> bool:
-    """Tell whether a split's masks mark change with 1, given the highest level of each and the maximum of its type."""
-    return all(highest <= 1 for highest, maximum in masks if maximum > 1)
+# --- the masks of a split ------------------------------------------------------------------------------------------
 
 
-def masks_are_binary(name: str, paths: Sequence[Path]) -> bool:
-    """Tell whether the masks of split `name` mark change with 1, and log the rule that was found.
+class MaskRule(NamedTuple):
+    """How the masks of a split are read: whether they mark change with 1, and the share of pixels that they mark."""
 
-    Masks are read until one has a level above half of its type's range. Raises UserError as `read_levels` does.
+    binary: bool
+    changed: float
+
+
+def marks_with_one(masks: Iterable[LevelCounts]) -> bool:
+    """Tell whether a split's masks mark change with 1."""
+    return all(mask.highest <= 1 for mask in masks if mask.maximum > 1)
+
+
+def share_of_change(masks: Sequence[LevelCounts], binary: bool) -> float:
+    """Return the share of changed pixels of all masks together."""
+    return sum(mask.changed(binary) for mask in masks) / max(1, sum(mask.pixels for mask in masks))
+
+
+def mostly_marked(name: str, changed: float) -> str:
+    """Return a warning if more than half of the pixels of split `name` are marked as changed, else ""."""
+    if changed <= MOSTLY:
+        return ""
+    return f"{name}: {changed:.0%} of the pixels are marked as changed: check that the masks are not inverted"
+
+
+def find_rule(name: str, paths: Sequence[Path]) -> MaskRule:
+    """Read all masks of split `name`, in threads. Log the rule that was found, and what is odd.
+
+    Raises UserError as `read_mask` does.
     """
-    masks: list[tuple[int, int]] = []
-    for highest, maximum in highest_levels(paths):
-        masks.append((highest, maximum))
-        if maximum > 1 and highest > unchanged_up_to(maximum, binary=False):
-            break
-    binary = marks_with_one(masks)
-    if not any(highest > unchanged_up_to(maximum, binary) for highest, maximum in masks):
-        log.warning("%s: %d pairs; no mask marks any change: check the label folder", name, len(paths))
-    elif not binary:
-        log.info("%s: %d pairs; masks: changed is above half of the type's range", name, len(paths))
-    elif any(maximum > 1 and highest == 1 for highest, maximum in masks):
-        log.info("%s: %d pairs; masks: changed is 1, no mask exceeds it", name, len(paths))
-    else:
-        log.info("%s: %d pairs; masks: one-bit files, changed is 1", name, len(paths))
-    return binary
 
+    def count(path: Path) -> LevelCounts | str:
+        try:
+            return count_levels(path, read_levels(path))
+        except UserError as error:
+            return str(error)
 
-def highest_levels(paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
-    """Read masks in threads, a few ahead, and yield the highest level and the type's maximum of each."""
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), AHEAD):
-            yield from pool.map(highest_level, paths[start : start + AHEAD])
+        results = list(pool.map(count, paths))
+    masks = [result for result in results if isinstance(result, LevelCounts)]
+    binary = marks_with_one(masks)
+    faults = [result for result in results if isinstance(result, str)]
+    faults += [fault for mask in masks if (fault := fault_of_mask(mask, binary))]
+    if faults:
+        more = f" ({len(faults) - 1} more masks have faults: python -m change check lists them)"
+        raise UserError(faults[0] + (more if len(faults) > 1 else ""))
+    changed = share_of_change(masks, binary)
+    log_rule(name, masks, binary, changed)
+    return MaskRule(binary, changed)
 
 
-def highest_level(path: Path) -> tuple[int, int]:
-    """Read a mask, and return its highest level and the maximum of its type."""
-    levels, maximum = read_levels(path)
-    return int(np.max(levels)), maximum
+def log_rule(name: str, masks: Sequence[LevelCounts], binary: bool, changed: float) -> None:
+    """Log how the masks of split `name` are read, and warn of what is odd."""
+    if changed == 0:
+        log.warning("%s: %d pairs; no mask marks any change: check the label folder", name, len(masks))
+    elif not binary:
+        log.info("%s: %d pairs; masks: changed is above half of the type's range", name, len(masks))
+    elif any(mask.maximum > 1 and mask.highest == 1 for mask in masks):
+        log.info("%s: %d pairs; masks: changed is 1, no mask exceeds it", name, len(masks))
+    else:
+        log.info("%s: %d pairs; masks: one-bit files, changed is 1", name, len(masks))
+    if warning := mostly_marked(name, changed):
+        log.warning("%s", warning)
+    several = [mask for mask in masks if not mask.lossy and len(mask.counts) > 2]
+    if several:
+        log.warning(
+            "%s: %d masks have more than two values, such as %s with %s: changed is above %d",
+            name,
+            len(several),
+            several[0].path,
+            list_names(several[0].counts, 5),
+            several[0].maximum // 2,
+        )

@@ -27,11 +27,12 @@ from tqdm import tqdm
 from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import home_folder, make_folder, write_whole
-from change.common.images import IMAGE_MODES, PIXEL_LIMIT, UNREADABLE, bits, open_image
+from change.common.images import IMAGE_MODES, PIXEL_LIMIT, UNREADABLE, bits, open_image, stored_as, upright
 from change.common.logs import start_logging
 from change.common.names import files_by_stem
 from change.data.archives import File, is_hidden
 from change.data.downloads import Pairs, find_pairs, read_names
+from change.data.masks import FEW_BITS
 
 KINDS = (BEFORE, AFTER, LABEL)
 
@@ -120,15 +121,19 @@ def cut(name: str, files: dict[str, File], tile: int, overlap: int) -> Iterator[
 def decode(file: File, is_mask: bool) -> PIL.Image.Image:
     """Decode an image of at most 8 bits per channel, or a grey mask of up to 16 bits, which PNG stores without loss.
 
+    An orientation tag is followed.
+
     Raises UserError for other images, and for a file that does not decode.
     """
     data = file.read()
     try:
         with open_image(io.BytesIO(data)) as opened:
-            depth = bits(opened)  # before Pillow loads the pixels and forgets it
-            image: PIL.Image.Image = opened.copy()
+            depth, stored = bits(opened), stored_as(opened)  # before Pillow loads the pixels and forgets it
+            image = upright(opened).copy()
     except UNREADABLE as error:
         raise UserError(f"{file} cannot be decoded ({error}): replace the file") from error
+    if is_mask and any(name in stored for name in FEW_BITS):
+        raise UserError(f"{file} is a grey mask of 2 or 4 bits: save one channel of 8 bits to cut it into tiles")
     if image.mode in IMAGE_MODES and depth == 8:
         return image
     levels = np.asarray(image)
@@ -206,7 +211,7 @@ def write_list(path: Path, stems: list[str], folder: Path) -> None:
     if not path.exists():
         write_whole(path, "".join(f"{stem}\n" for stem in stems).encode())
         return
-    names = set(read_names(File(path)))
+    names = set(read_names(File(path), stems))
     lacking, unlisted = len(names.difference(stems)), len(set(stems) - names)
     if lacking or unlisted:
         log.warning(

@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, Pair, check_headers
 from change.common.errors import UserError, list_names
 from change.common.images import Image, image_hash, read_image
 from change.common.names import files_by_stem, read_list
-from change.data.masks import read_levels, unchanged_up_to
+from change.data.masks import LevelCounts, count_levels, read_levels
 from change.data.similarity import Shift, edges, shift, thumbnail
 
 Files = tuple[str, str, dict[str, Path]]  # a pair's split, its stem, and its files by subfolder
@@ -45,8 +42,7 @@ class PairFacts:
         thumbs: Thumbnails of before and after.
         edges: The outermost pixels of before and after, see `change.data.similarity.edges`.
         shift: The shift of after relative to before.
-        levels: The number of pixels of the mask at each grey level that occurs; empty without a mask.
-        maximum: The maximum of the mask's type.
+        mask: The grey levels of the mask, if there is one.
     """
 
     split: str
@@ -55,19 +51,12 @@ class PairFacts:
     thumbs: tuple[Image, Image]
     edges: tuple[list[Image], list[Image]]
     shift: Shift
-    levels: dict[int, int] = field(default_factory=dict)
-    maximum: int = 1
+    mask: LevelCounts | None = None
 
     @property
     def key(self) -> str:
         """The name of the pair in findings."""
         return f"{self.split}/{self.pair.name}"
-
-    def changed(self, binary: bool) -> float:
-        """Return the share of changed pixels. `binary`: the split's masks mark change with 1."""
-        above = unchanged_up_to(self.maximum, binary)
-        changed = sum(count for level, count in self.levels.items() if level > above)
-        return changed / max(1, sum(self.levels.values()))
 
 
 def find_files(root: Path, lists: Path | None) -> tuple[list[Finding], list[Files]]:
@@ -120,7 +109,8 @@ def find_splits(root: Path, lists: Path | None) -> tuple[dict[str, Path], dict[s
     names: dict[str, list[str]] = {}
     if not folders and (root / BEFORE).is_dir():
         paths = {split: (lists or root / "list") / f"{split}.txt" for split in SPLITS}
-        names = {split: read_list(path, SUFFIXES) for split, path in paths.items() if path.is_file()}
+        stems = files_by_stem(root / BEFORE, SUFFIXES)
+        names = {split: read_list(path, SUFFIXES, stems) for split, path in paths.items() if path.is_file()}
         if lists and not names:
             raise UserError(f"--list {lists} has no train.txt, val.txt or test.txt: choose another folder")
         folders = dict.fromkeys(names, root) or {root.resolve().name: root}
@@ -172,17 +162,7 @@ def inspect_pair(files: Files) -> PairFacts | str:
             shift=shift(before, after),
         )
         if pair.mask:
-            levels, facts.maximum = read_levels(pair.mask)
-            counts = count_levels(levels)
-            facts.levels = {int(level): int(counts[level]) for level in np.flatnonzero(counts)}
+            facts.mask = count_levels(pair.mask, read_levels(pair.mask))
     except UserError as error:
         return str(error)
     return facts
-
-
-def count_levels(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Count how often each grey level occurs: (H, W) of 0 or more -> (levels,)."""
-    if levels.dtype == np.uint8 and levels.size < 1 << 24:  # OpenCV is faster, but counts in float32
-        found = cv2.calcHist([np.ascontiguousarray(levels)], [0], None, [256], [0, 256])
-        return np.asarray(found.ravel(), np.int64)
-    return np.bincount(levels.ravel())

@@ -108,7 +108,9 @@ def count_pairs(data: Path, lists: str) -> int:
     try:
         if before.is_dir() and not lists:
             return len(files_by_stem(before, SUFFIXES))
-        return len(read_list(Path(lists or data / "list") / "train.txt", SUFFIXES))
+        folder = before if before.is_dir() else data / "A"
+        stems = files_by_stem(folder, SUFFIXES) if folder.is_dir() else {}
+        return len(read_list(Path(lists or data / "list") / "train.txt", SUFFIXES, stems))
     except UserError:
         return 0
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from change.common.errors import UserError, list_names
 from change.common.images import UNREADABLE, open_image
-from change.common.names import files_by_stem
+from change.common.names import decode_text, files_by_stem
 from change.rasters.gdal import SUFFIXES, open_raster, quiet_gdal
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -44,6 +46,8 @@ def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
     Raises:
         UserError: if there are no pairs, or a file is missing.
     """
+    for path in filter(None, (before, after)):
+        require_local(path)
     if after is None:
         if before.suffix.lower() not in (".txt", ".tsv", ".csv"):
             raise UserError(
@@ -66,20 +70,31 @@ def find_jobs(before: Path, after: Path | None, out: Path) -> list[Job]:
     return [Job(first[stem], second[stem], out / stem) for stem in first]
 
 
+def require_local(path: Path) -> None:
+    """Raise UserError for a web address or a path into an archive: only files on this machine are read."""
+    text = str(path).replace("\\", "/")
+    if re.match(r"/vsi[a-z0-9_]+/|[A-Za-z][A-Za-z0-9+.]+:/", text) and not path.exists():
+        address = re.sub(r":/+", "://", text, count=1)  # pathlib drops a slash
+        raise UserError(f"{address} is no file on this machine: download or unpack it, and give the path of the file")
+
+
 def read_pairs(path: Path, out: Path) -> list[Job]:
     """Read a text file of pairs: one per line, with paths relative to the file.
+
+    Blank lines, comments that begin with #, and a header are skipped. A header is a first line whose columns have no
+    suffix and name no files.
 
     Raises UserError if it cannot be read, names no pairs, or gives two pairs the same name.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = decode_text(path.read_bytes(), path).splitlines()
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    jobs = [
-        read_pair(line, path.parent, out, place=f"{path}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    numbered = [(number, line) for number, line in numbered if not line.lstrip().startswith("#")]
+    if numbered and is_header(split_line(numbered[0][1], path.parent), path.parent):
+        numbered = numbered[1:]
+    jobs = [read_pair(line, path.parent, out, place=f"{path}, line {number}") for number, line in numbered]
     if not jobs:
         raise UserError(f"{path} names no pairs: write one per line, BEFORE TAB AFTER [TAB NAME]")
     uses = Counter(job.folder for job in jobs)
@@ -91,8 +106,36 @@ def read_pairs(path: Path, out: Path) -> list[Job]:
     return jobs
 
 
+def is_header(columns: list[str], folder: Path) -> bool:
+    """Tell whether a line is a header: its first two columns have no suffix, and there are no such files."""
+    return len(columns) in (2, 3) and not any(
+        Path(column).suffix or (folder / column).exists() for column in columns[:2]
+    )
+
+
+def split_line(line: str, folder: Path) -> list[str]:
+    """Split a line into columns, by the first of tabs, commas and semicolons that gives two or three.
+
+    A column can be in double quotes. If several separators give two or three columns, one that gives existing files
+    wins. Without any of them, white space separates.
+    """
+    if "\t" in line:
+        return split_columns(line, "\t")
+    possible = [columns for mark in ",;" if len(columns := split_columns(line, mark)) in (2, 3)]
+    if len(possible) > 1:
+        possible.sort(key=lambda columns: not all((folder / column).is_file() for column in columns[:2]))
+    if possible:
+        return possible[0]
+    return split_columns(line, ",") if "," in line else line.split()
+
+
+def split_columns(line: str, separator: str) -> list[str]:
+    """Split a line as `csv` does, and strip the columns."""
+    return [column.strip() for column in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+
+
 def read_pair(line: str, folder: Path, out: Path, *, place: str) -> Job:
-    """Read a line BEFORE TAB AFTER [TAB NAME]; without tabs, commas separate. NAME defaults to the stem of BEFORE.
+    """Read a line of `read_pairs`, BEFORE TAB AFTER [TAB NAME]. NAME defaults to the stem of BEFORE.
 
     Args:
         line: not empty.
@@ -103,14 +146,13 @@ def read_pair(line: str, folder: Path, out: Path, *, place: str) -> Job:
     Raises:
         UserError: if the line has another form, or NAME cannot be the name of a folder.
     """
-    separator = None
-    if "\t" in line:
-        separator = "\t"
-    elif "," in line:
-        separator = ","
-    parts = [part.strip() for part in line.split(separator)]
+    parts = split_line(line, folder)
     if len(parts) not in (2, 3):
-        raise UserError(f"{place}: write BEFORE TAB AFTER, and TAB NAME if you like")
+        raise UserError(
+            f"{place}: write BEFORE TAB AFTER, and TAB NAME if you like; commas and semicolons separate too"
+        )
+    for part in parts[:2]:
+        require_local(Path(part))
     before, after = folder / parts[0], folder / parts[1]
     name = before.stem
     if len(parts) == 3 and parts[2]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,13 +13,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from change.change_dataloader import Split, find_split, rate_of_change, shared_images
+from change.change_dataloader import Split, find_split, shared_images
 from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
 from change.data.cache import DecodedCache, decode_pairs
-from change.data.loaders import TrainLoader, default_workers, whole_batches, whole_loader
+from change.data.loaders import EpochOrder, TrainLoader, default_workers, whole_batches, whole_loader
 from change.data.on_device import (
     WORKING_BYTES,
     DeviceTrainLoader,
@@ -38,6 +39,7 @@ from change.training.run_state import RunState
 from change.training.start import Plan
 from models.losses import TrainingLoss
 from models.network import PRXChange, build_network
+from models.padding import MULTIPLE
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +56,37 @@ class Data:
     train_loader: TrainLoader | DeviceTrainLoader
     val_loader: DataLoader[Batch | UserError] | DeviceWholeLoader
 
+    @functools.cached_property
+    def contents(self) -> list[str]:
+        """The fingerprints of all pairs' files, of train and then of val, when they were first asked for."""
+        return self.train.fingerprints() + self.val.fingerprints()
+
     def digest(self) -> str:
         """Return a digest of the names and sizes of the pairs, which distinguishes them from others."""
         return digest_of(self.train, self.val)
+
+    def require_same(self, state: RunState, path: Path) -> None:
+        """Raise UserError if the state of a run, read from `path`, belongs to other pairs, or to other files of them.
+
+        States of earlier versions do not say which files they belong to.
+        """
+        if state.data != self.digest():
+            raise UserError(
+                f"{path} was trained on other pairs than those in --root now (names or sizes differ): "
+                "choose the --root of the run"
+            )
+        if not state.contents:
+            log.warning("%s does not say with which files the run began: they are not compared", path)
+            return
+        keys = [f"{split.name}/{pair.name}" for split in (self.train, self.val) for pair in split.pairs]
+        for what, part in (("images", slice(0, 16)), ("masks", slice(16, 32))):
+            pairs = zip(keys, state.contents, self.contents, strict=True)
+            changed = [key for key, then, now in pairs if then[part] != now[part]]
+            if changed:
+                raise UserError(
+                    f"{path} was trained on other {what} than those in --root now, of {list_names(changed)}: "
+                    "restore the files, or start a new run with another --save_path"
+                )
 
 
 def digest_of(train: Split, val: Split) -> str:
@@ -88,10 +118,12 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
 def open_data(options: TrainOptions, device: torch.device) -> Data:
     """Find the pairs and make the loaders of this process. A warning is logged if train and val share images.
 
-    Raises UserError as `find_split` does, and if a crop is larger than an image.
+    Raises UserError as `find_split` does, if no train mask marks a change, if a crop is larger than an image, and
+    if a batch is too small for the network.
     """
     process, processes = distributed.rank(), distributed.processes()
     train, val = find_splits(options.data)
+    require_change(train, options.data.root)
     smallest, largest = options.augmentation.scales()
     samples = TrainSamples(
         train,
@@ -113,7 +145,9 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
         process=process,
         processes=processes,
     )
+    require_batch_norm(options, train_loader.order, device)
     val_samples = WholeSamples(val, options.data.trainsize)
+    report_stretch(val, options.data.trainsize)
     val_loader = whole_loader(
         val_samples, options.validation.val_batchsize, workers, pin, process=process, processes=processes
     )
@@ -126,6 +160,51 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
             options.data.root,
         )
     return Data(train, val, train_loader, val_loader)
+
+
+def require_change(train: Split, root: str) -> None:
+    """Raise UserError if no mask of train marks any change: the network would learn to find none."""
+    if train.changed == 0:
+        raise UserError(
+            f"no train mask in {root} marks any change: the label folder may hold empty masks or those of other pairs, "
+            f"or JPEG masks no brighter than 127; look at them, and run python -m change check {root}"
+        )
+
+
+def require_batch_norm(options: TrainOptions, order: EpochOrder, device: torch.device) -> None:
+    """Raise UserError if a batch norm would see one value per channel, of which there is no variance.
+
+    Encoders see both dates as one batch, and our decoder normalises groups of channels or both dates. Only the decoder
+    of the U-Net normalises over the pairs, and its deepest map has one pixel for the smallest crop.
+    """
+    synchronised = device.type == "cuda" and order.processes > 1
+    smallest_crop = options.network.model == "unet" and options.data.cropsize == MULTIPLE
+    if smallest_crop and order.smallest() == 1 and not synchronised:
+        parts = f" and --grad_accum {order.parts}" if order.parts > 1 else ""
+        shared = f" over {order.processes} processes" if order.processes > 1 else ""
+        raise UserError(
+            f"--model unet with --cropsize {MULTIPLE} cannot train on a batch of one pair, because its batch norm "
+            f"needs more than one value: --train_batchsize {order.batch_size}{parts} splits {order.samples} train pairs"
+            f"{shared} into batches of which the smallest is one pair; choose a --cropsize of {2 * MULTIPLE} or more, "
+            "or another --train_batchsize"
+        )
+
+
+def report_stretch(val: Split, size: int) -> None:
+    """Log a warning if val images are resized to a square of `size` pixels; 0 leaves them as they are."""
+    other = [pair.size for pair in val.pairs if size and pair.size != (size, size)]
+    if other:
+        width, height = other[0]
+        log.warning(
+            "%d of %d val images are resized to %dx%d, such as one of %dx%d: F1, the best epoch and the threshold on "
+            "val are those of resized images; --trainsize 0 keeps their size, as test.py does",
+            len(other),
+            len(val.pairs),
+            size,
+            size,
+            width,
+            height,
+        )
 
 
 def use_cache(data: Data, options: TrainOptions, device: torch.device) -> Data:
@@ -216,7 +295,7 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     network = build_network(config)
     template = Checkpoint(config, {})
     if state is None:
-        template = load_first_weights(network, options.network, options.start, lambda: rate_of_change(train))
+        template = load_first_weights(network, options.network, options.start, lambda: train.changed)
     distributed.synchronise(network, precision.device)
     network.to(precision.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, options.optimizer, fused=precision.apex is None)

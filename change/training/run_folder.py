@@ -96,7 +96,7 @@ class Run:
         if not writes:
             return
         make_folder(folder)
-        file = LogFile(folder / "log.txt")
+        file = LogFile(folder / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         kept.setTarget(file)
         kept.flush()
@@ -153,4 +153,4 @@ def metrics_table(folder: Path) -> str:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines. A missing file gives an empty list."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -18,7 +18,7 @@ from change.common.errors import UserError, list_names
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = "prx-change-run/1"
-ADDED_LATER = ("average", "mean", "std", "threshold")  # fields that runs of earlier versions lack
+ADDED_LATER = ("average", "mean", "std", "threshold", "contents")  # fields that runs of earlier versions lack
 
 
 @dataclass
@@ -60,6 +60,7 @@ class RunState:
         images: hashes of the images trained on so far, sorted.
         average: state dict of the moving average; empty without --ema.
         mean, std, threshold: values for the checkpoint that the run writes, see `Checkpoint`.
+        contents: `Split.fingerprints` of the pairs of train and then of val.
     """
 
     options: dict[str, Any]
@@ -75,6 +76,7 @@ class RunState:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     threshold: float = 0.5
+    contents: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all. Raises UserError if it cannot be written."""

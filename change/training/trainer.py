@@ -331,6 +331,7 @@ class Training:
             mean=self.template.mean,
             std=self.template.std,
             threshold=self.template.threshold,
+            contents=self.data.contents,
         )
         if self.run.writes:
             state.save(self.run.state_path)
@@ -350,11 +351,7 @@ class Training:
 
     def load_state(self, state: RunState) -> None:
         """Continue from a saved state. Raises UserError if it belongs to other pairs or does not fit."""
-        if state.data != self.data.digest():
-            raise UserError(
-                f"{self.run.state_path} was trained on other pairs than those in --root now (names or sizes differ): "
-                "choose the --root of the run"
-            )
+        self.data.require_same(state, self.run.state_path)
         try:
             self.loss.network.load_state_dict(state.weights)
             self.average.load_state_dict(state.average)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from change.change_dataloader import find_split, rate_of_change, shared_images
+from change.change_dataloader import find_split, shared_images
 from change.common.files import file_hash
 from change.data.loaders import or_raise, whole_loader
 from change.data.samples import WholeSamples
@@ -52,6 +52,18 @@ def test_flat_folder_with_lists(tmp_path: Path) -> None:
     assert names(find_split(root, "val")) == ["1"]
     assert names(find_split(root, "test", tmp_path / "other.txt")) == ["3", "1"]
     assert names(find_split(root, "")) == ["0", "1", "2", "3"]
+
+
+def test_lists_as_people_write_them(tmp_path: Path) -> None:
+    """Comments are skipped, and UTF-16 is read by its mark; a name that is a stem is taken as it is."""
+    root = write_pairs(tmp_path / "data", 3)
+    for sub in ("A", "B", "label"):
+        (root / sub / "1.png").rename(root / sub / "1.tif.png")
+        (root / sub / "2.png").rename(root / sub / "#2.png")
+    (tmp_path / "list.txt").write_bytes("# May\n1.tif\n#2\n0.tif\n".encode("utf-16"))
+    assert names(find_split(root, "", tmp_path / "list.txt")) == ["1.tif", "#2", "0"]
+    (tmp_path / "list.txt").write_text("1.tif.png\n")
+    assert names(find_split(root, "", tmp_path / "list.txt")) == ["1.tif"]
 
 
 def test_list_within_split_folders(dataset: Path, tmp_path: Path) -> None:
@@ -181,10 +193,11 @@ def test_the_likely_folder_is_suggested(dataset: Path) -> None:
         (b" \n\n", "LIST is empty"),
         (b"0\n7\n", "no file for 7 in A, 7 in B, 7 in label"),
         (b"0\n1\n0\n1.png\n", "LIST has duplicate names: 0, 1;"),
-        ("é\n".encode("latin-1"), "no file for"),
+        ("é\n".encode("latin-1"), "LIST is not text in UTF-8: save it with that encoding"),
+        ("0\n1\n".encode("utf-16-le"), "LIST is not text in UTF-8: save it with that encoding"),
         (None, "LIST is missing: ROOT holds A and B of all splits, so a list must name the pairs of train"),
     ],
-    ids=["empty", "blank", "unknown", "double", "not UTF-8", "missing"],
+    ids=["empty", "blank", "unknown", "double", "not UTF-8", "UTF-16 without mark", "missing"],
 )
 def test_broken_lists_are_named(tmp_path: Path, content: bytes | None, expected: str) -> None:
     root = write_pairs(tmp_path / "data", 2)
@@ -212,4 +225,4 @@ def test_rate_of_change(tmp_path: Path) -> None:
             ("label", mask),
         ):
             save(tmp_path / sub / f"{name}.png", picture)
-    assert rate_of_change(find_split(tmp_path, "")) == pytest.approx(16 / (64 + 256))
+    assert find_split(tmp_path, "").changed == pytest.approx(16 / (64 + 256))

@@ -215,12 +215,11 @@ def test_masks_that_training_refuses_are_errors(
     root = write_pairs(tmp_path / "set" / "train", 2)
     (root / "label" / "1.png").unlink()
     save(levels, root / "label" / f"1{suffix}")
-    split = find_split(root.parent, "train")
     if refused:
         with pytest.raises(UserError, match="it would be read as unchanged"):
-            split.read(1)
+            find_split(root.parent, "train")
     else:
-        split.read(1)
+        find_split(root.parent, "train").read(1)
     code, result, _ = check(root.parent, tmp_path / "out")
     errors = [finding for finding in result["findings"] if finding["rank"] == "error"]
     assert (code, len(errors)) == (int(refused), int(refused))

@@ -10,6 +10,7 @@ import pytest
 from change.change_dataloader import find_split
 from change.common.errors import UserError
 from change.common.files import write_whole
+from change.data.check import main as check
 from change.data.folds import main, make_folds, write_folds
 from tests.conftest import write_pairs
 
@@ -71,3 +72,20 @@ def test_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="already exists"):
         write_folds(folder, [["a"], ["b"]])
     assert [path.name for path in tmp_path.rglob("*")] == ["lists", "mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["scene_{}.tif", "{}.PNG", "#{}"])
+def test_lists_of_unusual_names_can_be_trained_on(tmp_path: Path, name: str) -> None:
+    """Stems that end like a suffix, or begin like a comment, are found by the lists that folds and check write."""
+    root = write_pairs(tmp_path / "set" / "train", 4)
+    for sub in ("A", "B", "label"):
+        for number in range(4):
+            (root / sub / f"{number}.png").rename(root / sub / f"{name.format(number)}.png")
+    check([str(root.parent), f"--save_path={tmp_path / 'check'}"])
+    options = [f"--check={tmp_path / 'check' / 'check.json'}", f"--list_path={tmp_path / 'lists'}", "--folds=2"]
+    assert main([str(root.parent), *options]) == 0
+    found = [find_split(root, "", tmp_path / "lists" / "0" / f"{part}.txt") for part in ("train", "val")]
+    assert sorted(pair.name for split in found for pair in split.pairs) == [name.format(i) for i in range(4)]
+    (root / "list").mkdir()
+    (root / "list" / "train.txt").write_text("".join(f"{name.format(number)}\n" for number in range(4)))
+    assert check([str(root), f"--save_path={tmp_path / 'flat'}"]) == 0

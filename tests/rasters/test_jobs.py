@@ -69,3 +69,48 @@ def test_two_pairs_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("a.tif\tb.tif\nc.tif\td.tif\nx/a.tif\tx/b.tif\n")
     with pytest.raises(UserError, match=r"pairs.txt names .*out/a more than once: give each pair its own name"):
         find_jobs(tmp_path / "pairs.txt", None, tmp_path / "out")
+
+
+LISTS = {
+    "comment": b"# May\na,1.png\tb.png\tone\n",
+    "header": b"before\tafter\tname\na,1.png\tb.png\tone\n",
+    "quotes": b'"a,1.png","b.png","one"\n',
+    "quotes and semicolons": b'# May\r\nbefore;after;name\r\n"a,1.png"; b.png ;one\r\n',
+    "semicolons": b"a,1.png;b.png;one\n",
+    "semicolons, two columns": b"a,1.png;b.png\n",
+    "UTF-16": "a,1.png\tb.png\tone\n".encode("utf-16"),
+    "UTF-8 with mark": b"\xef\xbb\xbf# May\na,1.png\tb.png\tone\n",
+}
+
+
+@pytest.mark.parametrize("content", LISTS.values(), ids=LISTS)
+def test_lists_as_people_write_them(tmp_path: Path, content: bytes) -> None:
+    for name in ("a,1.png", "b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_bytes(content)
+    (job,) = find_jobs(tmp_path / "list.csv", None, tmp_path / "out")
+    assert (job.before, job.after) == (tmp_path / "a,1.png", tmp_path / "b.png")
+    assert job.folder.name in ("one", "a,1")
+
+
+def test_a_first_line_without_suffixes_can_name_files(tmp_path: Path) -> None:
+    (tmp_path / "before").touch()
+    (tmp_path / "list.txt").write_text("before\tafter\n")
+    (job,) = find_jobs(tmp_path / "list.txt", None, tmp_path)
+    assert job.before == tmp_path / "before"
+
+
+def test_lists_in_other_encodings(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("é.png\tb.png\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"list\.txt is not text in UTF-8: save it with that encoding"):
+        find_jobs(tmp_path / "list.txt", None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", ["/vsizip/z.zip/b.tif", "zip://z.zip!b.tif", "https://host/b.tif", "s3://bucket/b.tif"]
+)
+def test_paths_that_are_no_files_here(tmp_path: Path, path: str) -> None:
+    (tmp_path / "list.txt").write_text(f"a.tif\t{path}\n")
+    for before, after in ((Path(path), Path("b.tif")), (Path("a.tif"), Path(path)), (tmp_path / "list.txt", None)):
+        with pytest.raises(UserError, match="is no file on this machine: download or unpack it"):
+            find_jobs(before, after, tmp_path)
