@@ -49,6 +49,8 @@ class PassRecord:
         versions: versions of Python and packages, and the device and number format of the run.
         scores: scores on val.
         epoch: the epoch of the weights.
+        sources: hashes of the images that tiles among them were cut from, as far as `prepare --tile` recorded them;
+            files of earlier versions have none.
     """
 
     name: str
@@ -57,6 +59,7 @@ class PassRecord:
     versions: dict[str, str] = field(default_factory=dict)
     scores: dict[str, float | None] = field(default_factory=dict)
     epoch: int = 0
+    sources: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -92,8 +95,8 @@ class Checkpoint:
         return bool(self.lineage) and all(record.images for record in self.lineage)
 
     def trained_on(self) -> frozenset[str]:
-        """Return the hashes of all training images, of all passes."""
-        return frozenset(digest for record in self.lineage for digest in record.images)
+        """Return the hashes of all training images, and of the images they were cut from, of all passes."""
+        return frozenset(digest for record in self.lineage for digest in (*record.images, *record.sources))
 
     def choose_threshold(self, text: str) -> float:
         """Return the threshold that a user asks for.

@@ -17,7 +17,8 @@ import torch
 
 from change.checkpoint import Checkpoint
 from models.network import NetworkConfig, build_network
-from tests.conftest import last_line, run_program, train_arguments, write_pairs
+from tests.common.test_locks import hold_elsewhere
+from tests.conftest import last_line, run_program, run_verb, train_arguments, write_pairs
 
 pytestmark = pytest.mark.slow
 
@@ -257,3 +258,30 @@ def test_existing_run_is_kept(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "1.pth").write_text("precious")
     refused(run_program("train.py", *train_arguments(dataset, tmp_path / "run")), "holds a run named 1")
     assert (tmp_path / "run" / "1.pth").read_text() == "precious"
+
+
+# --- a folder in use -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["train", "continue", "test", "predict"])
+def test_a_folder_in_use(dataset: Path, tmp_path: Path, program: str) -> None:
+    """Another process writes there: nothing is read or changed, and the line names the folder."""
+    out = tmp_path / "out"
+    holder, _ = hold_elsewhere(out, program == "predict")
+    try:
+        if program == "train":
+            result, option = run_program("train.py", *train_arguments(dataset, out)), "--save_path"
+        elif program == "continue":
+            result, option = run_program("train.py", f"--continue_run={out}"), "--save_path"
+        elif program == "test":
+            checkpoint = save_network(dataset / "net.pth", NetworkConfig())
+            given = [f"--test_root={dataset / 'val'}", f"--checkpoint_path={checkpoint}", "--device=cpu"]
+            result, option = run_program("test.py", *given, f"--save_path={out}"), "--save_path"
+        else:
+            images = [dataset / "val" / date / "0.png" for date in "AB"]
+            result, option = run_verb("predict", *images, "-o", out), "-o"
+        refused(result, f"{out} is in use by another run: wait until it has ended, or choose another {option}")
+        assert [path.name for path in tmp_path.glob("*out/*")] == ([] if program == "predict" else [".lock"])
+    finally:
+        holder.communicate("")
+    assert not out.exists()

@@ -283,7 +283,7 @@ class Training:
                     self.template,
                     device=self.precision.device,
                     dtype=self.precision.dtype or DTYPES["off"],
-                    trained=self.template.trained_on() | self.images,
+                    trained=self.template.trained_on().union(self.images, self.record.sources),
                     draw=self.run.writes,
                     after_batch=after_batch,
                 )
