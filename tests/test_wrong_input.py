@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -92,6 +93,25 @@ def test_data(dataset: Path, tmp_path: Path, fault: str) -> None:
     spoil(dataset)
     refused(run_program("train.py", *train_arguments(dataset, tmp_path / "run", workers=1)), *parts)
     assert not (tmp_path / "run" / "1.pth").exists()
+
+
+def test_the_same_command_after_a_fault(dataset: Path, tmp_path: Path) -> None:
+    """What a run leaves behind that ended before its first step is no run that must be kept."""
+    image = dataset / "train" / "A" / "2.png"
+    content = image.read_bytes()
+    cut(image, 0.5)
+    arguments = train_arguments(dataset, tmp_path / "run", epoch=1)
+    refused(run_program("train.py", *arguments), "A/2.png", "cannot be decoded")
+    assert (tmp_path / "run" / "1.state.pth").exists() and not (tmp_path / "run" / "1.pth").exists()
+    image.write_bytes(content)
+    result = run_program("train.py", *arguments, "--seed=7")
+    assert result.returncode == 0, result.stderr
+    (row,) = (tmp_path / "run" / "1.epochs.jsonl").read_text().splitlines()
+    scores = json.loads(row)["val"]
+    shown = ", ".join(f"{name} {'-' if value is None else f'{100 * value:.2f}'}" for name, value in scores.items())
+    assert f"epoch 1/1, val in percent: {shown}\n" in result.stderr
+    assert f"done: best val F1 {100 * scores['f1']:.2f}% in epoch 1, " in last_line(result)
+    refused(run_program("train.py", *arguments), "holds a run named 1")
 
 
 def test_other_images_are_read(dataset: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
@@ -49,7 +50,8 @@ def run_command(command: Callable[[list[str]], int]) -> None:
     variable PRX_DEBUG=1 shows their traceback instead.
     """
     try:
-        code = command(sys.argv[1:])
+        with threads_without_tracebacks():
+            code = command(sys.argv[1:])
     except KeyboardInterrupt:
         code = EXIT_CTRL_C
     except Exception as error:
@@ -60,12 +62,32 @@ def run_command(command: Callable[[list[str]], int]) -> None:
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def threads_without_tracebacks() -> Iterator[None]:
+    """Let no thread show the traceback of an OSError for the duration of a `with` block.
+
+    The thread in which TensorBoard writes does not catch it, and raises it again in the main thread, which reports it.
+    """
+    before = threading.excepthook
+
+    def show(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError) or os.environ.get("PRX_DEBUG") == "1":
+            before(failure)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def message_for_users(error: Exception) -> str:
     """Return the line that reports an error; empty for an error that users cannot fix."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        place = f"{name}: " if name else ""
         return f"{place}{error.strerror or error}"
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY["DefaultCPUAllocator"]

@@ -33,6 +33,7 @@ from change.common.files import make_folder, write_whole
 from change.common.locks import hold_folder
 from change.common.logs import versions
 from change.evaluation.metrics import SCORES
+from change.training.run_state import read_state
 
 
 class LogFile(logging.FileHandler):
@@ -77,13 +78,27 @@ def find_run(folder: Path, name: str) -> str:
 
 
 def refuse_existing(folder: Path, name: str) -> None:
-    """Raise UserError if a new run would overwrite another one."""
+    """Raise UserError if a new run would overwrite another one.
+
+    The state of a run that ended before its first step was saved, such as one with a damaged image, is no obstacle.
+    """
     found = [path.name for path in (folder / f"{name}.pth", folder / f"{name}.state.pth") if path.exists()]
-    if found:
+    if found and not has_only_begun(folder, name):
         raise UserError(
             f"{folder} holds a run named {name} ({list_names(found)}): continue it with --continue_run {folder}, or "
             "choose another --save_path or --best_name"
         )
+
+
+def has_only_begun(folder: Path, name: str) -> bool:
+    """Return whether all that there is of a run is the state that it wrote before its first step."""
+    state = folder / f"{name}.state.pth"
+    if (folder / f"{name}.pth").exists() or not state.exists():
+        return False
+    try:
+        return read_state(state).progress.steps == 0
+    except UserError:
+        return False
 
 
 class Run:
