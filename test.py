@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from change.common.errors import end_at_once_on_ctrl_c, run_command
+
+if __name__ == "__main__":
+    end_at_once_on_ctrl_c()
+
 from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common import distributed
 from change.common.command_line import parse_given
 from change.common.devices import choose_amp, choose_device
-from change.common.errors import run_command
 from change.common.logs import start_logging
 from change.data.groups import find_check, read_places
 from change.data.loaders import default_workers, whole_loader

@@ -7,11 +7,15 @@ import logging.handlers
 from collections.abc import Mapping
 from typing import Any
 
+from change.common.errors import end_at_once_on_ctrl_c, run_command
+
+if __name__ == "__main__":
+    end_at_once_on_ctrl_c()
+
 from change.checkpoint import PassRecord, pass_name
 from change.common import distributed
 from change.common.command_line import parse_given, to_flat
 from change.common.devices import choose_device
-from change.common.errors import run_command
 from change.common.logs import start_logging
 from change.data.sources import hashes_of_sources
 from change.options import TrainOptions

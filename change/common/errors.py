@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -43,12 +44,23 @@ def list_names(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(every[:most]) + rest
 
 
+def end_at_once_on_ctrl_c() -> None:
+    """Let Ctrl-C end this process without a traceback until `run_command` begins.
+
+    For programs whose imports take seconds; call it before them. A process that ignores Ctrl-C goes on to ignore it.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_command(command: Callable[[list[str]], int]) -> None:
     """Run `command` with the arguments of this process and exit with its code.
 
     A UserError, an OSError and running out of memory are reported in one line, with exit code 2. The environment
     variable PRX_DEBUG=1 shows their traceback instead.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with threads_without_tracebacks():
             code = command(sys.argv[1:])

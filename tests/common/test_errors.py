@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from change.common.errors import UserError, list_names, run_command
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,21 @@ def test_exit_codes(caplog: pytest.LogCaptureFixture, error: BaseException, code
         run_command(command)
     assert stop.value.code == code
     assert " ".join(caplog.messages).startswith(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [["train.py"], ["test.py"], ["-m", "change", "predict"]], ids=lambda part: part[-1])
+def test_ctrl_c_while_importing(program: list[str]) -> None:
+    """There is no traceback. Python reports each import on stderr, so the signal comes in the middle of torch's."""
+    command = [sys.executable, "-X", "importtime", *program, "--help"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    while "torch" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in said and "Interrupt" not in said
 
 
 @pytest.mark.parametrize(
