@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from change.common.errors import end_at_once_on_ctrl_c, run_command
+
+if __name__ == "__main__":
+    end_at_once_on_ctrl_c()
+
 from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common import distributed
 from change.common.command_line import parse_given
 from change.common.devices import choose_amp, choose_device
-from change.common.errors import run_command
-from change.common.files import home_folder
 from change.common.logs import start_logging
 from change.data.groups import find_check, read_places
 from change.data.loaders import default_workers, whole_loader
 from change.data.samples import WholeSamples
-from change.evaluation.evaluate import Evaluation, Outputs
+from change.evaluation.evaluate import Evaluation
+from change.evaluation.outputs import Outputs, default_folder
 from change.evaluation.summary import Settings
 from change.options import OutputOptions, TestOptions, build_test_options
 
@@ -28,6 +32,7 @@ def main(arguments: list[str]) -> int:
     given = parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label.")
     options = build_test_options(given)
     source, protocol, compute = options.input, options.protocol, options.compute
+    outputs = find_outputs(options.output, Path(source.test_root))
     device = choose_device(compute.device)
     checkpoint = load_checkpoint(Path(source.checkpoint_path))
     threshold = checkpoint.choose_threshold(protocol.threshold)
@@ -58,13 +63,13 @@ def main(arguments: list[str]) -> int:
         places=read_places(check_file) if check_file else {},
         compiling=compute.compile,
     )
-    evaluation.run(network.to(device), batches, find_outputs(options.output, split.name))
+    evaluation.run(network.to(device), batches, outputs)
     return 0
 
 
-def find_outputs(options: OutputOptions, name: str) -> Outputs:
-    """Name the folders that a test of split `name` writes to."""
-    folder = Path(options.save_path or home_folder() / "results" / name)
+def find_outputs(options: OutputOptions, root: Path) -> Outputs:
+    """Name the paths that a test of the pairs in `root` writes to. Raises UserError as `default_folder` does."""
+    folder = Path(options.save_path) if options.save_path else default_folder(root)
     return Outputs(
         folder,
         masks=Path(options.save_result_path or folder / "pred") if options.save_result else None,

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
+from collections.abc import Mapping
+from typing import Any
+
+from change.common.errors import end_at_once_on_ctrl_c, run_command
+
+if __name__ == "__main__":
+    end_at_once_on_ctrl_c()
 
 from change.checkpoint import PassRecord, pass_name
 from change.common import distributed
 from change.common.command_line import parse_given, to_flat
 from change.common.devices import choose_device
-from change.common.errors import run_command
 from change.common.logs import start_logging
+from change.data.sources import hashes_of_sources
 from change.options import TrainOptions
 from change.training.build import build_parts, check_same_pairs, describe_setup, open_data, use_cache
 from change.training.interruption import Interrupted
 from change.training.precision import Precision, algorithms
-from change.training.run_folder import Run
+from change.training.run_folder import Run, hold_run
 from change.training.start import plan_run
 from change.training.trainer import Training
 
@@ -26,6 +34,12 @@ def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
     kept_log = start_logging(distributed.rank())
     given = parse_given(TrainOptions, arguments, "Train PRX-Change: base, refine or refine + cross.")
+    with hold_run(given):
+        return train(given, kept_log)
+
+
+def train(given: Mapping[str, Any], kept_log: logging.handlers.MemoryHandler) -> int:
+    """Build and run one pass; return the exit code. `given`: the options on the command line."""
     plan = plan_run(given)
     if plan.done:
         check_same_pairs(plan, given)
@@ -43,7 +57,10 @@ def main(arguments: list[str]) -> int:
         run = Run(plan.folder, plan.name, kept_log, done.epoch if done else 0, writes=distributed.rank() == 0)
         run.open_board(to_flat(options), done.steps if done else 0)
         record = PassRecord(
-            pass_name(parts.template.config), options=to_flat(options), versions=describe_setup(precision)
+            pass_name(parts.template.config),
+            sources=hashes_of_sources(data.train),
+            options=to_flat(options),
+            versions=describe_setup(precision),
         )
         training = Training(options=options, parts=parts, data=data, run=run, record=record)
         if state:

@@ -49,6 +49,8 @@ class PassRecord:
         versions: versions of Python and packages, and the device and number format of the run.
         scores: scores on val.
         epoch: the epoch of the weights.
+        sources: hashes of the images that tiles among them were cut from, as far as `prepare --tile` recorded them;
+            files of earlier versions have none.
     """
 
     name: str
@@ -57,6 +59,7 @@ class PassRecord:
     versions: dict[str, str] = field(default_factory=dict)
     scores: dict[str, float | None] = field(default_factory=dict)
     epoch: int = 0
+    sources: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -92,8 +95,8 @@ class Checkpoint:
         return bool(self.lineage) and all(record.images for record in self.lineage)
 
     def trained_on(self) -> frozenset[str]:
-        """Return the hashes of all training images, of all passes."""
-        return frozenset(digest for record in self.lineage for digest in record.images)
+        """Return the hashes of all training images, and of the images they were cut from, of all passes."""
+        return frozenset(digest for record in self.lineage for digest in (*record.images, *record.sources))
 
     def choose_threshold(self, text: str) -> float:
         """Return the threshold that a user asks for.
@@ -230,7 +233,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
     """Make a checkpoint from the content of one of our files. Raises UserError if something in it is missing."""
     if str(content["format"]).startswith("prx-change-run/"):
-        raise UserError(f"{path} is the state of a run, for --continue_run; the weights are beside it in *.pth")
+        weights = path.with_name(path.name.removesuffix(".state.pth") + ".pth")
+        remedy = f"use {weights}" if weights.is_file() else f"it has no weights yet: {weights.name} follows validation"
+        raise UserError(f"{path} is the state of a run, for --continue_run; {remedy}")
     if content["format"] != FORMAT:
         raise UserError(f"{path} has format {content['format']!r}, this version reads {FORMAT!r}; update the code")
     try:

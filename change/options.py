@@ -333,7 +333,7 @@ class ProtocolOptions:
 class OutputOptions:
     """Output."""
 
-    save_path: str = option("", "folder of metrics.json and images.csv; default results/NAME of test_root")
+    save_path: str = option("", "folder of metrics.json and images.csv; default results/PARENT-NAME of test_root")
     save_result: bool = option(False, "write masks as PNG, 0 and 255")
     save_result_path: str = option("", "folder of the masks; default SAVE_PATH/pred", needs="save_result")
     save_iou_map: bool = option(False, "write error maps: TP green, FN red, FP blue")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -17,7 +18,8 @@ import torch
 
 from change.checkpoint import Checkpoint
 from models.network import NetworkConfig, build_network
-from tests.conftest import last_line, run_program, train_arguments, write_pairs
+from tests.common.test_locks import hold_elsewhere
+from tests.conftest import last_line, run_program, run_verb, train_arguments, write_pairs
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +93,25 @@ def test_data(dataset: Path, tmp_path: Path, fault: str) -> None:
     spoil(dataset)
     refused(run_program("train.py", *train_arguments(dataset, tmp_path / "run", workers=1)), *parts)
     assert not (tmp_path / "run" / "1.pth").exists()
+
+
+def test_the_same_command_after_a_fault(dataset: Path, tmp_path: Path) -> None:
+    """What a run leaves behind that ended before its first step is no run that must be kept."""
+    image = dataset / "train" / "A" / "2.png"
+    content = image.read_bytes()
+    cut(image, 0.5)
+    arguments = train_arguments(dataset, tmp_path / "run", epoch=1)
+    refused(run_program("train.py", *arguments), "A/2.png", "cannot be decoded")
+    assert (tmp_path / "run" / "1.state.pth").exists() and not (tmp_path / "run" / "1.pth").exists()
+    image.write_bytes(content)
+    result = run_program("train.py", *arguments, "--seed=7")
+    assert result.returncode == 0, result.stderr
+    (row,) = (tmp_path / "run" / "1.epochs.jsonl").read_text().splitlines()
+    scores = json.loads(row)["val"]
+    shown = ", ".join(f"{name} {'-' if value is None else f'{100 * value:.2f}'}" for name, value in scores.items())
+    assert f"epoch 1/1, val in percent: {shown}\n" in result.stderr
+    assert f"done: best val F1 {100 * scores['f1']:.2f}% in epoch 1, " in last_line(result)
+    refused(run_program("train.py", *arguments), "holds a run named 1")
 
 
 def test_other_images_are_read(dataset: Path, tmp_path: Path) -> None:
@@ -257,3 +278,30 @@ def test_existing_run_is_kept(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "1.pth").write_text("precious")
     refused(run_program("train.py", *train_arguments(dataset, tmp_path / "run")), "holds a run named 1")
     assert (tmp_path / "run" / "1.pth").read_text() == "precious"
+
+
+# --- a folder in use -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["train", "continue", "test", "predict"])
+def test_a_folder_in_use(dataset: Path, tmp_path: Path, program: str) -> None:
+    """Another process writes there: nothing is read or changed, and the line names the folder."""
+    out = tmp_path / "out"
+    holder, _ = hold_elsewhere(out, program == "predict")
+    try:
+        if program == "train":
+            result, option = run_program("train.py", *train_arguments(dataset, out)), "--save_path"
+        elif program == "continue":
+            result, option = run_program("train.py", f"--continue_run={out}"), "--save_path"
+        elif program == "test":
+            checkpoint = save_network(dataset / "net.pth", NetworkConfig())
+            given = [f"--test_root={dataset / 'val'}", f"--checkpoint_path={checkpoint}", "--device=cpu"]
+            result, option = run_program("test.py", *given, f"--save_path={out}"), "--save_path"
+        else:
+            images = [dataset / "val" / date / "0.png" for date in "AB"]
+            result, option = run_verb("predict", *images, "-o", out), "-o"
+        refused(result, f"{out} is in use by another run: wait until it has ended, or choose another {option}")
+        assert [path.name for path in tmp_path.glob("*out/*")] == ([] if program == "predict" else [".lock"])
+    finally:
+        holder.communicate("")
+    assert not out.exists()

@@ -107,6 +107,37 @@ refuse_arguments() {
   done
 }
 
+# run_and_wait SIGNAL COMMAND [ARGUMENT...]: run a function that ends with exec, or exec PROGRAM,
+# and return its exit code. If SIGTERM comes meanwhile, send it SIGNAL, wait until it has ended, and
+# exit with 143. Programs are sent INT: if a supervisor has sent them TERM as well, they do not take
+# it for a second one, which would end them without saving.
+run_and_wait() {
+  local code=0
+  local child
+  local stopped=""
+  local signal="$1"
+  shift
+  (
+    trap - INT # bash lets background jobs ignore it
+    "$@"
+  ) &
+  child=$!
+  trap '[ -n "$stopped" ] || kill -s "$signal" "$child" || true; stopped=yes' TERM
+  trap : INT # a terminal sends it to the child as well
+  while true; do
+    code=0
+    wait "$child" || code=$?
+    if ! kill -0 "$child" 2>/dev/null; then
+      break
+    fi
+  done
+  trap - TERM INT
+  if [ -n "$stopped" ]; then
+    exit 143
+  fi
+  return "$code"
+}
+
 # run_program train|test [ARGUMENT...]: replace this process by train.py or test.py.
 run_program() {
   local program="$1"
@@ -139,7 +170,7 @@ run_program() {
 # run_module MODULE [ARGUMENT...]: run python -m MODULE of this clone. It works from any folder.
 run_module() {
   find_python
-  PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}" "$python" -m "$@"
+  run_and_wait INT exec env PYTHONPATH="$repo${PYTHONPATH:+:$PYTHONPATH}" "$python" -m "$@"
 }
 
 # run_verb experiment FILE [ARGUMENT...]: replace this process by python -m change experiment FILE.

@@ -18,30 +18,32 @@ unset best_name
 log_environment python nproc epoch1 epoch2 epoch3 "${train_options[@]}"
 export save_path="${save_path:-$repo/results/$dataset/train}"
 
-# run_pass NAME SCRIPT EPOCHS START [ARGUMENT...]: run a pass, or the rest of an interrupted one.
-# If EPOCHS or START is empty, the value in the script is used.
+# Setting up an environment can take minutes, in which a pass could not be stopped.
+find_python
+export python
+
+# run_pass NAME SCRIPT EPOCHS START [ARGUMENT...]: replace this process by a pass, or by the rest of
+# an interrupted one. If EPOCHS or START is empty, the value in the script is used.
 run_pass() {
-  (
-    export best_name="$1"
-    script="$here/$2_$dataset.sh"
-    if [ -n "$3" ]; then
-      export epoch="$3"
-    fi
-    if [ -f "$save_path/$best_name.state.pth" ]; then
-      export continue_run="$save_path"
-    elif [ -n "$4" ]; then
-      export checkpoint_path="$4"
-    fi
-    shift 4
-    exec bash "$script" "$@"
-  )
+  export best_name="$1"
+  script="$here/$2_$dataset.sh"
+  if [ -n "$3" ]; then
+    export epoch="$3"
+  fi
+  if [ -f "$save_path/$best_name.state.pth" ]; then
+    export continue_run="$save_path"
+  elif [ -n "$4" ]; then
+    export checkpoint_path="$4"
+  fi
+  shift 4
+  exec bash "$script" "$@"
 }
 
-run_pass 1 train "${epoch1:-}" "" "$@"
+run_and_wait INT run_pass 1 train "${epoch1:-}" "" "$@"
 
 # Only pass 1 starts from a pretrained encoder. Every other pass starts from the previous one.
 unset pretrained checkpoint_path
-run_pass 2 train_refine "${epoch2:-}" "$save_path/1.pth" "$@"
+run_and_wait INT run_pass 2 train_refine "${epoch2:-}" "$save_path/1.pth" "$@"
 
 export cross=True
-run_pass best train_refine "${epoch3:-}" "$save_path/2.pth" "$@"
+run_and_wait INT run_pass best train_refine "${epoch3:-}" "$save_path/2.pth" "$@"

@@ -31,6 +31,6 @@ fi
 if [ ! -d "$root/val" ]; then
   run_module change samples "$root/val" --count 40 --size 512 --seed 2
 fi
-bash "$here/train_all.sh" levir "$@"
+run_and_wait TERM exec bash "$here/train_all.sh" levir "$@"
 rm -f "$save_path/packed.pth"
 run_module change pack "$save_path/best.pth" "$save_path/packed.pth"

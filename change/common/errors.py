@@ -8,8 +8,10 @@ import importlib
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
@@ -43,6 +45,15 @@ def list_names(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(every[:most]) + rest
 
 
+def end_at_once_on_ctrl_c() -> None:
+    """Let Ctrl-C end this process without a traceback until `run_command` begins.
+
+    For programs whose imports take seconds; call it before them. A process that ignores Ctrl-C goes on to ignore it.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_command(command: Callable[[list[str]], int]) -> None:
     """Run `command` with the arguments of this process and exit with its code.
 
@@ -51,8 +62,11 @@ def run_command(command: Callable[[list[str]], int]) -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as Python itself does for stderr
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        code = command(sys.argv[1:])
+        with threads_without_tracebacks():
+            code = command(sys.argv[1:])
     except KeyboardInterrupt:
         code = EXIT_CTRL_C
     except Exception as error:
@@ -63,12 +77,32 @@ def run_command(command: Callable[[list[str]], int]) -> None:
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def threads_without_tracebacks() -> Iterator[None]:
+    """Let no thread show the traceback of an OSError for the duration of a `with` block.
+
+    The thread in which TensorBoard writes does not catch it, and raises it again in the main thread, which reports it.
+    """
+    before = threading.excepthook
+
+    def show(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError) or os.environ.get("PRX_DEBUG") == "1":
+            before(failure)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def message_for_users(error: Exception) -> str:
     """Return the line that reports an error; empty for an error that users cannot fix."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        place = f"{name}: " if name else ""
         return f"{place}{error.strerror or error}"
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY["DefaultCPUAllocator"]

@@ -3,8 +3,10 @@
 SOURCE is the download as it is: a folder, a zip file or a folder of zip files, however nested. It becomes
     ROOT/{train,val,test}/{A,B,label}/STEM.*    the same bytes: hard links if possible, else copies
     list/NAME/{train,val,test}.txt              one stem per line
-or, with --tile, PNG tiles STEM_Y_X, named after the row and the column of their upper left pixel. SOURCE is never
-written to, and nothing in ROOT is overwritten. After an interruption, run the command again to complete ROOT.
+or, with --tile, PNG tiles STEM_Y_X, named after the row and the column of their upper left pixel, and
+    ROOT/{train,val,test}/sources.json          what they were cut from, see `change.data.sources`
+SOURCE is never written to, and nothing in ROOT is overwritten. After an interruption, run the command again to complete
+ROOT.
 """
 
 from __future__ import annotations
@@ -27,12 +29,22 @@ from tqdm import tqdm
 from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import home_folder, make_folder, write_whole
-from change.common.images import IMAGE_MODES, PIXEL_LIMIT, UNREADABLE, bits, open_image, stored_as, upright
+from change.common.images import (
+    IMAGE_MODES,
+    PIXEL_LIMIT,
+    UNREADABLE,
+    bits,
+    image_hash,
+    open_image,
+    stored_as,
+    upright,
+)
 from change.common.logs import start_logging
 from change.common.names import files_by_stem
 from change.data.archives import File, is_hidden
 from change.data.downloads import Pairs, find_pairs, read_names
 from change.data.masks import FEW_BITS
+from change.data.sources import write_sources
 
 KINDS = (BEFORE, AFTER, LABEL)
 
@@ -76,10 +88,11 @@ DATA_SETS = {
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of an image, to be stored as PNG."""
+    """A part of an image, to be stored as PNG. `source` is the `image_hash` of the whole image; "" for a mask."""
 
     name: str
     image: PIL.Image.Image
+    source: str
 
     def same(self, target: Path) -> bool:
         """Tell whether the file `target` has these pixels. Its bytes may differ if another Pillow wrote it."""
@@ -110,11 +123,12 @@ def cut(name: str, files: dict[str, File], tile: int, overlap: int) -> Iterator[
         raise UserError(f"sizes differ: {', '.join(sizes)}")
     if min(width, height) < tile:
         raise UserError(f"{files[BEFORE]} is {width}x{height}: choose a smaller --tile than {tile}")
+    sources = {kind: "" if kind == LABEL else image_hash(np.asarray(images[kind].convert("RGB"))) for kind in images}
     tops, lefts = ([*range(0, side - tile, tile - overlap), side - tile] for side in (height, width))
     for top, left in itertools.product(tops, lefts):
         stem, box = f"{name}_{top}_{left}", (left, top, left + tile, top + tile)
         with PIXEL_LIMIT.lifted():
-            tiles = {kind: Tile(f"{stem}.png", image.crop(box)) for kind, image in images.items()}
+            tiles = {kind: Tile(f"{stem}.png", image.crop(box), sources[kind]) for kind, image in images.items()}
         yield stem, tiles
 
 
@@ -170,26 +184,36 @@ def write_split(pairs: Pairs, folder: Path, tile: int, overlap: int) -> list[str
     for kind in next(iter(pairs.values())):
         make_folder(folder / kind)
 
-    def write(name: str) -> tuple[list[str], Counter[str]]:
+    def write(name: str) -> tuple[dict[str, tuple[str, str]], Counter[str]]:
         return write_pair(name, pairs[name], folder, tile, overlap)
 
-    written: list[str] = []
+    written: dict[str, tuple[str, str]] = {}
     total: Counter[str] = Counter()
     with ThreadPoolExecutor() as pool:
         results = pool.map(write, pairs)
-        for stems, done in tqdm(results, desc=folder.name, total=len(pairs), unit="pair", disable=None):
-            written += stems
+        for sources, done in tqdm(results, desc=folder.name, total=len(pairs), unit="pair", disable=None):
+            written |= sources
             total += done
+    if tile:
+        write_sources(folder, written)
     counts = ", ".join(f"{count} {how}" for how, count in sorted(total.items()))
     log.info("%s: %d pairs; %s: %s", folder, len(pairs), "tiles" if tile else "files", counts)
-    return written
+    return list(written)
 
 
 def write_pair(
     name: str, files: dict[str, File], folder: Path, tile: int, overlap: int
-) -> tuple[list[str], Counter[str]]:
-    """Write a pair's files, or their tiles; return the stems, and the number of files "linked", "copied" and so on."""
-    stems: list[str] = []
+) -> tuple[dict[str, tuple[str, str]], Counter[str]]:
+    """Write a pair's files, or their tiles.
+
+    Returns:
+        The hashes of the images before and after that each tile was cut from, by its stem ("" for whole images); and
+        the number of files "linked", "copied" and so on.
+
+    Raises:
+        UserError: If a file exists with other content, or cannot be read, cut or written.
+    """
+    sources: dict[str, tuple[str, str]] = {}
     done: Counter[str] = Counter()
     parts: Iterator[tuple[str, dict[str, File] | dict[str, Tile]]]
     parts = cut(name, files, tile, overlap) if tile else iter([(name, files)])
@@ -202,8 +226,9 @@ def write_pair(
                 done["kept"] += 1
             else:
                 raise UserError(f"{target} differs from {files[kind]}: choose another ROOT, or remove it")
-        stems.append(stem)
-    return stems, done
+        before, after = (getattr(contents[kind], "source", "") for kind in (BEFORE, AFTER))
+        sources[stem] = (before, after)
+    return sources, done
 
 
 def write_list(path: Path, stems: list[str], folder: Path) -> None:

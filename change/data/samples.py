@@ -5,7 +5,7 @@ Shapes: in a batch, images are uint8 RGB (B, 3, H, W) and masks uint8 (B, 1, H, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -160,6 +160,19 @@ def join_tensors(parts: list[Tensor]) -> Tensor:
     return torch.cat(rows, out=whole).permute(0, 3, 1, 2)
 
 
-def seen_in_training(batch: Batch, trained: frozenset[str]) -> list[str]:
-    """Return the names of the pairs with an image that was trained on. `trained` holds the hashes of such images."""
-    return [name for name, hashes in zip(batch.names, batch.hashes, strict=True) if trained.intersection(hashes)]
+def seen_in_training(
+    batch: Batch, trained: frozenset[str], sources: Mapping[str, tuple[str, str]] | None = None
+) -> list[str]:
+    """Return the names of the pairs with an image that was trained on.
+
+    Args:
+        batch: The pairs, with hashes.
+        trained: The hashes of the images that were trained on.
+        sources: The hashes of the images that pairs were cut from, by name, see `change.data.sources`.
+    """
+    whole = sources or {}
+    return [
+        name
+        for name, hashes in zip(batch.names, batch.hashes, strict=True)
+        if trained.intersection((*hashes, *whole.get(name, ())))
+    ]

@@ -8,11 +8,9 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -22,68 +20,24 @@ from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.devices import DTYPES
 from change.common.errors import UserError, list_names
-from change.common.files import make_folder, write_whole
+from change.common.files import write_whole
 from change.common.images import image_hash
-from change.common.pictures import error_map, mask_picture, panel, save_png
 from change.data.groups import Place
 from change.data.loaders import or_raise
 from change.data.samples import Batch, seen_in_training
+from change.data.sources import sources_of
 from change.evaluation.metrics import Counts, count_boundary, count_objects, count_pixels, histogram
-from change.evaluation.report import ImageCase, choose_cases, read_template, write_report
+from change.evaluation.outputs import Outputs, image_arrays
+from change.evaluation.report import ImageCase, choose_cases, write_report
 from change.evaluation.summary import Settings, summarise
 from change.evaluation.table import format_table
-from change.evaluation.tally import Tally, merge
+from change.evaluation.tally import UNKNOWN, Tally, merge
 from change.prediction.predictor import predictor
 from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
 from models.network import PRXChange
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Paths of the results; None for those that are not wanted.
-
-    Attributes:
-        folder: folder of metrics.json and images.csv.
-        masks: folder of the predicted masks.
-        error_maps: folder of the error maps.
-        panels: folder of the panels.
-        report: the report, an HTML file.
-    """
-
-    folder: Path
-    masks: Path | None = None
-    error_maps: Path | None = None
-    panels: Path | None = None
-    report: Path | None = None
-
-    def prepare(self) -> None:
-        """Make the folders. Raises UserError if that fails, or if the template of the report is missing."""
-        for folder in (self.folder, self.masks, self.error_maps, self.panels):
-            if folder:
-                make_folder(folder)
-        if self.report:
-            read_template()
-
-    def draw(self, batch: Batch, index: int, changed: NDArray[np.bool_], mask: NDArray[np.bool_] | None) -> None:
-        """Write the pictures of one pair of a batch.
-
-        Args:
-            batch: the images.
-            index: index of the pair in the batch.
-            changed: predicted change, bool (H, W).
-            mask: true change, bool (H, W), if it is known.
-        """
-        name = f"{batch.names[index]}.png"
-        if self.masks:
-            save_png(mask_picture(changed), self.masks / name)
-        if self.error_maps and mask is not None:
-            save_png(error_map(changed, mask), self.error_maps / name)
-        if self.panels:
-            before, after = image_arrays(batch, index)
-            save_png(panel(before, after, changed, mask), self.panels / name)
 
 
 @dataclass(frozen=True)
@@ -117,13 +71,19 @@ class Evaluation:
             outputs: paths of the results.
 
         Raises:
-            UserError: if a file does not decode, a result cannot be written, or a probability is not finite.
+            UserError: if a file does not decode, a result cannot be written, another run writes to the same folder, or
+                a probability is not finite.
         """
         if outputs.error_maps and not self.split.labelled:
             raise UserError(f"--save_iou_map needs masks: {self.split.name} has no folder label")
-        outputs.prepare()
         if self.left_out:
             log.info("left out of %s, not used in prediction: %s", self.checkpoint.path, list_names(self.left_out))
+        outputs.prepare()
+        with outputs.hold():
+            self.write(network, loader, outputs)
+
+    def write(self, network: PRXChange, loader: DataLoader[Batch | UserError], outputs: Outputs) -> None:
+        """Do the work of `run` in folders that no other process writes to."""
         tallies = distributed.gather_on_first(self.count(self.make_predict(network), loader, outputs))
         if not tallies:
             return
@@ -153,12 +113,12 @@ class Evaluation:
 
     def count(self, predict: Predict, loader: DataLoader[Batch | UserError], outputs: Outputs) -> Tally:
         """Predict and count this process's share of the pairs, and draw their pictures."""
-        tally, trained = Tally(), self.checkpoint.trained_on()
+        tally, trained, sources = Tally(), self.checkpoint.trained_on(), sources_of(self.split)
         share = math.ceil(len(self.split.pairs) / distributed.processes())
         with tqdm(total=share, desc="pairs", leave=False, disable=distributed.rank() > 0) as bar:
             for batch in or_raise(loader):
                 probability = predict(batch.before, batch.after)
-                seen = seen_in_training(batch, trained)
+                seen = seen_in_training(batch, trained, sources)
                 self.add(tally, batch, probability, seen=seen, outputs=outputs)
                 bar.update(len(batch.names))
         return tally
@@ -188,7 +148,7 @@ class Evaluation:
                 tally.objects += count_objects(image, truth > 0)
                 tally.boundary += count_boundary(image, truth > 0)
                 row |= asdict(tally.counts[-1]) | tally.counts[-1].scores_or_none()
-            tally.rows.append(row | {"trained_on": name in seen})
+            tally.rows.append(row | {"trained_on": True if name in seen else UNKNOWN})
             tally.contents.append(" ".join((name, *batch.hashes[i], image_hash(truth))))
             if outputs.report:
                 tally.masks[name] = np.packbits(image)
@@ -213,8 +173,3 @@ class Evaluation:
             changed = np.unpackbits(tally.masks[name], count=math.prod(size)).reshape(size) > 0
             mask = batch.mask[0, 0].numpy() > 0 if self.split.labelled else None
             yield ImageCase(name, before=before, after=after, changed=changed, mask=mask)
-
-
-def image_arrays(batch: Batch, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return before and after of one pair of a batch, RGB (H, W, 3)."""
-    return batch.before[index].permute(1, 2, 0).numpy(), batch.after[index].permute(1, 2, 0).numpy()

@@ -15,7 +15,7 @@ from change.checkpoint import Checkpoint
 from change.common.logs import versions
 from change.evaluation.bootstrap import SCORES, bootstrap, pool
 from change.evaluation.metrics import BINS, TOLERANCE, Counts, Curve, image_means
-from change.evaluation.tally import Tally
+from change.evaluation.tally import UNKNOWN, Tally
 from change.prediction.predictor import precision_name
 from change.prediction.tiles import Protocol
 
@@ -72,7 +72,8 @@ def summarise(
     return {
         **(summarise_scores(tally, settings.threshold) if split.labelled else {}),
         "images": len(tally.rows),
-        "trained_on": sorted(row["image"] for row in tally.rows if row["trained_on"]),
+        "trained_on": sorted(row["image"] for row in tally.rows if row["trained_on"] is True),
+        "trained_on_unknown": sum(row["trained_on"] == UNKNOWN for row in tally.rows),
         "protocol": settings.as_dict(),
         "data": {
             "split": split.name,

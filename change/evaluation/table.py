@@ -42,6 +42,11 @@ def format_table(result: dict[str, Any], settings: Settings, split: Split, check
             "it is not known whether these weights were trained on these pairs: the checkpoint does not record its "
             "training images"
         )
+    elif split.labelled:
+        lines.append(
+            "trained on these pairs: unknown; no training image has the same pixels, but tiles or compressed copies "
+            "may have been used"
+        )
     return lines
 
 

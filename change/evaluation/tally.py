@@ -20,6 +20,10 @@ from change.evaluation.metrics import BINS, Counts, Matches, Objects
 
 log = logging.getLogger(__name__)
 
+# Instead of "no": no image of the pair has the pixels of a training image, but its tiles, or copies in a lossy format,
+# may have been trained on.
+UNKNOWN = "unknown"
+
 
 @dataclass
 class Tally:

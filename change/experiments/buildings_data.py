@@ -13,6 +13,7 @@ from pathlib import Path
 from change.common.errors import OneLineParser, UserError, run_command
 from change.common.files import write_folder
 from change.data import prepare
+from change.data.sources import read_sources, write_sources
 from change.synthetic import render
 
 TILE = 512
@@ -55,7 +56,10 @@ def assemble(root: Path, levir: Path, ms_bcd: Path, count: int) -> None:
 
 
 def add_pairs(folder: Path, source: Path, prefix: str) -> None:
-    """Add the files of `source` to `folder` as PREFIX_NAME: hard links if possible, else copies."""
+    """Add the files of `source` to `folder` as PREFIX_NAME: hard links if possible, else copies.
+
+    What its tiles were cut from is recorded in `folder`, too.
+    """
     for kind in prepare.KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for file in sorted((source / kind).iterdir()):
@@ -66,6 +70,7 @@ def add_pairs(folder: Path, source: Path, prefix: str) -> None:
                 target.hardlink_to(file.resolve())
             except OSError:  # on another file system, or if not permitted
                 shutil.copyfile(file, target)
+    write_sources(folder, {f"{prefix}_{stem}": hashes for stem, hashes in read_sources(source).items()})
 
 
 def main(arguments: Sequence[str]) -> int:

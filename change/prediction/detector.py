@@ -17,6 +17,7 @@ from change.common.devices import DTYPES, choose_amp, choose_device
 from change.common.errors import UserError
 from change.common.images import Image, bits, read_opaque
 from change.prediction.predictor import precision_name, predictor
+from change.prediction.threshold import require_finite
 from change.prediction.tiles import Predict, sliding, symmetric
 
 Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[np.uint8]
@@ -83,25 +84,29 @@ class ChangeDetector:
         self.predict_tile: Predict = symmetric(each) if tta else each
         self._predict = sliding(self.predict_tile, tile, overlap, batch)
 
-    def predict(self, before: Picture, after: Picture) -> NDArray[np.float32]:
+    def predict(self, before: Picture, after: Picture, *, name: str = "") -> NDArray[np.float32]:
         """Predict the probability of change.
 
         Args:
             before: a file, a Pillow image (8 bits per channel; alpha is dropped) or an array, uint8 RGB (H, W, 3).
             after: the same for the later date, of the same size.
+            name: name of the pair, for errors; by default the file of `before`.
 
         Returns:
             float32 (H, W), 0 to 1. A pixel is changed if its probability exceeds `threshold`.
 
         Raises:
-            UserError: if an image is of another kind, cannot be read, or if the sizes differ.
+            UserError: if an image is of another kind, cannot be read, if the sizes differ, or if a probability is not
+                finite.
         """
         pictures = [rgb(picture, name) for picture, name in ((before, "before"), (after, "after"))]
         sizes = [f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures]
         if sizes[0] != sizes[1]:
             raise UserError(f"before has {sizes[0]} pixels, after {sizes[1]}: bring both to the same grid")
         tensors = [torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))[None] for p in pictures]
-        probability: NDArray[np.float32] = self._predict(*tensors)[0, 0].cpu().numpy()
+        found = self._predict(*tensors)
+        require_finite(found, [name or file_name(before) or "this pair"])
+        probability: NDArray[np.float32] = found[0, 0].cpu().numpy()
         return probability
 
     def describe(self) -> dict[str, Any]:
@@ -112,6 +117,11 @@ class ChangeDetector:
             "config": asdict(self.checkpoint.config),
         }
         return {"precision": precision_name(self.amp), "device": str(self.device), "checkpoint": network}
+
+
+def file_name(picture: Picture) -> str:
+    """Return the path of an image that is given as a file, or else ""."""
+    return str(picture) if isinstance(picture, (str, os.PathLike)) else ""
 
 
 def rgb(picture: Picture, name: str) -> Image:

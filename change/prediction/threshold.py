@@ -1,4 +1,4 @@
-"""From probabilities to masks: the one place where a threshold is applied.
+"""From probabilities to masks: the one place where a threshold is applied, and where NaN is found.
 
 `change.evaluation.metrics.histogram`, which counts pixels for the scores at every threshold, follows the same rule.
 """
@@ -39,12 +39,16 @@ def changed_pixels(probability: Tensor, threshold: float, names: Sequence[str]) 
         NotFiniteError: if a probability is NaN or infinite, with the names of these images.
     """
     changed = probability > threshold
+    require_finite(probability, names)
+    return changed
+
+
+def require_finite(probability: Tensor, names: Sequence[str]) -> None:
+    """Raise NotFiniteError if a probability, float (B, ...), is NaN or infinite; `names` are those of the B images."""
     finite = probability.isfinite()
     if not finite.all():
         good = finite.flatten(1).all(1).tolist()
-        broken = [name for name, is_good in zip(names, good, strict=True) if not is_good]
-        raise NotFiniteError(broken)
-    return changed
+        raise NotFiniteError([name for name, is_good in zip(names, good, strict=True) if not is_good])
 
 
 def check_threshold(text: str) -> None:

@@ -49,7 +49,7 @@ def predict_pictures(
         ]
         raise UserError(f"{', '.join(sizes)}: bring both to one grid")
     data = first_opaque & second_opaque
-    probability = detector.predict(first, second) * data
+    probability = detector.predict(first, second, name=str(before)) * data
     changed = changed_pixels(torch.from_numpy(probability)[None], threshold, [str(before)])[0].numpy() & data
     save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
     save_png(mask_picture(changed), folder / "mask.png")

@@ -12,6 +12,7 @@ but an earlier result of this program.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from change.common.command_line import refuse_idle
 from change.common.devices import AMP_CHOICES
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import shipped_file, write_folder
+from change.common.locks import hold_folder
 from change.common.logs import start_logging
 from change.prediction.compiling import CHOICES as COMPILING
 from change.prediction.detector import OVERLAP, TILE, ChangeDetector
@@ -48,8 +50,17 @@ RASTER_OPTIONS = ("bands", "stretch", "assume_aligned", "vectors", *POLYGON_OPTI
 def main(arguments: Sequence[str]) -> int:
     """Predict every pair that the command line names; return the exit code."""
     given = parse_arguments(arguments)
+    start_logging(distributed.rank())
+    with contextlib.ExitStack() as stack:
+        if distributed.rank() == 0:
+            stack.enter_context(hold_folder(given.out.resolve(), "-o", beside=True))
+        distributed.wait()  # the others write too
+        return predict_jobs(given)
+
+
+def predict_jobs(given: argparse.Namespace) -> int:
+    """Predict every pair that the options name, or this process's share of them; return the exit code."""
     process, processes = distributed.rank(), distributed.processes()
-    start_logging(process)
     out = given.out.resolve()
     jobs = [replace(job, folder=job.folder.resolve()) for job in find_jobs(given.before, given.after, out)]
     if all(job.has_pictures for job in jobs):

@@ -14,11 +14,12 @@ the others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
+from change.common import distributed
 from change.common.errors import UserError, list_names
 from change.common.files import make_folder, write_whole
+from change.common.locks import hold_folder
 from change.common.logs import versions
 from change.evaluation.metrics import SCORES
+from change.training.run_state import read_state
 
 
 class LogFile(logging.FileHandler):
@@ -38,6 +42,22 @@ class LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Re-raise the error of a failed write: `logging` calls this in an `except` clause."""
         raise
+
+
+@contextlib.contextmanager
+def hold_run(given: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other processes from writing to the folder that the options on the command line name.
+
+    Hold it before the folder is looked at. Raises UserError if another run writes there. A folder that is not given, or
+    that is to be continued and is missing, is reported by what follows.
+    """
+    continued = given.get("continue_run")
+    folder = continued or given.get("save_path")
+    with contextlib.ExitStack() as stack:
+        if folder and distributed.rank() == 0 and (not continued or Path(folder).is_dir()):
+            stack.enter_context(hold_folder(Path(folder), "--save_path"))
+        distributed.wait()  # the others write nothing, but they must not go on without the first
+        yield
 
 
 def find_run(folder: Path, name: str) -> str:
@@ -58,13 +78,27 @@ def find_run(folder: Path, name: str) -> str:
 
 
 def refuse_existing(folder: Path, name: str) -> None:
-    """Raise UserError if a new run would overwrite another one."""
+    """Raise UserError if a new run would overwrite another one.
+
+    The state of a run that ended before its first step was saved, such as one with a damaged image, is no obstacle.
+    """
     found = [path.name for path in (folder / f"{name}.pth", folder / f"{name}.state.pth") if path.exists()]
-    if found:
+    if found and not has_only_begun(folder, name):
         raise UserError(
             f"{folder} holds a run named {name} ({list_names(found)}): continue it with --continue_run {folder}, or "
             "choose another --save_path or --best_name"
         )
+
+
+def has_only_begun(folder: Path, name: str) -> bool:
+    """Return whether all that there is of a run is the state that it wrote before its first step."""
+    state = folder / f"{name}.state.pth"
+    if (folder / f"{name}.pth").exists() or not state.exists():
+        return False
+    try:
+        return read_state(state).progress.steps == 0
+    except UserError:
+        return False
 
 
 class Run:

@@ -30,6 +30,7 @@ from change.common.devices import DTYPES
 from change.common.errors import UserError, list_names
 from change.data.loaders import BatchShare
 from change.data.samples import Batch
+from change.evaluation.table import percent
 from change.options import TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
 from change.prediction.threshold import NotFiniteError
@@ -106,7 +107,7 @@ class Training:
     def outcome(self) -> str:
         """Describe the result of a finished run."""
         kept = ", last weights kept" if self.options.validation.keep == "last" else ""
-        return f"best val F1 {self.progress.best:.4f} in epoch {self.progress.best_epoch}{kept}"
+        return f"best val F1 {percent(self.progress.best)}% in epoch {self.progress.best_epoch}{kept}"
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -245,22 +246,20 @@ class Training:
         return means[0]
 
     def validate(self) -> dict[str, float | None]:
-        """Score val and return the scores. Keep the best weights or, with --keep last, those of the last epoch."""
+        """Score val and return the scores. Keep the best weights or, with --keep last, those of every validation."""
         at, found = self.progress, self.score_val()
         values, scores = found.counts.scores(), found.counts.scores_or_none()
         self.run.scalars({f"val/{name}": value for name, value in values.items()}, at.steps)
-        text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-        log.info("epoch %d/%d: %s", at.epoch + 1, self.schedule.epochs, text)
+        text = ", ".join(f"{name} {percent(value)}" for name, value in scores.items())
+        log.info("epoch %d/%d, val in percent: %s", at.epoch + 1, self.schedule.epochs, text)
         if found.seen and at.best_epoch == 0:
             names = list_names(found.seen)
             log.warning("val is no independent test: %d of its pairs were trained on: %s", len(found.seen), names)
         f1 = 0.0 if math.isnan(found.counts.f1) else found.counts.f1
-        to_keep = f1 > at.best
-        if to_keep:
+        is_best = f1 > at.best
+        if is_best:
             at.best, at.best_epoch = f1, at.epoch + 1
-        if self.options.validation.keep == "last":
-            to_keep = at.epoch + 1 == self.schedule.epochs
-        if to_keep:
+        if is_best or self.options.validation.keep == "last":  # the last ones replace all others
             self.keep(self.run.best_path, scores, found.curve.best_threshold())
             self.run.pictures(found.panels, at.steps)
         return scores
@@ -283,7 +282,7 @@ class Training:
                     self.template,
                     device=self.precision.device,
                     dtype=self.precision.dtype or DTYPES["off"],
-                    trained=self.template.trained_on() | self.images,
+                    trained=self.template.trained_on().union(self.images, self.record.sources),
                     draw=self.run.writes,
                     after_batch=after_batch,
                 )

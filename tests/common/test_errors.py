@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import threading
+
 import pytest
 
 from change.common.errors import UserError, list_names, run_command
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -12,6 +18,7 @@ from change.common.errors import UserError, list_names, run_command
     [
         (UserError("a value\nis wrong"), 2, "error: a value is wrong"),
         (OSError(28, "No space left on device", "out.png"), 2, "error: out.png: No space left on device"),
+        (OSError(2, "No such file", b"curves"), 2, "error: curves: No such file"),
         (RuntimeError("DataLoader worker (pid 3) is killed"), 2, "error: a loader process died"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), 2, "error: out of memory"),
         (MemoryError(), 2, "error: out of memory"),
@@ -26,6 +33,49 @@ def test_exit_codes(caplog: pytest.LogCaptureFixture, error: BaseException, code
         run_command(command)
     assert stop.value.code == code
     assert " ".join(caplog.messages).startswith(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [["train.py"], ["test.py"], ["-m", "change", "predict"]], ids=lambda part: part[-1])
+def test_ctrl_c_while_importing(program: list[str]) -> None:
+    """There is no traceback. Python reports each import on stderr, so the signal comes in the middle of torch's."""
+    command = [sys.executable, "-X", "importtime", *program, "--help"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    while "torch" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in said and "Interrupt" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "debug", "shown"),
+    [(OSError("gone"), "", False), (OSError("gone"), "1", True), (ValueError("a bug"), "", True)],
+)
+def test_tracebacks_of_threads(monkeypatch: pytest.MonkeyPatch, error: Exception, debug: str, shown: bool) -> None:
+    """Those of an OSError, such as TensorBoard's, are not shown; afterwards the host program has its own hook again."""
+    found: list[BaseException | None] = []
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        found.append(failure.exc_value)
+
+    def fail() -> None:
+        raise error
+
+    def command(_: list[str]) -> int:
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        return 0
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    monkeypatch.setenv("PRX_DEBUG", debug)
+    with pytest.raises(SystemExit):
+        run_command(command)
+    assert found == ([error] if shown else [])
+    assert threading.excepthook is hook
 
 
 def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_images_that_were_trained_on(tmp_path: Path, checkpoint: Path) -> None:
     )
     assert "NOT A TEST SCORE: 1 of these pairs were trained on: 1" in result.stdout
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["trained_on"] == ["1"]
-    assert [row["trained_on"] for row in read_csv(tmp_path / "out" / "images.csv")] == ["False", "True"]
+    assert [row["trained_on"] for row in read_csv(tmp_path / "out" / "images.csv")] == ["unknown", "True"]
 
 
 def test_without_labels_and_resized(tmp_path: Path, checkpoint: Path) -> None:

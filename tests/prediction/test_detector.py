@@ -16,6 +16,7 @@ from torch import nn
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.errors import UserError
 from change.prediction.detector import ChangeDetector
+from change.prediction.threshold import NotFiniteError
 from change.prediction.tiles import Predict
 from models.padding import apply_to_any_size, normalise
 from tests.conftest import REPOSITORY, draw_pair
@@ -54,6 +55,24 @@ def test_large_images_are_tiled(detector: ChangeDetector) -> None:
     assert not np.array_equal(found, whole)
     corner = ChangeDetector(CHECKPOINT, device="cpu").predict(before[:128, :128], after[:128, :128])
     assert np.abs(found[:12, :96] - corner[:12, :96]).max() <= 1e-5  # before the next tiles begin
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_probabilities_that_are_not_finite_are_an_error(tmp_path: Path, tta: bool) -> None:
+    """The pair is named: by its file, or by the name that the caller gives."""
+    broken = load_checkpoint(CHECKPOINT)
+    broken.weights["head.out.bias"].fill_(torch.nan)
+    broken.save(tmp_path / "nan.pth")
+    detector = ChangeDetector(tmp_path / "nan.pth", device="cpu", tile=64, overlap=16, tta=tta)
+    before, after, _ = draw_pair(np.random.default_rng(0), 80, 48)
+    path = tmp_path / "before.png"
+    PIL.Image.fromarray(before).save(path)
+    with pytest.raises(NotFiniteError, match=f"no finite probability for {path}: "):
+        detector.predict(path, after)
+    with pytest.raises(NotFiniteError, match="no finite probability for this pair: "):
+        detector.predict(before, after)
+    with pytest.raises(NotFiniteError, match="no finite probability for here: "):
+        detector.predict(before, after, name="here")
 
 
 GOOD = np.zeros((32, 48, 3), np.uint8)

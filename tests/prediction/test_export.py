@@ -70,6 +70,7 @@ def test_onnx(tmp_path: Path, source: Path) -> None:
         PIL.Image.fromarray(image).save(path)
     assert main([str(source), "-o", str(out), "--pair", *paths]) == 0
     onnx.checker.check_model(out)
+    assert onnx.load(out).ir_version == 8  # onnxruntime 1.17 refuses version 10
     graph = onnx.load(out).graph
     for put, channels in zip((*graph.input, *graph.output), (3, 3, 1), strict=True):
         sides = [side.dim_param or side.dim_value for side in put.type.tensor_type.shape.dim]
@@ -111,6 +112,7 @@ def test_deepness(tmp_path: Path, source: Path) -> None:
     )
     model = onnx.load(out)
     settings = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert model.ir_version == 8
     assert settings == {
         "model_type": "Segmentor",
         "class_names": {"0": "background", "1": "change"},
@@ -156,6 +158,28 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match="is not written: onnxruntime and PyTorch differ"):
         write_onnx(torch.nn.Conv2d(3, 1, 3), [case], tmp_path / "new.onnx", tolerance=-1.0, metadata={})
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
+
+
+class NanFrom(torch.nn.Module):
+    """A convolution that gives NaN for images higher than `height`."""
+
+    def __init__(self, height: int) -> None:
+        super().__init__()
+        self.network, self.height = torch.nn.Conv2d(3, 1, 3), height
+
+    def forward(self, before: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.network(before)
+        return torch.where(torch.ones_like(found).sum(2, keepdim=True) > self.height, torch.nan, found)
+
+
+@exports
+@pytest.mark.parametrize("height", [0, 64])
+def test_probabilities_that_are_not_finite_are_an_error(tmp_path: Path, height: int) -> None:
+    """In every case of the comparison, also if it is not the first."""
+    cases = [{"before": torch.rand(1, 3, *size)} for size in ((60, 70), (101, 67))]
+    with pytest.raises(UserError, match="is not written: the network gives no finite probability in PyTorch"):
+        write_onnx(NanFrom(height).eval(), cases, tmp_path / "new.onnx", tolerance=1e-3, metadata={})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,25 @@ def test_signals_save(dataset: Path, tmp_path: Path, number: signal.Signals, cod
 
 
 @pytest.mark.slow
+def test_a_stopped_run_leaves_weights(dataset: Path, tmp_path: Path) -> None:
+    """With --keep last, too: those of the last validation. Before the first one, test.py says that there are none."""
+    state = tmp_path / "run.state.pth"
+    given = ("--test_root", dataset / "val", "--checkpoint_path", state, "--save_path", tmp_path / "out")
+    options = {**HARD, "keep": "last", "recipe": "scratch", "epoch": 400, "val_epoch": 2}
+    process = start(train_arguments(dataset, tmp_path, **options))
+    wait_for(state.exists, process)
+    refused = run_program("test.py", *given)
+    assert (refused.returncode, "it has no weights yet: run.pth follows validation" in last_line(refused)) == (2, True)
+    wait_for((tmp_path / "run.pth").exists, process)
+    process.terminate()
+    process.communicate(timeout=120)
+    (record,) = load_checkpoint(tmp_path / "run.pth").lineage
+    assert record.epoch % 2 == 0
+    refused = run_program("test.py", *given)
+    assert (refused.returncode, f"--continue_run; use {tmp_path / 'run.pth'}" in last_line(refused)) == (2, True)
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     """The kernel does this when memory runs out."""
     process = start(train_arguments(dataset, tmp_path / "run", **{**HARD, "epoch": 40, "workers": 1}))
