@@ -28,6 +28,7 @@ from change.common.logs import start_logging
 from change.prediction.compiling import CHOICES as COMPILING
 from change.prediction.detector import OVERLAP, TILE, ChangeDetector
 from change.prediction.threshold import check_threshold
+from change.rasters.bands import ALPHA_CHOICES
 from change.rasters.gdal import quiet_gdal
 from change.rasters.jobs import Job, count_pixels, find_jobs
 from change.rasters.picture_pair import predict_pictures
@@ -41,7 +42,7 @@ CHECKPOINT = "checkpoints/buildings_r18.pth"
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 LIMIT = 2**31  # the values above must be less than this
 POLYGON_OPTIONS = ("min_area", "simplify")
-RASTER_OPTIONS = ("bands", "stretch", "assume_aligned", "vectors", *POLYGON_OPTIONS)
+RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "vectors", *POLYGON_OPTIONS)
 
 
 @distributed.join()
@@ -187,7 +188,16 @@ def make_parser() -> argparse.ArgumentParser:
     rasters = parser.add_argument_group(
         "rasters", "Not for PNG, JPEG and BMP images.", argument_default=argparse.SUPPRESS
     )
-    rasters.add_argument("--bands", type=band_numbers, help="bands for red,green,blue (default: 1,2,3)")
+    rasters.add_argument(
+        "--bands",
+        type=band_numbers,
+        help="bands for red,green,blue (default: those that the file declares so, else 1,2,3)",
+    )
+    rasters.add_argument(
+        "--alpha",
+        choices=ALPHA_CHOICES,
+        help="whether a band declared as alpha is transparency; auto looks at its levels (default: auto)",
+    )
     rasters.add_argument(
         "--stretch",
         help="how to get 8 bits: none, two percentiles such as 2,98, or auto, which is none for 8-bit rasters and 2,98 "
