@@ -49,6 +49,7 @@ def predict_pictures(
         ]
         raise UserError(f"{', '.join(sizes)}: bring both to one grid")
     data = first_opaque & second_opaque
+    first, second = (image * data[..., None] for image in (first, second))  # colours hidden there must not matter
     probability = detector.predict(first, second) * data
     changed = changed_pixels(torch.from_numpy(probability)[None], threshold, [str(before)])[0].numpy() & data
     save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")

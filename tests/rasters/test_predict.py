@@ -105,6 +105,15 @@ def test_images_of_other_kinds(tmp_path: Path) -> None:
     mask = np.asarray(PIL.Image.open(tmp_path / "out" / "mask.png")) > 0
     assert mask[:, 60:].all() and not mask[:, :60].any()
     assert json.loads((tmp_path / "out" / "metadata.json").read_text())["pixels"] == {"data": 2100, "changed": 2100}
+    hidden = np.where(opaque > 0, after, 255 - after)
+    PIL.Image.fromarray(np.concatenate((hidden, opaque), axis=2)).save(tmp_path / "hidden.png")
+    probabilities = []
+    for name in ("after", "hidden"):
+        main(arguments(tmp_path / "before.png", tmp_path / f"{name}.png", "-o", tmp_path / name))
+        probabilities.append(np.asarray(PIL.Image.open(tmp_path / name / "probability.png")))
+    assert np.array_equal(
+        probabilities[0], probabilities[1]
+    )  # colours under transparent parts do not reach the network
     PIL.Image.fromarray(np.full((70, 90), 3000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UserError, match=r"deep.png has 16 bits: .*--stretch"):
         main(arguments(tmp_path / "before.png", tmp_path / "deep.png", "-o", tmp_path / "deep"))
