@@ -12,6 +12,7 @@ but an earlier result of this program.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,11 +30,12 @@ from change.prediction.compiling import CHOICES as COMPILING
 from change.prediction.detector import OVERLAP, TILE, ChangeDetector
 from change.prediction.threshold import check_threshold
 from change.rasters.bands import ALPHA_CHOICES
+from change.rasters.findings import describe_files, describe_findings
 from change.rasters.gdal import quiet_gdal
 from change.rasters.jobs import Job, count_pixels, find_jobs
 from change.rasters.picture_pair import predict_pictures
 from change.rasters.polygons import VECTORS
-from change.rasters.result_folder import folders_to_keep, has_result
+from change.rasters.result_folder import METADATA, folders_to_keep, has_result
 from change.rasters.scene import Settings, check_own_files, predict_rasters
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,9 @@ def main(arguments: Sequence[str]) -> int:
             log.error("%s: %s", job.folder.name, error)
             failed.append(job.folder.name)
         else:
-            log.info("written to %s", job.folder)
+            prefix = "" if is_single else f"{job.folder.name}: "
+            log.info("%s%s", prefix, describe_findings(json.loads((job.folder / METADATA).read_bytes())))
+            log.info("%s%s", prefix, describe_files(job.folder))
     all_failed = sorted(name for names in distributed.gather(failed) for name in names)
     if all_failed:
         raise UserError(f"{len(all_failed)} of {len(jobs)} pairs failed: {list_names(all_failed)}; the others are done")
