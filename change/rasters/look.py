@@ -7,6 +7,8 @@ something else. All figures come from a few squares at full resolution, so the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,10 +63,14 @@ def look_at(pair: RasterPair) -> Look:
     sizes = [pixel_size(raster, pair) for raster in dates]
     moved = measure_shift(*seen)
     facts: dict[str, Any] = {
-        "shift": None if moved is None else {name: round(value, 2) for name, value in moved._asdict().items()},
+        "shift": describe_shift(moved),
         "after_is_warped": pair.after.is_warped,
     }
-    warnings = place_warnings(pair) + size_warnings(pair, sizes) + shift_warnings(pair, moved, sizes[0])
+    warnings = (
+        place_warnings(pair)
+        + size_warnings(pair, sizes)
+        + shift_warnings(pair.before.path, pair.after.path, moved, sizes[0])
+    )
     for name, raster, squares, size in zip(("before", "after"), dates, seen, sizes, strict=True):
         missing = 1 - float(np.mean([square.mean() for square in squares.data]))
         facts[name] = {
@@ -77,6 +83,31 @@ def look_at(pair: RasterPair) -> Look:
         }
         warnings += band_warnings(raster) + level_warnings(raster, squares, missing)
     return Look(facts, warnings)
+
+
+def look_at_pictures(before: Path, after: Path, images: Sequence[NDArray[np.uint8]], data: NDArray[np.bool_]) -> Look:
+    """Look at two pictures without georeferencing before they are predicted.
+
+    Args:
+        before, after: their files.
+        images: their pixels, uint8 RGB (H, W, 3) each.
+        data: where both hold data, bool (H, W).
+    """
+    parts = [
+        np.s_[block.top : block.top + block.height, block.left : block.left + block.width]
+        for block in square_blocks(*data.shape)
+    ]
+    seen = [Seen([image[part] for part in parts], [data[part] for part in parts]) for image in images]
+    moved = measure_shift(*seen)
+    warnings = shift_warnings(before, after, moved, None)
+    for path, squares in zip((before, after), seen, strict=True):
+        warnings += picture_warnings(path, squares)
+    return Look({"shift": describe_shift(moved)}, warnings)
+
+
+def describe_shift(moved: Shift | None) -> dict[str, float] | None:
+    """Round a shift for metadata.json."""
+    return None if moved is None else {name: round(value, 2) for name, value in moved._asdict().items()}
 
 
 def square_blocks(height: int, width: int) -> list[Block]:
@@ -166,14 +197,14 @@ def size_warnings(pair: RasterPair, sizes: list[tuple[float, float] | None]) -> 
     return warnings
 
 
-def shift_warnings(pair: RasterPair, moved: Shift | None, size: tuple[float, float] | None) -> list[str]:
+def shift_warnings(first: Path, second: Path, moved: Shift | None, size: tuple[float, float] | None) -> list[str]:
     """Report dates that are shifted against each other, with the limits of `python -m change check`."""
     if moved is None or moved.confidence <= CONFIDENT or np.hypot(moved.x, moved.y) < SHIFTED:
         return []
     metres = f" ({np.hypot(moved.x * size[0], moved.y * size[1]):.3g} m)" if size else ""
     return [
-        f"{pair.after.path} is shifted by about {moved.x:+.1f} columns and {moved.y:+.1f} rows{metres} against "
-        f"{pair.before.path}: expect false changes along edges; align the dates first"
+        f"{second} is shifted by about {moved.x:+.1f} columns and {moved.y:+.1f} rows{metres} against "
+        f"{first}: expect false changes along edges; align the dates first"
     ]
 
 
@@ -209,11 +240,17 @@ def level_warnings(raster: AlignedRaster, seen: Seen, missing: float) -> list[st
             f"{raster.stretch.odd:.1%} of the levels of {path} lie far outside of the others and do not count for the "
             f"stretch ({low:.6g} to {high:.6g}): clouds, or nodata that is not declared"
         )
+    return warnings + picture_warnings(path, seen)
+
+
+def picture_warnings(path: Path, seen: Seen) -> list[str]:
+    """Report an image that is almost uniform, or in parts entirely black or white, to the network."""
     pixels = np.concatenate([image[data] for image, data in zip(seen.images, seen.data, strict=True)])
     if not len(pixels):
-        return warnings
+        return []
     if float(pixels.mean(1).std()) < FLAT:
-        return [*warnings, f"{path} is almost uniform to the network: check the file and --stretch"]
+        return [f"{path} is almost uniform to the network: check the file and --stretch"]
+    warnings = []
     for level, name in ((0, "black"), (255, "white")):
         share = float((pixels == level).all(1).mean())
         if share >= BORDER:

@@ -105,8 +105,10 @@ def ground_size(crs: Any, transform: Any, *, column: float, row: float) -> tuple
     x, y, valid = project(crs, wgs84(), *apply_affine(transform, columns, rows))
     if not valid.all() or np.abs(y).max() > 90:
         return None
-    east = np.radians((x[1:] - x[0] + ROUND / 2) % ROUND - ROUND / 2) * np.cos(np.radians((y[1:] + y[0]) / 2))
-    lengths = RADIUS * np.hypot(east, np.radians(y[1:] - y[0]))
+    longitude, latitude = np.radians(x), np.radians(y)
+    across = np.cos(latitude)
+    points = np.stack((across * np.cos(longitude), across * np.sin(longitude), np.sin(latitude)), axis=1)
+    lengths = RADIUS * np.linalg.norm(points[1:] - points[0], axis=1)
     return float(lengths[0]), float(lengths[1])
 
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from rasterio.transform import Affine, from_origin
 
-from change.rasters.look import Look, look_at
+from change.rasters.look import Look, look_at, look_at_pictures
 from change.rasters.raster import RasterPair
 from change.rasters.scene import Settings, predict_rasters
 from tests.conftest import draw_pair
@@ -133,3 +133,18 @@ def test_where_it_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert warning.startswith("20% of") and warning in caplog.messages
     assert metadata["look"]["after"]["no_data"] == 0
     assert warning in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_pictures(tmp_path: Path) -> None:
+    """The shift between two pictures is measured, and black parts are reported only if they are not transparent."""
+    big = draw_pair(np.random.default_rng(5), SIZE, SIZE + 20)[0]
+    first, second = big[12:], big[:-12]
+    paths = tmp_path / "1.png", tmp_path / "2.png"
+    data = np.ones(first.shape[:2], np.bool_)
+    facts, (warning,) = look_at_pictures(*paths, (first, second), data)
+    assert facts["shift"]["y"] == pytest.approx(12, abs=1) and warning.startswith(f"{paths[1]} is shifted by about")
+    blank = first.copy()
+    blank[:60] = 0
+    assert any("1.png is black" in text for text in look_at_pictures(*paths, (blank, first), data).warnings)
+    data[:60] = False
+    assert look_at_pictures(*paths, (blank, first), data).warnings == []

@@ -90,6 +90,7 @@ def test_ground_size() -> None:
     assert ground_size(CRS.from_epsg(3857), from_origin(x, y, 2, 2), column=0, row=0) == pytest.approx((1, 1), rel=0.01)
     feet = CRS.from_epsg(2263)  # New York, US survey feet
     assert ground_size(feet, from_origin(1e6, 2e5, 1, 1), column=0, row=0) == pytest.approx((0.305, 0.305), rel=0.01)
+    assert ground_size(POLAR, from_origin(0, 0, 1000, 1000), column=0, row=0) == pytest.approx((1028, 1028), rel=0.01)
     assert ground_size(CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]'), GRID, column=0, row=0) is None
 
 

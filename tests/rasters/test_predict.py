@@ -220,6 +220,7 @@ def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list
 
 RASTER_OPTIONS = [
     "--bands=1,2,3",
+    "--alpha=no",
     "--stretch=auto",
     "--assume_aligned",
     "--vectors=none",
@@ -257,9 +258,17 @@ def test_options_reach_the_settings(tmp_path: Path) -> None:
     """Those that are not given have the defaults of `Settings`."""
     common = ["a.tif", "b.tif", "-o", "out", "--checkpoint_path", str(CHECKPOINT)]
     assert make_settings(parse_arguments(common), threshold=0.5) == Settings(0.5)
-    given = ["--bands=3,2,1", "--stretch=none", "--assume_aligned", "--vectors=geojson", "--min_area=2", "--simplify=1"]
+    given = [
+        "--bands=3,2,1",
+        "--alpha=no",
+        "--stretch=none",
+        "--assume_aligned",
+        "--vectors=geojson",
+        "--min_area=2",
+        "--simplify=1",
+    ]
     expected = Settings(
-        0.5, bands=(3, 2, 1), stretch="none", assume_aligned=True, vectors="geojson", min_area=2, simplify=1
+        0.5, bands=(3, 2, 1), alpha="no", stretch="none", assume_aligned=True, vectors="geojson", min_area=2, simplify=1
     )
     assert make_settings(parse_arguments([*common, *given]), threshold=0.5) == expected
 
