@@ -121,11 +121,16 @@ def predict_rasters(
         contextlib.closing(open_pair(before, after, settings)) as pair,
         contextlib.closing(RowReader(pair, settings.tile, settings.overlap)) as rows,
     ):
+        polygons = wants_polygons(pair, settings)
         look = look_at(pair)
-        for warning in look.warnings:
+        warnings = list(look.warnings)
+        if settings.vectors != "none" and not polygons and not pair.fault:  # the look reports a fault
+            warnings.append(
+                f"{before} has no coordinate reference system on earth ({pair.crs}): no polygons are written"
+            )
+        for warning in warnings:
             log.warning("%s", warning)
-        metadata = describe(before, after, pair, settings) | about | {"look": look.facts, "warnings": look.warnings}
-        polygons = wants_polygons(before, pair, settings)
+        metadata = describe(before, after, pair, settings) | about | {"look": look.facts, "warnings": warnings}
         try:
             with contextlib.closing(Numbering(folder / ".numbers.tif", pair.place)) as numbering:
                 writer = SceneWriter(rows, numbering, folder, settings=settings, metadata=metadata)
@@ -162,17 +167,12 @@ def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
     )
 
 
-def wants_polygons(before: Path, pair: RasterPair, settings: Settings) -> bool:
-    """Return whether to write polygons; warn if they are wanted but the scene is not georeferenced.
+def wants_polygons(pair: RasterPair, settings: Settings) -> bool:
+    """Return whether to write polygons: they are wanted, and the scene has a place on earth.
 
     Raises UserError if geopandas is missing: it is imported here so that the error comes before the work.
     """
-    if settings.vectors == "none":
-        return False
-    if pair.fault:
-        return False  # the look has said why
-    if not is_on_earth(pair.crs):
-        log.warning("%s has no coordinate reference system on earth (%s): no polygons are written", before, pair.crs)
+    if settings.vectors == "none" or not is_on_earth(pair.crs):
         return False
     geo("geopandas")
     return True

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.transform import Affine, from_origin
 
 from change.rasters.look import Look, look_at, look_at_pictures
@@ -148,3 +149,15 @@ def test_pictures(tmp_path: Path) -> None:
     assert any("1.png is black" in text for text in look_at_pictures(*paths, (blank, first), data).warnings)
     data[:60] = False
     assert look_at_pictures(*paths, (blank, first), data).warnings == []
+
+
+def test_a_scene_without_a_place(tmp_path: Path) -> None:
+    """It is reported with the other warnings, unless no polygons are wanted."""
+    path = write_raster(tmp_path / "1.tif", picture(), CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]'))
+    about: dict[str, Any] = {"precision": "float32", "checkpoint": {}}
+    for vectors, count in (("gpkg", 1), ("none", 0)):
+        (tmp_path / vectors).mkdir()
+        settings = Settings(0.5, vectors=vectors)
+        found = predict_rasters(path, path, tmp_path / vectors, predict=pixelwise, settings=settings, about=about)
+        assert len(found["warnings"]) == count and not (tmp_path / vectors / "changes.gpkg").exists()
+        assert all("1.tif has no coordinate reference system on earth" in text for text in found["warnings"])
