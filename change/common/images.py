@@ -20,6 +20,7 @@ import PIL.TiffImagePlugin
 from numpy.typing import NDArray
 
 from change.common.errors import UserError
+from change.common.tiff import bands_and_bits
 
 Image = NDArray[np.uint8]  # RGB (H, W, 3) of 0..255, or a mask (H, W) of 0 and 1
 
@@ -144,7 +145,16 @@ def mode_and_bits(path: Path) -> tuple[str, int]:
         with open_image(path) as image:
             return image.mode, bits(image)
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
+        raise undecodable(path, error) from error
+
+
+def undecodable(path: Path, error: Exception) -> UserError:
+    """Return the error for a file that Pillow does not decode; a sound TIFF file may have more bits or bands."""
+    bands, depth = bands_and_bits(path) or (0, 0)
+    if depth > 8 or bands > 4:
+        number = f"{bands} band{'s' * (bands > 1)}"
+        return UserError(f"{path} has {number} of {depth} bits: convert it to RGB of 8 bits")
+    return UserError(f"{path} cannot be decoded ({error}): replace the file")
 
 
 def open_array(path: Path, convert: str) -> NDArray[np.integer[Any]]:
@@ -156,7 +166,7 @@ def open_array(path: Path, convert: str) -> NDArray[np.integer[Any]]:
         with open_image(path) as image:
             return np.asarray(upright(image).convert(convert))
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be decoded ({error}): replace the file") from error
+        raise undecodable(path, error) from error
 
 
 def read_image(path: Path) -> Image:
@@ -177,7 +187,11 @@ def read_opaque(path: Path) -> tuple[Image, NDArray[np.bool_]]:
     _, depth = mode_and_bits(path)
     if depth > 8:
         raise UserError(f"{path} has {depth} bits: convert it to 8, or save it as .tif and choose a --stretch")
-    colours = open_array(path, "RGBA").astype(np.uint8, copy=False)
+    return split_alpha(open_array(path, "RGBA").astype(np.uint8, copy=False))
+
+
+def split_alpha(colours: NDArray[np.uint8]) -> tuple[Image, NDArray[np.bool_]]:
+    """Split RGBA (H, W, 4) into RGB (H, W, 3) and the pixels that are not fully transparent, bool (H, W)."""
     return np.ascontiguousarray(colours[..., :3]), np.asarray(colours[..., 3] > 0)
 
 

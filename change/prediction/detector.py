@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.devices import DTYPES, choose_amp, choose_device
 from change.common.errors import UserError
-from change.common.images import Image, bits, read_opaque
+from change.common.images import Image, bits, read_opaque, split_alpha
+from change.common.tiff import bands_and_bits, have_different_grids
 from change.prediction.predictor import precision_name, predictor
 from change.prediction.threshold import require_finite
 from change.prediction.tiles import Predict, sliding, symmetric
 
 Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[np.uint8]
 TILE, OVERLAP = 1024, 256  # pixels
+RASTERS = "`python -m change predict`"
 
 
 class ChangeDetector:
@@ -88,26 +90,32 @@ class ChangeDetector:
         """Predict the probability of change.
 
         Args:
-            before: a file, a Pillow image (8 bits per channel; alpha is dropped) or an array, uint8 RGB (H, W, 3).
-            after: the same for the later date, of the same size.
+            before: a file, a Pillow image (8 bits per channel) or an array, uint8 RGB (H, W, 3).
+            after: the same for the later date, of the same size. Two GeoTIFFs must lie on the same grid.
             name: name of the pair, for errors; by default the file of `before`.
 
         Returns:
-            float32 (H, W), 0 to 1. A pixel is changed if its probability exceeds `threshold`.
+            float32 (H, W), 0 to 1. A pixel is changed if its probability exceeds `threshold`. It is 0 where either
+            image is fully transparent; the colours hidden there do not matter.
 
         Raises:
-            UserError: if an image is of another kind, cannot be read, if the sizes differ, or if a probability is not
-                finite.
+            UserError: if an image is of another kind, cannot be read, if the sizes or grids differ, or if a
+                probability is not finite.
         """
-        pictures = [rgb(picture, name) for picture, name in ((before, "before"), (after, "after"))]
+        check_grids(before, after)
+        (first, first_opaque), (second, second_opaque) = rgb(before, "before"), rgb(after, "after")
+        pictures = [first, second]
         sizes = [f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures]
         if sizes[0] != sizes[1]:
             raise UserError(f"before has {sizes[0]} pixels, after {sizes[1]}: bring both to the same grid")
+        data = first_opaque & second_opaque
+        if not data.all():
+            pictures = [picture * data[..., None] for picture in pictures]
         tensors = [torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))[None] for p in pictures]
         found = self._predict(*tensors)
         require_finite(found, [name or file_name(before) or "this pair"])
         probability: NDArray[np.float32] = found[0, 0].cpu().numpy()
-        return probability
+        return probability * data
 
     def describe(self) -> dict[str, Any]:
         """Return number format, device and checkpoint, as metadata of results."""
@@ -124,23 +132,38 @@ def file_name(picture: Picture) -> str:
     return str(picture) if isinstance(picture, (str, os.PathLike)) else ""
 
 
-def rgb(picture: Picture, name: str) -> Image:
+def check_grids(before: Picture, after: Picture) -> None:
+    """Raise UserError if both images are GeoTIFF files of different grids."""
+    if not isinstance(before, (str, os.PathLike)) or not isinstance(after, (str, os.PathLike)):
+        return
+    if have_different_grids(Path(before), Path(after)):
+        raise UserError(f"{before} and {after} lie on different grids: {RASTERS} brings both to one")
+
+
+def rgb(picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:
     """Convert a file, a Pillow image or an array to uint8 RGB (H, W, 3).
 
     Args:
         picture: the image.
         name: name of the image, for errors.
 
+    Returns:
+        The image, and the pixels that are not fully transparent, bool (H, W).
+
     Raises:
         UserError: if the image has more than 8 bits per channel, is of another kind, or cannot be read.
     """
     if isinstance(picture, (str, os.PathLike)):
-        return read_opaque(Path(picture))[0]
+        bands, depth = bands_and_bits(Path(picture)) or (0, 0)
+        if depth > 8 or bands > 4:
+            number = f"{bands} band{'s' * (bands > 1)}"
+            raise UserError(f"{picture} has {number} of {depth} bits: {RASTERS} reads it, or convert it to 8-bit RGB")
+        return read_opaque(Path(picture))
     if isinstance(picture, PIL.Image.Image):
         if bits(picture) > 8:
             raise UserError(f"{name} has {bits(picture)} bits per channel: convert it to 8")
-        return np.asarray(picture.convert("RGB"))
+        return split_alpha(np.asarray(picture.convert("RGBA")))
     array = np.asarray(picture)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise UserError(f"{name} is {array.dtype} {array.shape}: give uint8 RGB (height, width, 3)")
-    return array
+    return array, np.ones(array.shape[:2], np.bool_)

@@ -67,6 +67,13 @@ def gdal_errors() -> tuple[type[Exception], ...]:
     return geo("rasterio.errors").RasterioError, geo("rasterio._err").CPLE_BaseError, OSError
 
 
+def reason(error: BaseException) -> str:
+    """Return the message of the error that caused `error`; rasterio's own may only say "see previous exception"."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
 def open_raster(path: Path) -> Any:
     """Open a raster for reading, as a rasterio dataset.
 
@@ -76,7 +83,7 @@ def open_raster(path: Path) -> Any:
     try:
         dataset = rasterio.open(path)
     except gdal_errors() as error:
-        raise UserError(f"{path} cannot be read as a raster ({error}): check the path and the file") from error
+        raise UserError(f"{path} cannot be read as a raster ({reason(error)}): check the path and the file") from error
     if not dataset.count:
         raise UserError(f"{path} holds {len(dataset.subdatasets)} rasters: save the one to use as a GeoTIFF")
     return dataset

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.errors import UserError
-from change.rasters.gdal import gdal_errors, geo
+from change.rasters.gdal import gdal_errors, geo, reason
 
 EDGE = 32  # points projected along each side of a raster to find where it lies on another grid
 SAME = 0.01  # grids that differ by less than this, in pixels, coincide
@@ -49,8 +49,8 @@ def find_overlap(first: Any, second: Any, *, before: Path, after: Path) -> Bound
         x, y, valid = project(second.crs, first.crs, x, y)
     except gdal_errors() as error:
         raise UserError(
-            f"{after} in {second.crs} cannot be projected to {first.crs}, the system of {before} ({error}): assign the "
-            "right one, or add --assume_aligned if their pixels coincide"
+            f"{after} in {second.crs} cannot be projected to {first.crs}, the system of {before} ({reason(error)}): "
+            "assign the right one, or add --assume_aligned if their pixels coincide"
         ) from error
     columns, rows = apply_affine(~first.transform, x[valid], y[valid])
     bounds = Bounds(0, 0, 0, 0)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from change.common.errors import UserError
 from change.rasters.gdal import geo
 from change.rasters.numbering import Changes
+from change.rasters.places import Outlines, cut_at_date_line, polygonal_parts, to_longitude_latitude
 
 # The formats of polygons: the suffix of the file, and how geopandas writes it.
 WRITERS: dict[str, dict[str, str]] = {
@@ -40,66 +41,83 @@ def change_polygons(
         simplify: how far an outline may move, in pixels; 0 keeps it.
 
     Returns:
-        A GeoDataFrame with the columns area_m2, mean_probability and max_probability, the largest change first.
+        A GeoDataFrame of multipolygons with the columns area_m2, mean_probability and max_probability, the largest
+        change first.
     """
     geopandas, shapely = geo("geopandas"), geo("shapely")
     outlines, traced, crs, transform = trace_outlines(numbers, mask)
-    shapes = np.array(outlines, object)
-    crossing = ~shapely.is_valid(shapes)  # an outline touches itself if pixels touch at a corner
-    shapes[crossing] = shapely.make_valid(shapes[crossing])
-    frame = geopandas.GeoDataFrame(geometry=shapes, crs=crs)
-    frame["area_m2"] = geodesic_areas(frame)
+    pixel = float(np.sqrt(abs(transform.determinant)))
+    frame = geopandas.GeoDataFrame(geometry=outlines, crs=crs)
+    frame["area_m2"] = geodesic_areas(outlines, crs, pixel)
     frame["mean_probability"] = changes.total[traced] / np.maximum(changes.pixels[traced], 1) / highest
     frame["max_probability"] = changes.highest[traced] / highest
-    frame = frame[frame["area_m2"] >= min_area].sort_values("area_m2", ascending=False, ignore_index=True)
+    frame = frame[~(frame["area_m2"] < min_area)].sort_values("area_m2", ascending=False, ignore_index=True)
     if simplify:
-        pixel = np.sqrt(abs(transform.determinant))
-        frame["geometry"] = frame.geometry.simplify(simplify * pixel, preserve_topology=True)
+        simpler = shapely.simplify(frame.geometry.to_numpy(), simplify * pixel, preserve_topology=True)
+        frame["geometry"] = as_multipolygons(simpler)
     return frame
 
 
-def trace_outlines(numbers: Path, mask: Path) -> tuple[list[Any], NDArray[np.int64], Any, Any]:
-    """Return the outlines of numbered changes, their numbers (N,), and the raster's crs and transform."""
+def trace_outlines(numbers: Path, mask: Path) -> tuple[Outlines, NDArray[np.int64], Any, Any]:
+    """Return the outlines of numbered changes, their numbers (N,), and the raster's crs and transform.
+
+    A change is a multipolygon. Its parts touch at corners only, so it is valid without repair.
+    """
     rasterio, features, shapely = geo("rasterio"), geo("rasterio.features"), geo("shapely")
-    outlines, found = [], []
+    parts, found = [], []
     with rasterio.open(numbers) as source, rasterio.open(mask) as changed:
         shapes = features.shapes(
-            rasterio.band(source, 1), mask=rasterio.band(changed, 1), connectivity=8, transform=source.transform
+            rasterio.band(source, 1), mask=rasterio.band(changed, 1), connectivity=4, transform=source.transform
         )
         for outline, number in shapes:
             if number:  # the mask's nodata is not a change
-                outlines.append(shapely.geometry.shape(outline))
+                parts.append(shapely.geometry.shape(outline))
                 found.append(int(number))
-        return outlines, np.array(found, dtype=np.int64), source.crs, source.transform
+        crs, transform = source.crs, source.transform
+    of_part = np.array(found, dtype=np.int64)
+    order = np.argsort(of_part, kind="stable")
+    traced, index = np.unique(of_part[order], return_inverse=True)
+    outlines = shapely.multipolygons(np.array(parts, object)[order], indices=index)
+    return as_multipolygons(outlines), traced, crs, transform
 
 
-def geodesic_areas(frame: Any) -> NDArray[np.float64]:
-    """Compute the areas of a GeoDataFrame's polygons, in square metres."""
+def as_multipolygons(outlines: Outlines) -> Outlines:
+    """Repair outlines (N,) that are not valid, and make every one a multipolygon."""
+    shapely = geo("shapely")
+    wrong = ~shapely.is_valid(outlines)
+    outlines[wrong] = [polygonal_parts(outline) for outline in shapely.make_valid(outlines[wrong])]
+    single = shapely.get_type_id(outlines) == shapely.GeometryType.POLYGON
+    outlines[single] = [shapely.multipolygons([outline]) for outline in outlines[single]]
+    return outlines
+
+
+def geodesic_areas(outlines: Outlines, crs: Any, pixel: float) -> NDArray[np.float64]:
+    """Compute the areas of outlines (N,) in square metres; `pixel` is the side of a pixel in the units of `crs`."""
     geod = geo("pyproj").Geod(ellps="WGS84")
-    return np.array([abs(geod.geometry_area_perimeter(outline)[0]) for outline in frame.geometry.to_crs(4326)])
+    placed, _ = to_longitude_latitude(outlines, crs, pixel)
+    return np.array([abs(geod.geometry_area_perimeter(outline)[0]) for outline in placed], np.float64)
 
 
-def is_on_earth(crs: Any) -> bool:
-    """Return whether a coordinate reference system can be converted to longitude and latitude; False for None."""
-    if crs is None:
-        return False
-    pyproj = geo("pyproj")
-    try:
-        pyproj.Transformer.from_crs(crs.to_wkt(), 4326)
-    except pyproj.exceptions.ProjError:
-        return False
-    return True
+def place_in_wgs84(frame: Any, pixel: float) -> Any:
+    """Project multipolygons to WGS 84 as GeoJSON wants them: cut at the date line, outer rings counter-clockwise."""
+    geopandas, shapely = geo("geopandas"), geo("shapely")
+    placed, special = to_longitude_latitude(frame.geometry.to_numpy(), frame.crs, pixel)
+    placed[special] = [cut_at_date_line(outline) for outline in placed[special]]
+    placed = shapely.orient_polygons(as_multipolygons(placed), exterior_cw=False)
+    return frame.set_geometry(geopandas.GeoSeries(placed, crs=4326))
 
 
-def write_vectors(frame: Any, folder: Path, kind: str) -> None:
+def write_vectors(frame: Any, folder: Path, kind: str, *, pixel: float) -> None:
     """Write polygons as changes.gpkg, or as changes.geojson in WGS 84, with a style for QGIS beside it.
+
+    `pixel` is the side of a pixel in the units of the reference system.
 
     Raises UserError if they cannot be written.
     """
     path = folder / f"changes.{kind}"
     try:
-        placed = frame.to_crs(4326) if kind in IN_WGS84 else frame
-        placed.to_file(path, **WRITERS[kind])
+        placed = place_in_wgs84(frame, pixel) if kind in IN_WGS84 else frame
+        placed.to_file(path, **WRITERS[kind], geometry_type="MultiPolygon")
     except RuntimeError as error:  # pyogrio's errors are RuntimeErrors
         raise UserError(f"{path.name} cannot be written ({error}): is the disk full?") from error
     shutil.copy(STYLE, folder / STYLE.name)

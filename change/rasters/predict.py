@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,11 +31,13 @@ from change.common.logs import start_logging
 from change.prediction.compiling import CHOICES as COMPILING
 from change.prediction.detector import OVERLAP, TILE, ChangeDetector
 from change.prediction.threshold import check_threshold
+from change.rasters.bands import ALPHA_CHOICES
+from change.rasters.findings import describe_files, describe_findings
 from change.rasters.gdal import quiet_gdal
 from change.rasters.jobs import Job, count_pixels, find_jobs
 from change.rasters.picture_pair import predict_pictures
 from change.rasters.polygons import VECTORS
-from change.rasters.result_folder import folders_to_keep, has_result
+from change.rasters.result_folder import METADATA, folders_to_keep, has_result
 from change.rasters.scene import Settings, check_own_files, predict_rasters
 
 log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ CHECKPOINT = "checkpoints/buildings_r18.pth"
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 LIMIT = 2**31  # the values above must be less than this
 POLYGON_OPTIONS = ("min_area", "simplify")
-RASTER_OPTIONS = ("bands", "stretch", "assume_aligned", "vectors", *POLYGON_OPTIONS)
+RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "vectors", *POLYGON_OPTIONS)
 
 
 @distributed.join()
@@ -88,7 +91,9 @@ def predict_jobs(given: argparse.Namespace) -> int:
             log.error("%s: %s", job.folder.name, error)
             failed.append(job.folder.name)
         else:
-            log.info("written to %s", job.folder)
+            prefix = "" if is_single else f"{job.folder.name}: "
+            log.info("%s%s", prefix, describe_findings(json.loads((job.folder / METADATA).read_bytes())))
+            log.info("%s%s", prefix, describe_files(job.folder))
     all_failed = sorted(name for names in distributed.gather(failed) for name in names)
     if all_failed:
         raise UserError(f"{len(all_failed)} of {len(jobs)} pairs failed: {list_names(all_failed)}; the others are done")
@@ -198,7 +203,16 @@ def make_parser() -> argparse.ArgumentParser:
     rasters = parser.add_argument_group(
         "rasters", "Not for PNG, JPEG and BMP images.", argument_default=argparse.SUPPRESS
     )
-    rasters.add_argument("--bands", type=band_numbers, help="bands for red,green,blue (default: 1,2,3)")
+    rasters.add_argument(
+        "--bands",
+        type=band_numbers,
+        help="bands for red,green,blue (default: those that the file declares so, else 1,2,3)",
+    )
+    rasters.add_argument(
+        "--alpha",
+        choices=ALPHA_CHOICES,
+        help="whether a band declared as alpha is transparency; auto looks at its levels (default: auto)",
+    )
     rasters.add_argument(
         "--stretch",
         help="how to get 8 bits: none, two percentiles such as 2,98, or auto, which is none for 8-bit rasters and 2,98 "

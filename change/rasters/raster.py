@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from change.common.errors import UserError
-from change.rasters.gdal import find_alpha_band, gdal_errors, geo, open_raster, read_palette
+from change.rasters.bands import Source, open_source
+from change.rasters.gdal import find_alpha_band, gdal_errors, geo, read_palette, reason
 from change.rasters.grids import find_overlap, find_shift
-from change.rasters.stretch import choose_stretch
+from change.rasters.places import find_fault
+from change.rasters.stretch import check_8_bit_levels, choose_stretch
 
 SAMPLE = 128  # side in pixels of the squares from which the stretch is chosen
 SQUARES = 8  # maximum number of these squares along each side of a raster
@@ -42,33 +44,32 @@ class Block(NamedTuple):
 class AlignedRaster:
     """One raster of a pair, on the common grid."""
 
-    def __init__(
-        self, raster: Any, path: Path, *, bands: Sequence[int], window: Any, stretch: str, warped: Any = None
-    ) -> None:
-        """Choose bands and stretch.
+    def __init__(self, source: Source, *, window: Any, stretch: str, warped: Any = None) -> None:
+        """Choose the stretch.
 
         Args:
-            raster: open dataset.
-            path: path of its file, for errors.
-            bands: the numbers of red, green and blue, from 1; not used if the raster has a colour table.
-            window: rasterio Window of the common grid, in `raster`, or in `warped` if given.
+            source: the raster with its bands.
+            window: rasterio Window of the common grid, in the raster, or in `warped` if given.
             stretch: as in `choose_stretch`, or "auto": "none" for 8 bits, else "2,98".
-            warped: `raster` as a WarpedVRT on the grid of the first raster, if it has to be warped.
+            warped: the raster as a WarpedVRT on the grid of the first raster, if it has to be warped.
 
         Raises:
-            UserError: if the bands or the stretch do not fit the raster, or if it holds no data.
+            UserError: if the stretch does not fit the raster, or if it holds no data.
         """
-        self.dataset = raster if warped is None else warped
-        self.path = path
+        self.source = source
+        self.dataset = source.dataset if warped is None else warped
+        self.path = source.path
         self.window = window
         self.is_warped = warped is not None
-        self.palette = read_palette(raster)
-        self.alpha = find_alpha_band(self.dataset)
-        self.bands = list(bands) if self.palette is None else [1]
-        kind = check_bands(raster, path, self.bands)
+        self.palette = source.palette
+        self.alpha = find_alpha_band(self.dataset)  # a warped raster may have one of its own
+        self.bands = list(source.bands)
+        has_8_bits = self.palette is not None or source.kind == "uint8"
         if stretch == "auto":
-            stretch = "none" if self.palette is not None or kind == "uint8" else "2,98"
-        levels, valid = self.sample(1 if stretch == "none" else SAMPLE**2)
+            stretch = "none" if has_8_bits else "2,98"
+        levels, valid = self.sample(1 if stretch == "none" and has_8_bits else SAMPLE**2)
+        if stretch == "none" and not has_8_bits:
+            check_8_bit_levels(levels[valid], self.path, source.kind)
         self.stretch = choose_stretch(stretch, levels, valid)
 
     def sample(self, least: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -144,7 +145,7 @@ class AlignedRaster:
                 valid_of.append(valid)
         except gdal_errors() as error:
             raise UserError(
-                f"{self.path} cannot be read ({error}): the file is damaged, get or make it again"
+                f"{self.path} cannot be read ({reason(error)}): the file is damaged or incomplete, get or make it again"
             ) from error
         levels, valid = np.concatenate(levels_of, axis=1), np.concatenate(valid_of, axis=1)
         if self.palette is not None:
@@ -173,6 +174,8 @@ class RasterPair:
         height, width: size of the grid in pixels.
         crs, transform: coordinate reference system (or None) and affine transform of the grid, as in rasterio.
         place: height, width, crs and transform as keyword arguments of `rasterio.open`.
+        assumes_aligned: whether rows and columns are compared, whatever the files say about their places.
+        fault: with `assumes_aligned`, what is wrong with the place of the first raster, which is then left out.
     """
 
     def __init__(
@@ -180,33 +183,37 @@ class RasterPair:
         before: Path,
         after: Path,
         *,
-        bands: Sequence[int] = (1, 2, 3),
+        bands: Sequence[int] | None = None,
         stretch: str = "auto",
         assume_aligned: bool = False,
+        alpha: str = "auto",
     ) -> None:
         """Open two rasters.
 
         Args:
             before: file that rasterio can read.
             after: the same for the later date.
-            bands: the numbers of red, green and blue, from 1.
+            bands: the numbers of red, green and blue, from 1; None takes the bands that are declared so, else 1,2,3.
             stretch: "none", percentiles such as "2,98", or "auto": "none" for 8 bits, else "2,98".
             assume_aligned: take pixels at the same row and column as the same place, whatever the files say.
+            alpha: whether a band declared as alpha is transparency: yes, no, or auto, which looks at its levels.
 
         Raises:
-            UserError: if a file cannot be read, has no coordinate reference system or no data, or if the two do not
-                overlap.
+            UserError: if a file cannot be read, has no place on earth or no data, or if the two do not overlap.
         """
+        self.assumes_aligned = assume_aligned
+        self.fault = ""
         with ExitStack() as stack:
-            # Do not enter a dataset as a context: the calling program would have a rasterio.Env until `close`.
-            first = open_raster(before)
-            stack.callback(first.close)
-            second = open_raster(after)
-            stack.callback(second.close)
+            sources = [open_source(path, bands=bands, alpha=alpha, stack=stack) for path in (before, after)]
+            first, second = (source.dataset for source in sources)
+            self.crs, transform = first.crs, first.transform
             warped = None
             if assume_aligned:
                 check_sizes(first, second, before=before, after=after)
                 self.window = other = whole_window(first)
+                self.fault = find_fault(first) if first.crs else ""
+                if self.fault:
+                    self.crs, transform = None, geo("rasterio.transform").Affine.identity()
             else:
                 check_reference_systems(first, second, before=before, after=after)
                 self.window = other = overlap_window(first, second, before=before, after=after)
@@ -216,12 +223,11 @@ class RasterPair:
                     stack.callback(warped.close)
                 else:
                     other = shift_window(self.window, shift)
-            self.crs = first.crs
             self.height, self.width = int(self.window.height), int(self.window.width)
-            self.transform = geo("rasterio.windows").transform(self.window, first.transform)
+            self.transform = geo("rasterio.windows").transform(self.window, transform)
             self.place = {"height": self.height, "width": self.width, "crs": self.crs, "transform": self.transform}
-            self.before = AlignedRaster(first, before, bands=bands, window=self.window, stretch=stretch)
-            self.after = AlignedRaster(second, after, bands=bands, window=other, stretch=stretch, warped=warped)
+            self.before = AlignedRaster(sources[0], window=self.window, stretch=stretch)
+            self.after = AlignedRaster(sources[1], window=other, stretch=stretch, warped=warped)
             self.stack = stack.pop_all()
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
@@ -242,21 +248,6 @@ class RasterPair:
         self.stack.close()
 
 
-def check_bands(raster: Any, path: Path, bands: Sequence[int]) -> str:
-    """Return the type of the chosen bands, such as "uint8". Raises UserError if they are missing or differ in type."""
-    count = raster.count
-    missing = [band for band in bands if not 1 <= band <= count]
-    if missing:
-        remedy = "--bands 1,1,1 reads it as grey" if count == 1 else f"choose --bands from 1 to {count}"
-        raise UserError(f"{path} has {count} band{'s' * (count > 1)}, not {missing[0]}: {remedy}")
-    kinds = sorted({str(raster.dtypes[band - 1]) for band in bands})
-    if any("complex" in kind for kind in kinds):
-        raise UserError(f"{path} holds complex numbers: give an image")
-    if len(kinds) > 1:
-        raise UserError(f"{path} has bands of {' and '.join(kinds)}: choose --bands of one type")
-    return kinds[0]
-
-
 def check_sizes(first: Any, second: Any, *, before: Path, after: Path) -> None:
     """Raise UserError if two rasters differ in size."""
     if (first.width, first.height) != (second.width, second.height):
@@ -267,13 +258,21 @@ def check_sizes(first: Any, second: Any, *, before: Path, after: Path) -> None:
 
 
 def check_reference_systems(first: Any, second: Any, *, before: Path, after: Path) -> None:
-    """Raise UserError if a raster has no coordinate reference system."""
-    missing = [str(path) for path, dataset in ((before, first), (after, second)) if dataset.crs is None]
+    """Raise UserError if a raster has no coordinate reference system, or no possible place in it."""
+    rasters = (before, first), (after, second)
+    for path, dataset in rasters:
+        if dataset.crs is None and (dataset.gcps[0] or dataset.rpcs):
+            kind = "ground control points" if dataset.gcps[0] else "rational polynomials (RPC)"
+            raise UserError(f"{path} is placed by {kind}: warp it to a grid, as gdalwarp does, or add --assume_aligned")
+    missing = [str(path) for path, dataset in rasters if dataset.crs is None]
     if missing:
         raise UserError(
             f"{' and '.join(missing)} {'has' if len(missing) == 1 else 'have'} no coordinate reference system: "
             "assign it, or add --assume_aligned if their pixels coincide"
         )
+    for path, dataset in rasters:
+        if fault := find_fault(dataset):
+            raise UserError(f"{path} {fault}, or add --assume_aligned if the pixels of both rasters coincide")
 
 
 def whole_window(dataset: Any) -> Any:

@@ -35,9 +35,11 @@ from change.common.files import write_whole
 from change.evaluation.report import TEMPLATE
 from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
-from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache
+from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, reason
+from change.rasters.look import look_at
 from change.rasters.numbering import Numbering
-from change.rasters.polygons import STYLE, change_polygons, is_on_earth, write_vectors
+from change.rasters.places import is_on_earth
+from change.rasters.polygons import STYLE, change_polygons, write_vectors
 from change.rasters.raster import AlignedRaster, RasterPair
 from change.rasters.result_folder import METADATA
 from change.rasters.rows import PredictWhereData, RowReader, predict_rows
@@ -57,7 +59,7 @@ class Settings:
         tile: side of the tiles in pixels.
         overlap: overlap of the tiles in pixels.
         batch: number of tiles predicted at once.
-        bands, stretch, assume_aligned: as in `RasterPair`.
+        bands, stretch, assume_aligned, alpha: as in `RasterPair`.
         min_area: smallest area of a polygon, in square metres; smaller polygons are left out.
         simplify: how far an outline may move, in pixels.
         vectors: the polygons' format: gpkg, geojson or none.
@@ -67,9 +69,10 @@ class Settings:
     tile: int = 1024
     overlap: int = 256
     batch: int = 1
-    bands: tuple[int, ...] = (1, 2, 3)
+    bands: tuple[int, ...] | None = None
     stretch: str = "auto"
     assume_aligned: bool = False
+    alpha: str = "auto"
     min_area: float = 0.0
     simplify: float = 0.0
     vectors: str = "gpkg"
@@ -118,8 +121,16 @@ def predict_rasters(
         contextlib.closing(open_pair(before, after, settings)) as pair,
         contextlib.closing(RowReader(pair, settings.tile, settings.overlap)) as rows,
     ):
-        metadata = describe(before, after, pair, settings) | about
-        polygons = wants_polygons(before, pair, settings)
+        polygons = wants_polygons(pair, settings)
+        look = look_at(pair)
+        warnings = list(look.warnings)
+        if settings.vectors != "none" and not polygons and not pair.fault:  # the look reports a fault
+            warnings.append(
+                f"{before} has no coordinate reference system on earth ({pair.crs}): no polygons are written"
+            )
+        for warning in warnings:
+            log.warning("%s", warning)
+        metadata = describe(before, after, pair, settings) | about | {"look": look.facts, "warnings": warnings}
         try:
             with contextlib.closing(Numbering(folder / ".numbers.tif", pair.place)) as numbering:
                 writer = SceneWriter(rows, numbering, folder, settings=settings, metadata=metadata)
@@ -129,7 +140,7 @@ def predict_rasters(
         except gdal_errors() as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise UserError(f"the files of {before} cannot be written ({error}): is the disk full?") from error
+            raise UserError(f"the files of {before} cannot be written ({reason(error)}): is the disk full?") from error
     seconds = {"network": network.seconds, "prediction": predicted - began, "all": time.perf_counter() - began}
     metadata["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
     write_whole(folder / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())
@@ -147,19 +158,21 @@ def check_own_files(vectors: str) -> None:
 def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
     """Open two rasters as `settings` ask. Raises UserError as `RasterPair` does."""
     return RasterPair(
-        before, after, bands=settings.bands, stretch=settings.stretch, assume_aligned=settings.assume_aligned
+        before,
+        after,
+        bands=settings.bands,
+        stretch=settings.stretch,
+        assume_aligned=settings.assume_aligned,
+        alpha=settings.alpha,
     )
 
 
-def wants_polygons(before: Path, pair: RasterPair, settings: Settings) -> bool:
-    """Return whether to write polygons; warn if they are wanted but the scene is not georeferenced.
+def wants_polygons(pair: RasterPair, settings: Settings) -> bool:
+    """Return whether to write polygons: they are wanted, and the scene has a place on earth.
 
     Raises UserError if geopandas is missing: it is imported here so that the error comes before the work.
     """
-    if settings.vectors == "none":
-        return False
-    if not is_on_earth(pair.crs):
-        log.warning("%s has no coordinate reference system on earth (%s): no polygons are written", before, pair.crs)
+    if settings.vectors == "none" or not is_on_earth(pair.crs):
         return False
     geo("geopandas")
     return True
@@ -284,7 +297,8 @@ class SceneWriter:
                     min_area=self.settings.min_area,
                     simplify=self.settings.simplify,
                 )
-                write_vectors(frame, self.folder, self.settings.vectors)
+                pixel = abs(self.rows.pair.transform.determinant) ** 0.5
+                write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
                 metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
             for file in files:
                 file.result()

@@ -96,5 +96,6 @@ def write_pictures(cases: list[ImageCase], folder: Path, metadata: dict[str, Any
         "checkpoint": metadata["checkpoint"],
         "versions": versions(),
         "images": len(cases),
+        "warnings": metadata["warnings"],
     }
     write_report(folder / "report.html", result, rows, cases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,19 @@ from numpy.typing import NDArray
 from change.common.errors import UserError
 
 UNCHANGED = (0, 0, 0), (255, 255, 255)
+FENCE = 3  # interquartile ranges
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """The levels of each band that become 0 (`low`) and 255 (`high`), three numbers each."""
+    """The levels of each band that become 0 (`low`) and 255 (`high`), three numbers each.
+
+    `odd` is the largest share of odd levels in a band, which percentiles leave out; see `inside_fences`.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    odd: float = 0.0
 
     def apply(self, levels: NDArray[Any]) -> NDArray[np.uint8]:
         """Stretch levels (3, h, W) of any type to uint8 (3, h, W)."""
@@ -36,7 +42,7 @@ def choose_stretch(text: str, levels: NDArray[Any], valid: NDArray[np.bool_]) ->
 
     Args:
         text: "none" keeps the levels as they are; "P,Q" turns the P-th percentile of each band into 0 and the Q-th
-            into 255.
+            into 255, without the levels outside of `inside_fences`.
         levels: any type (3, h, W), the sample.
         valid: bool (3, h, W), False for nodata.
 
@@ -46,11 +52,36 @@ def choose_stretch(text: str, levels: NDArray[Any], valid: NDArray[np.bool_]) ->
     if text == "none":
         return Stretch(*UNCHANGED)
     low, high = read_percentiles(text)
-    ends = []
+    ends, odd = [], 0.0
     for band, is_valid in zip(levels, valid, strict=True):
-        inside = band[is_valid] if is_valid.any() else np.zeros(1)
-        ends.append(np.percentile(inside, (low, high)).tolist())
-    return Stretch(tuple(end[0] for end in ends), tuple(end[1] for end in ends))
+        found = band[is_valid] if is_valid.any() else np.zeros(1)
+        inside = inside_fences(found)
+        ends.append(np.percentile(found[inside], (low, high)).tolist())
+        odd = max(odd, 1 - float(inside.mean()))
+    return Stretch(tuple(end[0] for end in ends), tuple(end[1] for end in ends), odd)
+
+
+def inside_fences(levels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Find the levels (N,) within three interquartile ranges of the quartiles; the others are odd.
+
+    Clouds and undeclared nodata are far outside, and a few per cent of them would determine a percentile. All levels
+    count if the quartiles are equal. Source: Tukey, "Exploratory Data Analysis", 1977 (outer fences).
+    """
+    first, third = np.percentile(levels, (25, 75)).tolist()
+    reach = FENCE * (third - first)
+    if not reach:
+        return np.ones(levels.shape, np.bool_)
+    return np.asarray((levels >= first - reach) & (levels <= third + reach), np.bool_)
+
+
+def check_8_bit_levels(levels: NDArray[Any], path: Path, kind: str) -> None:
+    """Raise UserError if levels (N,) of type `kind` are not 0 to 255: the network would see black or white."""
+    outside = float(((levels < 0) | (levels > 255)).mean())
+    if outside > 0.5 or levels.max() <= 1:
+        raise UserError(
+            f"--stretch none: the levels of {path} ({kind}, {levels.min():.6g} to {levels.max():.6g}) are not 0 to "
+            "255; leave it out, or give two percentiles such as 2,98"
+        )
 
 
 def read_percentiles(text: str) -> tuple[float, float]:

@@ -9,18 +9,22 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.TiffImagePlugin
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.errors import UserError
+from change.common.images import mode_and_bits
 from change.prediction.detector import ChangeDetector
 from change.prediction.threshold import NotFiniteError
 from change.prediction.tiles import Predict
 from models.padding import apply_to_any_size, normalise
 from tests.conftest import REPOSITORY, draw_pair
 from tests.prediction.devices import pretend_two_gpus
+from tests.rasters.drawn import write_raster
 from tests.test_quick_start import CHECKPOINT
 
 
@@ -91,6 +95,63 @@ GOOD = np.zeros((32, 48, 3), np.uint8)
 def test_wrong_images(detector: ChangeDetector, before: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         detector.predict(before, GOOD)
+
+
+def test_colours_under_transparency_do_not_matter(detector: ChangeDetector, tmp_path: Path) -> None:
+    """Files and Pillow images with a hole give 0 there, and the same elsewhere whatever lies under it."""
+    before, after, _ = draw_pair(np.random.default_rng(0), 100, 70)
+    alpha = np.full((70, 100, 1), 255, np.uint8)
+    alpha[20:40, 30:60] = 0
+    found = []
+    for hidden in (0, 255):
+        colours = np.concatenate((np.where(alpha > 0, after, np.uint8(hidden)), alpha), axis=2)
+        picture = PIL.Image.fromarray(colours)
+        picture.save(tmp_path / "after.png")
+        found.append(detector.predict(PIL.Image.fromarray(before), picture))
+        found.append(detector.predict(before, tmp_path / "after.png"))
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+    assert not found[0][20:40, 30:60].any() and found[0][:20].any()
+
+
+def write_tiff(path: Path, image: NDArray[Any], east: float = 5e5, code: int = 32633, pixel: float = 0.5) -> Path:
+    """Write a GeoTIFF with Pillow alone."""
+    tags = PIL.TiffImagePlugin.ImageFileDirectory_v2()
+    tags[33550] = (pixel, pixel, 0.0)
+    tags[33922] = (0.0, 0.0, 0.0, east, 5e6, 0.0)
+    tags[34735] = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, code)
+    tags.tagtype.update({33550: 12, 33922: 12, 34735: 3})
+    PIL.Image.fromarray(image).save(path, tiffinfo=tags)
+    return path
+
+
+def test_geotiffs_of_other_places(detector: ChangeDetector, tmp_path: Path) -> None:
+    """Two GeoTIFFs on one grid are compared; other places, pixels and reference systems are refused."""
+    before, after, _ = draw_pair(np.random.default_rng(0), 100, 70)
+    first = write_tiff(tmp_path / "1.tif", before)
+    expected = detector.predict(before, after)
+    assert np.array_equal(detector.predict(first, write_tiff(tmp_path / "2.tif", after)), expected)
+    PIL.Image.fromarray(after).save(tmp_path / "bare.tif")
+    assert np.array_equal(detector.predict(first, tmp_path / "bare.tif"), expected)
+    for other in ({"east": 5e5 + 5000}, {"east": 5e5 + 0.1}, {"code": 32634}, {"pixel": 0.6}):
+        path = write_tiff(tmp_path / "other.tif", after, **other)
+        with pytest.raises(UserError, match=r"1.tif and .*other.tif lie on different grids: .python -m change predict"):
+            detector.predict(first, path)
+
+
+def test_tiffs_that_pillow_does_not_decode(detector: ChangeDetector, tmp_path: Path) -> None:
+    """A sound file of 16 bits or five bands is not called damaged."""
+    image = draw_pair(np.random.default_rng(0), 64, 64)[0].transpose(2, 0, 1)
+    for bands, dtype, said in ((3, "uint16", "3 bands of 16 bits"), (5, "uint8", "5 bands of 8 bits")):
+        levels = np.concatenate((image, image))[:bands].astype(dtype)
+        for more in ({}, {"BIGTIFF": "YES"}):
+            path = write_raster(tmp_path / "deep.tif", levels, photometric="MINISBLACK", **more)
+            with pytest.raises(UserError, match=rf"deep.tif has {said}: .python -m change predict"):
+                detector.predict(path, image.transpose(1, 2, 0))
+            with pytest.raises(UserError, match=rf"deep.tif has {said}: convert it"):
+                mode_and_bits(path)
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "deep.tif").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cut.tif cannot be decoded"):
+        detector.predict(tmp_path / "cut.tif", image.transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [("auto", torch.float16), ("off", torch.float32), ("bf16", torch.bfloat16)])

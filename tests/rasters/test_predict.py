@@ -105,6 +105,15 @@ def test_images_of_other_kinds(tmp_path: Path) -> None:
     mask = np.asarray(PIL.Image.open(tmp_path / "out" / "mask.png")) > 0
     assert mask[:, 60:].all() and not mask[:, :60].any()
     assert json.loads((tmp_path / "out" / "metadata.json").read_text())["pixels"] == {"data": 2100, "changed": 2100}
+    hidden = np.where(opaque > 0, after, 255 - after)
+    PIL.Image.fromarray(np.concatenate((hidden, opaque), axis=2)).save(tmp_path / "hidden.png")
+    probabilities = []
+    for name in ("after", "hidden"):
+        main(arguments(tmp_path / "before.png", tmp_path / f"{name}.png", "-o", tmp_path / name))
+        probabilities.append(np.asarray(PIL.Image.open(tmp_path / name / "probability.png")))
+    assert np.array_equal(
+        probabilities[0], probabilities[1]
+    )  # colours under transparent parts do not reach the network
     PIL.Image.fromarray(np.full((70, 90), 3000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UserError, match=r"deep.png has 16 bits: .*--stretch"):
         main(arguments(tmp_path / "before.png", tmp_path / "deep.png", "-o", tmp_path / "deep"))
@@ -211,6 +220,7 @@ def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list
 
 RASTER_OPTIONS = [
     "--bands=1,2,3",
+    "--alpha=no",
     "--stretch=auto",
     "--assume_aligned",
     "--vectors=none",
@@ -248,9 +258,17 @@ def test_options_reach_the_settings(tmp_path: Path) -> None:
     """Those that are not given have the defaults of `Settings`."""
     common = ["a.tif", "b.tif", "-o", "out", "--checkpoint_path", str(CHECKPOINT)]
     assert make_settings(parse_arguments(common), threshold=0.5) == Settings(0.5)
-    given = ["--bands=3,2,1", "--stretch=none", "--assume_aligned", "--vectors=geojson", "--min_area=2", "--simplify=1"]
+    given = [
+        "--bands=3,2,1",
+        "--alpha=no",
+        "--stretch=none",
+        "--assume_aligned",
+        "--vectors=geojson",
+        "--min_area=2",
+        "--simplify=1",
+    ]
     expected = Settings(
-        0.5, bands=(3, 2, 1), stretch="none", assume_aligned=True, vectors="geojson", min_area=2, simplify=1
+        0.5, bands=(3, 2, 1), alpha="no", stretch="none", assume_aligned=True, vectors="geojson", min_area=2, simplify=1
     )
     assert make_settings(parse_arguments([*common, *given]), threshold=0.5) == expected
 

@@ -292,3 +292,8 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         RasterPair(good, tmp_path / "many.gpkg")
     with pytest.raises(UserError, match=r"cut.tif cannot be read"):
         RasterPair(cut, cut).rows(0, 400)
+    tile = write_raster(tmp_path / "tile.tif", noise(20, 30, 1))
+    mosaic = write_vrt(tmp_path / "mosaic.vrt", [("Byte", parts[0], ""), ("Byte", parts[0], ""), ("Byte", tile, "")])
+    tile.unlink()
+    with pytest.raises(UserError, match=r"mosaic.vrt cannot be read \(.*tile.tif: No such file"):
+        RasterPair(good, mosaic)

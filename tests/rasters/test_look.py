@@ -1,0 +1,163 @@
+"""One look at both rasters: what is odd is a warning, what is usual is not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.transform import Affine, from_origin
+
+from change.rasters.look import Look, look_at, look_at_pictures
+from change.rasters.raster import RasterPair
+from change.rasters.scene import Settings, predict_rasters
+from tests.conftest import draw_pair
+from tests.rasters.drawn import EAST, GRID, NORTH, UTM, WORLD, pixelwise, write_raster
+
+SIZE = 300
+
+
+def picture(seed: int = 1) -> NDArray[np.uint8]:
+    """Draw the first date of a scene, (3, SIZE, SIZE)."""
+    return np.ascontiguousarray(draw_pair(np.random.default_rng(seed), SIZE, SIZE)[0].transpose(2, 0, 1))
+
+
+def look(folder: Path, first: NDArray[Any], second: NDArray[Any], grid: Affine = GRID, **options: Any) -> Look:
+    """Look at two rasters, the second on `grid`."""
+    paths = write_raster(folder / "1.tif", first), write_raster(folder / "2.tif", second, transform=grid)
+    pair = RasterPair(*paths, **options)
+    found = look_at(pair)
+    pair.close()
+    return found
+
+
+def test_nothing_is_odd(tmp_path: Path) -> None:
+    """A usual pair gives facts and no warning."""
+    first, second, _ = (image for image in draw_pair(np.random.default_rng(3), SIZE, SIZE))
+    facts, warnings = look(tmp_path, first.transpose(2, 0, 1), second.transpose(2, 0, 1))
+    assert warnings == [] and not facts["after_is_warped"]
+    assert facts["before"]["pixel_m"] == pytest.approx([2, 2], rel=0.01)
+    expected = {"bands": [1, 2, 3], "declared": ["red", "green", "blue"], "alpha": None, "no_data": 0, "odd_levels": 0}
+    assert facts["after"].items() >= expected.items()
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(0, 8), (-12, 5), (2, 1)])
+def test_shift(tmp_path: Path, columns: int, rows: int) -> None:
+    """The shift is that of the pixels; it is a warning from 5 pixels on."""
+    big = draw_pair(np.random.default_rng(5), SIZE + 60, SIZE + 60)[0].transpose(2, 0, 1)
+    first = big[:, 30 : 30 + SIZE, 30 : 30 + SIZE]
+    second = big[:, 30 - rows : 30 - rows + SIZE, 30 - columns : 30 - columns + SIZE]
+    facts, warnings = look(tmp_path, first, second)
+    assert (facts["shift"]["x"], facts["shift"]["y"]) == pytest.approx((columns, rows), abs=1)
+    metres = 2 * np.hypot(columns, rows)
+    if np.hypot(columns, rows) < 5:
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert "2.tif is shifted by about" in warning
+        assert float(warning.split("(")[1].split(" m)")[0]) == pytest.approx(metres, abs=2)
+
+
+def test_shift_in_a_large_scene(tmp_path: Path) -> None:
+    """It is measured at full resolution, where there is data."""
+    big = np.tile(draw_pair(np.random.default_rng(5), 1330, 1330)[0].transpose(2, 0, 1), (1, 1, 1))
+    first, second = big[:, 20:1320, 20:1320].copy(), big[:, 13:1313, 20:1320]
+    first[:, :400] = 0
+    paths = write_raster(tmp_path / "1.tif", first, nodata=0), write_raster(tmp_path / "2.tif", second)
+    shift = look_at(RasterPair(*paths)).facts["shift"]
+    assert (shift["x"], shift["y"]) == pytest.approx((0, 7), abs=0.5)
+
+
+def test_pixels(tmp_path: Path) -> None:
+    """Dates of other pixel sizes and pixels that are not square are reported."""
+    image = picture()
+    coarse = from_origin(EAST, NORTH, 20, 20)
+    facts, warnings = look(tmp_path, image, image[:, :30, :30], coarse)
+    assert facts["after_is_warped"]
+    assert any("2.tif (20 m) are 10 times as large as those of" in warning for warning in warnings)
+    paths = [write_raster(tmp_path / f"{i}.tif", image, WORLD, from_origin(10, 60, 1e-5, 1e-5)) for i in (1, 2)]
+    (warning,) = look_at(RasterPair(*paths)).warnings
+    assert "1.tif are 0.556 m wide and 1.11 m high" in warning
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    image = picture()
+    image[:, :, 100:] = 0
+    paths = write_raster(tmp_path / "1.tif", image, nodata=0), write_raster(tmp_path / "2.tif", picture())
+    facts, warnings = look_at(RasterPair(*paths))
+    assert facts["before"]["no_data"] == pytest.approx(2 / 3, abs=0.01) and facts["shift"] is None
+    assert len(warnings) == 1 and "about 67% of" in warnings[0] and "1.tif is nodata" in warnings[0]
+
+
+def test_levels(tmp_path: Path) -> None:
+    """Black borders, odd levels and images that the network cannot see."""
+    image, border = picture(), picture()
+    border[:, :60] = 0
+    assert "20% of" in look(tmp_path, image, border).warnings[0]
+    (warning,) = look(tmp_path, image, np.minimum(picture(), 1)).warnings
+    assert "2.tif is almost uniform to the network" in warning
+    deep = picture().astype(np.int16) * 12 + 200
+    cloudy = deep.copy()
+    cloudy[:, :90, :90] = 16000
+    warnings = look(tmp_path, deep, cloudy).warnings
+    assert any("% of the levels of" in text and "2.tif lie far outside" in text for text in warnings)
+    assert look(tmp_path, deep, deep).warnings == []
+
+
+def test_ignored_places(tmp_path: Path) -> None:
+    """With --assume_aligned, places that differ are reported, and impossible ones are left out of the result."""
+    image = picture()
+    (warning,) = look(tmp_path, image, image, from_origin(EAST + 2, NORTH, 2, 2), assume_aligned=True).warnings
+    assert "lie on different grids, which is ignored" in warning
+    assert look(tmp_path, image, image, assume_aligned=True).warnings == []
+    bad = write_raster(tmp_path / "bad.tif", image, UTM, Affine.identity())
+    (warning,) = look_at(RasterPair(bad, bad, assume_aligned=True)).warnings
+    assert "bad.tif has a coordinate reference system but no place in it" in warning and "no polygons" in warning
+
+
+def test_where_it_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Warnings go to the console, metadata.json and the report."""
+    image, border = picture(), picture()
+    border[:, :60] = 0
+    paths = write_raster(tmp_path / "1.tif", image), write_raster(tmp_path / "2.tif", border)
+    (tmp_path / "out").mkdir()
+    about: dict[str, Any] = {"precision": "float32", "checkpoint": {}}
+    with caplog.at_level(logging.WARNING):
+        predict_rasters(*paths, tmp_path / "out", predict=pixelwise, settings=Settings(0.5), about=about)
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    (warning,) = metadata["warnings"]
+    assert warning.startswith("20% of") and warning in caplog.messages
+    assert metadata["look"]["after"]["no_data"] == 0
+    assert warning in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_pictures(tmp_path: Path) -> None:
+    """The shift between two pictures is measured, and black parts are reported only if they are not transparent."""
+    big = draw_pair(np.random.default_rng(5), SIZE, SIZE + 20)[0]
+    first, second = big[12:], big[:-12]
+    paths = tmp_path / "1.png", tmp_path / "2.png"
+    data = np.ones(first.shape[:2], np.bool_)
+    facts, (warning,) = look_at_pictures(*paths, (first, second), data)
+    assert facts["shift"]["y"] == pytest.approx(12, abs=1) and warning.startswith(f"{paths[1]} is shifted by about")
+    blank = first.copy()
+    blank[:60] = 0
+    assert any("1.png is black" in text for text in look_at_pictures(*paths, (blank, first), data).warnings)
+    data[:60] = False
+    assert look_at_pictures(*paths, (blank, first), data).warnings == []
+
+
+def test_a_scene_without_a_place(tmp_path: Path) -> None:
+    """It is reported with the other warnings, unless no polygons are wanted."""
+    path = write_raster(tmp_path / "1.tif", picture(), CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]'))
+    about: dict[str, Any] = {"precision": "float32", "checkpoint": {}}
+    for vectors, count in (("gpkg", 1), ("none", 0)):
+        (tmp_path / vectors).mkdir()
+        settings = Settings(0.5, vectors=vectors)
+        found = predict_rasters(path, path, tmp_path / vectors, predict=pixelwise, settings=settings, about=about)
+        assert len(found["warnings"]) == count and not (tmp_path / vectors / "changes.gpkg").exists()
+        assert all("1.tif has no coordinate reference system on earth" in text for text in found["warnings"])
