@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY, run_program, train_arguments, write_pairs
 TEXT_METHODS = {"read_text": 0, "write_text": 1}  # and the position of their argument `encoding`
 PROCESSES = ("run", "Popen", "check_output")
 TEMPORARY = ("NamedTemporaryFile", "TemporaryFile", "SpooledTemporaryFile", "fdopen", "TextIOWrapper")
-OTHER_OPENERS = ("rasterio", "Image", "dataset", "zipfile", "os")  # whose `open` gives no text
+OTHER_OPENERS = ("rasterio", "memory", "Image", "dataset", "zipfile", "os")  # whose `open` gives no text
 
 
 def name_of(node: ast.expr) -> str:
