@@ -9,7 +9,7 @@ Shapes: N images (both dates of a batch of B pairs: N = 2B), C channels, H and W
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -161,12 +161,17 @@ class TimmEncoder(Encoder):
         maps = self.body(images)
         return project(self.project, [maps[index] for index in self.used])
 
+    @cached_property
+    def own_names(self) -> dict[str, str]:
+        """The names of the network's weights, by these names with "_" in place of "."."""
+        return {name.replace(".", "_"): name for name in self.body.state_dict()}
+
     def own_name(self, name: str) -> str | None:
         """Translate a name in a file of timm, see `Encoder.own_name`.
 
         Some of timm's networks name a part "stages.0" in their files and "stages_0" when they give feature maps.
         """
-        own = {one.replace(".", "_"): one for one in self.body.state_dict()}.get(name.replace(".", "_"))
+        own = self.own_names.get(name.replace(".", "_"))
         if own is None and name in names_in_files(self.name):
             return None
         return f"body.{own or name}"

@@ -49,7 +49,7 @@ def test_one_writer(tmp_path: Path, beside: bool) -> None:
     assert not list(tmp_path.iterdir())
     killed, child = hold_elsewhere(folder, beside)
     killed.kill()
-    killed.communicate()
+    killed.wait()  # not `communicate`, which would wait for the child too
     try:
         os.kill(child, 0)  # the child of the killed process still runs
         with hold_folder(folder, "-o", beside):

@@ -85,7 +85,8 @@ def test_photographs_are_recognised(name: str) -> None:
 def test_files_by_path(tmp_path: Path) -> None:
     """The package's file, timm's names, and safetensors give the same encoder; a damaged file is refused."""
     path, state = lite_weights(LITE[0])
-    own = {rename_lite(k, lite0().blocks): tensor.contiguous() for k, tensor in state.items()}
+    blocks = lite0().blocks
+    own = {rename_lite(k, blocks): tensor.contiguous() for k, tensor in state.items()}
     torch.save(own, tmp_path / "timm.pth")
     safetensors.torch.save_file(own, tmp_path / "timm.safetensors")
     loaded = []
