@@ -288,11 +288,15 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
         train: the split whose rate of change --prior starts from.
 
     Raises:
-        UserError: the weights to start from are missing or do not fit.
+        UserError: the encoder is a network of timm that gives no such maps, or the weights to start from are missing
+            or do not fit.
     """
     torch.manual_seed(options.run.seed)
     config = options.network.config()
-    network = build_network(config)
+    try:
+        network = build_network(config)
+    except ValueError as error:  # a network of timm that is no encoder
+        raise UserError(f"--{error}") from error
     template = Checkpoint(config, {})
     if state is None:
         template = load_first_weights(network, options.network, options.start, lambda: train.changed)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from change.common.devices import choose_device
-from change.common.errors import UserError
+from change.common.errors import run_command
 from change.common.files import write_whole
 from change.prediction.detector import ChangeDetector
 from change.training.precision import Precision
@@ -301,7 +301,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as problem:
-        sys.exit(f"error: {problem}")
+    run_command(main)

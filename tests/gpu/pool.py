@@ -28,7 +28,7 @@ import torch
 from change.change_dataloader import find_split
 from change.checkpoint import Checkpoint, PassRecord, pass_name
 from change.common.command_line import from_flat
-from change.common.errors import UserError
+from change.common.errors import run_command
 from change.common.files import make_folder, write_whole
 from change.options import TrainOptions
 from change.prediction import pack
@@ -356,7 +356,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as problem:
-        sys.exit(f"error: {problem}")
+    run_command(main)

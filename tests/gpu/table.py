@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from change.common.devices import choose_device
-from change.common.errors import UserError
+from change.common.errors import UserError, run_command
 from change.common.files import write_whole
 from change.data.loaders import default_workers
 from change.training.precision import Precision, algorithms
@@ -381,7 +381,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as problem:
-        sys.exit(f"error: {problem}")
+    run_command(main)

@@ -143,3 +143,10 @@ def test_the_next_pass_takes_encoder_and_width_of_the_checkpoint(dataset: Path, 
     assert found.config == NetworkConfig(LITE[0], width=64, refine=True) and found.mean == (0.5, 0.4, 0.3)
     result = run_program("train.py", *train_arguments(dataset, tmp_path / "other", **options, backbone="resnet18"))
     assert result.returncode == 2 and "choose --backbone efficientnet_lite0, or other weights" in last_line(result)
+
+
+def test_a_network_of_timm_that_is_no_encoder(dataset: Path, tmp_path: Path) -> None:
+    options = {"backbone": "timm:vit_tiny_patch16_224", "cropsize": 32}
+    result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", **options))
+    assert result.returncode == 2 and not (tmp_path / "run").exists()
+    assert last_line(result).startswith("error: --backbone timm:vit_tiny_patch16_224: it gives no feature maps")
