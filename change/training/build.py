@@ -295,7 +295,7 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     network = build_network(config)
     template = Checkpoint(config, {})
     if state is None:
-        template = load_first_weights(network, options.network, options.start, lambda: train.changed)
+        template = load_first_weights(network, options.network, options.start, train.changed)
     distributed.synchronise(network, precision.device)
     network.to(precision.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, options.optimizer, fused=precision.apex is None)
