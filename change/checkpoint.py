@@ -3,8 +3,9 @@
 A checkpoint is a dict of plain values and tensors, read with `weights_only=True`:
 
     format         "prx-change/1"
-    config         {"backbone": "resnet18", "cross": False, "refine": False, "model": "prx", "within": False}; files of
-                   earlier versions have the depth of the ResNet as "backbone"
+    config         {"backbone": "resnet18", "cross": False, "refine": False, "model": "prx", "within": False,
+                   "width": 64, "patch": 4}; files of earlier versions have the depth of the ResNet as "backbone", and
+                   neither "width" nor "patch", which are then those of the published network
     pass           the name of the pass, see `pass_name`: "base", "refine+cross", ...
     normalisation  {"mean": [3 floats], "std": [3 floats]}, for RGB in 0..1
     threshold      a pixel is changed if its probability exceeds this

@@ -202,46 +202,61 @@ def status_bytes(field: str) -> int:
 KINDS = {"infer": infer, "step": step, "load": load, "files": files, "count": count}
 
 
+class Served:
+    """A variant that is ready to run in this process.
+
+    Attributes:
+        answer: seconds to build it and of a call, bytes that a call needs, and for predictions a sample of the outcome.
+    """
+
+    def __init__(self, variant: Variant, device: torch.device) -> None:
+        """Build the variant, run it three times, and measure the memory and the time of the last run."""
+        self.variant, self.device = variant, device
+        began = time.perf_counter()
+        self.run = KINDS[variant.kind](variant, device)
+        outcome = self.call()
+        self.answer: dict[str, Any] = {"built": time.perf_counter() - began}
+        if variant.kind == "infer":
+            self.answer["outcome"] = outcome.flatten()[:: max(1, outcome.numel() // 4096)].float().tolist()
+        del outcome
+        self.call()
+        mark = memory_mark(device)
+        began = time.perf_counter()
+        self.call()
+        self.answer["seconds"] = time.perf_counter() - began
+        self.answer["bytes"] = memory_peak(device) - mark
+        if variant.kind == "step":  # the gradients exist with every network that trains
+            parameters = make_network(refine=True).parameters()
+            self.answer["bytes"] -= sum(p.numel() * p.element_size() for p in parameters)
+
+    def call(self) -> Any:
+        """Run once, and wait for the device."""
+        outcome = self.run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return outcome
+
+    def turn(self, calls: int) -> list[float]:
+        """Return the seconds of each of `calls` runs."""
+        # Not timed: batches that loaders had ready are used up, and idle threads and caches warm up.
+        for _ in range(AHEAD if self.variant.kind in ("load", "files") else 1):
+            self.call()
+        seconds = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            self.call()
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
+
 def serve(text: str) -> int:
-    """Build a variant and write a line with its outcome and memory. Then time as many runs as each input line says."""
+    """Build a variant and write a line with its answer. Then time as many runs as each input line says."""
     variant = Variant(**json.loads(text))
-    device = choose_device(variant.device)
-
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    began = time.perf_counter()
-    run = KINDS[variant.kind](variant, device)
-    outcome = run()
-    finish()
-    built = time.perf_counter() - began
-    answer: dict[str, Any] = {"built": built}
-    if variant.kind == "infer":
-        answer["outcome"] = outcome.flatten()[:: max(1, outcome.numel() // 4096)].float().tolist()
-    del outcome
-    ahead = AHEAD if variant.kind in ("load", "files") else 1
-    run()
-    finish()
-    mark = memory_mark(device)
-    run()
-    finish()
-    answer["bytes"] = memory_peak(device) - mark
-    if variant.kind == "step":
-        answer["bytes"] -= sum(p.numel() * p.element_size() for p in make_network(refine=True).parameters())
-    sys.stdout.write(json.dumps(answer) + "\n")
+    served = Served(variant, choose_device(variant.device))
+    sys.stdout.write(json.dumps(served.answer) + "\n")
     sys.stdout.flush()
     for line in sys.stdin:
-        seconds = []
-        # Not timed: batches that loaders had ready are used up, and idle threads and caches warm up.
-        for _ in range(ahead):
-            run()
-        for _ in range(int(line)):
-            began = time.perf_counter()
-            run()
-            finish()
-            seconds.append(time.perf_counter() - began)
-        sys.stdout.write(json.dumps(seconds) + "\n")
+        sys.stdout.write(json.dumps(served.turn(int(line))) + "\n")
         sys.stdout.flush()
     return 0
 

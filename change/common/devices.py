@@ -71,6 +71,11 @@ def choose_amp(name: str, device: torch.device, training: bool = False) -> str:
     return "off"
 
 
+def count_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Return the free memory of a CUDA device, or the free RAM for any other; None if the system does not tell.
 

@@ -20,7 +20,7 @@ import PIL.TiffImagePlugin
 from numpy.typing import NDArray
 
 from change.common.errors import UserError
-from change.common.tiff import bands_and_bits
+from change.common.tiff import more_than_rgba
 
 Image = NDArray[np.uint8]  # RGB (H, W, 3) of 0..255, or a mask (H, W) of 0 and 1
 
@@ -150,10 +150,8 @@ def mode_and_bits(path: Path) -> tuple[str, int]:
 
 def undecodable(path: Path, error: Exception) -> UserError:
     """Return the error for a file that Pillow does not decode; a sound TIFF file may have more bits or bands."""
-    bands, depth = bands_and_bits(path) or (0, 0)
-    if depth > 8 or bands > 4:
-        number = f"{bands} band{'s' * (bands > 1)}"
-        return UserError(f"{path} has {number} of {depth} bits: convert it to RGB of 8 bits")
+    if more := more_than_rgba(path):
+        return UserError(f"{path} has {more}: convert it to RGB of 8 bits")
     return UserError(f"{path} cannot be decoded ({error}): replace the file")
 
 

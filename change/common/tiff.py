@@ -53,6 +53,12 @@ def bands_and_bits(path: Path) -> tuple[int, int] | None:
     return int(tags.get(BANDS, 1)), int(max(bits) if isinstance(bits, tuple) else bits)
 
 
+def more_than_rgba(path: Path) -> str:
+    """Describe a TIFF file of more than 4 bands or 8 bits, as in "1 band of 16 bits"; return "" for other files."""
+    bands, bits = bands_and_bits(path) or (0, 0)
+    return f"{bands} band{'s' * (bands > 1)} of {bits} bits" if bits > 8 or bands > 4 else ""
+
+
 def find_place(path: Path) -> GeoPlace | None:
     """Return the place of a GeoTIFF; None for other files and for files that do not state one."""
     tags = read_tags(path)

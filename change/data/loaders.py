@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from change.common.devices import count_cores
 from change.common.errors import UserError
 from change.data.samples import Batch, TrainSamples, WholeSamples, join
 
@@ -189,5 +190,4 @@ def or_raise(batches: Iterable[Batch | UserError]) -> Iterator[Batch]:
 
 def default_workers(processes: int = 1) -> int:
     """Return the number of CPU cores for each of `processes` on this machine, 1 to 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // processes))
+    return max(1, min(8, count_cores() // processes))

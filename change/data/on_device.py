@@ -98,12 +98,9 @@ class PairsInMemory:
 
     def read(self, index: int, hashed: bool) -> Pixels:
         """Return a pair as `Split.read` does. The arrays are views, and read-only. The device must be the CPU."""
-        images, masks = self.images.numpy(), self.masks.numpy()
-        images.flags.writeable = masks.flags.writeable = False
-        width, height = self.sizes[index]
-        start, area = self.starts[index], width * height
-        before, after = images[2 * start : 2 * (start + area)].reshape(2, height, width, 3)
-        mask = masks[start : start + area].reshape(height, width)
+        before, after, mask = (view.numpy() for view in self.pair(index))
+        for array in (before, after, mask):
+            array.flags.writeable = False
         return Pixels(before, after, mask, self.hashes[index] if hashed else [])
 
 

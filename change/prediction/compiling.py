@@ -18,7 +18,6 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
-from change.common import distributed
 from change.common.errors import OUT_OF_MEMORY, UserError
 
 log = logging.getLogger(__name__)
@@ -32,14 +31,13 @@ COST = 60.0  # seconds to compile one shape, on two CPU cores or on one beside a
 SAVED = {"cpu": 0.07, "cuda": 0.3}
 
 
-def worth_compiling(choice: str, device: torch.device, steps: int) -> bool:
-    """Return whether to compile a training run of `steps` steps. `auto` does not depend on timings.
+def worth_compiling(choice: str, device: torch.device, steps: int, shares_statistics: bool = False) -> bool:
+    """Return whether to compile a part of a training run of `steps` steps. `auto` does not depend on timings.
 
-    `auto` does not compile on a CPU, where compiling takes minutes and does not speed up convolutions, nor with several
-    processes, because every batch norm that shares its statistics breaks the graph.
+    `auto` does not compile on a CPU, where compiling takes minutes and does not speed up convolutions, nor a network
+    that shares the statistics of its batch norms with other processes, because each of them breaks the graph.
     """
-    single = distributed.processes() == 1
-    return choice == "on" or (choice == "auto" and device.type == "cuda" and single and steps >= STEPS)
+    return choice == "on" or (choice == "auto" and device.type == "cuda" and not shares_statistics and steps >= STEPS)
 
 
 class Compiled:

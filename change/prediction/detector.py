@@ -16,7 +16,7 @@ from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.devices import DTYPES, choose_amp, choose_device
 from change.common.errors import UserError
 from change.common.images import Image, bits, read_opaque, split_alpha
-from change.common.tiff import bands_and_bits, have_different_grids
+from change.common.tiff import have_different_grids, more_than_rgba
 from change.prediction.predictor import precision_name, predictor
 from change.prediction.threshold import require_finite
 from change.prediction.tiles import Predict, sliding, symmetric
@@ -154,10 +154,8 @@ def rgb(picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:
         UserError: if the image has more than 8 bits per channel, is of another kind, or cannot be read.
     """
     if isinstance(picture, (str, os.PathLike)):
-        bands, depth = bands_and_bits(Path(picture)) or (0, 0)
-        if depth > 8 or bands > 4:
-            number = f"{bands} band{'s' * (bands > 1)}"
-            raise UserError(f"{picture} has {number} of {depth} bits: {RASTERS} reads it, or convert it to 8-bit RGB")
+        if more := more_than_rgba(Path(picture)):
+            raise UserError(f"{picture} has {more}: {RASTERS} reads it, or convert it to 8-bit RGB")
         return read_opaque(Path(picture))
     if isinstance(picture, PIL.Image.Image):
         if bits(picture) > 8:

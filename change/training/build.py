@@ -31,7 +31,7 @@ from change.data.on_device import (
 from change.data.samples import Batch, TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter, Geometry
 from change.options import DataOptions, OptimizerOptions, TrainOptions
-from change.prediction.compiling import STEPS, Compiled
+from change.prediction.compiling import Compiled, worth_compiling
 from change.training.average import WeightAverage
 from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
@@ -246,8 +246,8 @@ def keep_on_device(
     require_memory([*(pair.size for pair in data.train.pairs), *val_sizes], working, device)
     train_pairs = decode_into_memory(data.train, device)
     val_pairs = PairsInMemory(val_sizes, decode_pairs(val.pixels, validated), device)
-    choice, steps = options.compute.compile, options.run.epoch * len(order)
-    compiles = choice == "on" or (choice == "auto" and device.type == "cuda" and steps >= STEPS)
+    # The augmentation has no batch norms, so several processes do not matter.
+    compiles = worth_compiling(options.compute.compile, device, options.run.epoch * len(order))
     workers = data.train_loader.loader.num_workers
     return replace(
         data,
@@ -299,7 +299,7 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
         raise UserError(f"--{error}") from error
     template = Checkpoint(config, {})
     if state is None:
-        template = load_first_weights(network, options.network, options.start, lambda: train.changed)
+        template = load_first_weights(network, options.network, options.start, train.changed)
     distributed.synchronise(network, precision.device)
     network.to(precision.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, options.optimizer, fused=precision.apex is None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -201,9 +200,7 @@ def timm_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     return f"timm, {name.removeprefix(TIMM)}", state
 
 
-def load_first_weights(
-    network: PRXChange, shape: NetworkOptions, start: StartOptions, rate: Callable[[], float]
-) -> Checkpoint:
+def load_first_weights(network: PRXChange, shape: NetworkOptions, start: StartOptions, rate: float) -> Checkpoint:
     """Load the weights that a new run starts from.
 
     With --resume, normalisation, threshold and lineage are those of the checkpoint. The names of the weights that are
@@ -213,7 +210,7 @@ def load_first_weights(
         network: the network of the run.
         shape: the options that it was built from.
         start: the options that name the weights.
-        rate: computes the rate of change in train; called only for --prior.
+        rate: the rate of change in train, for --prior.
 
     Returns:
         The checkpoint that the run will write, without weights.
@@ -231,5 +228,5 @@ def load_first_weights(
     if start.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, shape.backbone, start.pretrained))
     if start.prior:
-        network.head.start_at(rate())
+        network.head.start_at(rate)
     return Checkpoint(config, {}, mean=network.encoder.mean, std=network.encoder.std)

@@ -94,7 +94,9 @@ class Training:
         self.saved_at = time.monotonic()
         self.stop = StopSignal()
         steps = options.run.epoch * len(data.train_loader)
-        compiles = worth_compiling(options.compute.compile, self.precision.device, steps) and not self.precision.apex
+        several = distributed.processes() > 1
+        compiles = worth_compiling(options.compute.compile, self.precision.device, steps, shares_statistics=several)
+        compiles = compiles and not self.precision.apex
         self.shared = distributed.share_gradients(self.loss)
         self.forward = Compiled(self.shared, options.compute.kept_activations) if compiles else self.shared
 

@@ -30,7 +30,7 @@ from models.encoders import STRIDES, encode_dates
 from models.losses import TrainingLoss
 from models.network import NetworkConfig, build_network
 from tests.gpu.resume import killed_run
-from tests.gpu.settings import Session, device_name, load_session
+from tests.gpu.settings import device_name, load_session
 from tests.models.test_parity import NETWORKS, PAIRS, REFERENCE, drop_nothing, published_network
 from tests.reference.reference_weights import reference_pair
 
@@ -237,7 +237,7 @@ def predictions(device: torch.device) -> Iterator[Figure]:
 # --- the list ------------------------------------------------------------------------------------------------------
 
 
-def plan_checks(session: Session, device: torch.device) -> dict[str, Check]:
+def plan_checks(device: torch.device) -> dict[str, Check]:
     """Return the checks by name, those without a training step of EfficientNet first, as its kernels take long."""
     checks: dict[str, Check] = {
         "parity": lambda: parity_outputs(device),
@@ -296,7 +296,7 @@ def main(arguments: list[str]) -> int:
         parts = session.checks or [""]
         return {name: check for name, check in checks.items() if any(part in name for part in parts)}
 
-    run_checks(chosen(plan_checks(session, device)), chosen({"resume": resume}), session.out)
+    run_checks(chosen(plan_checks(device)), chosen({"resume": resume}), session.out)
     return 0
 
 

@@ -28,6 +28,7 @@ import torch
 from change.change_dataloader import find_split
 from change.checkpoint import Checkpoint, PassRecord, pass_name
 from change.common.command_line import from_flat
+from change.common.devices import count_cores
 from change.common.errors import run_command
 from change.common.files import make_folder, write_whole
 from change.options import TrainOptions
@@ -151,11 +152,6 @@ class Process:
         """Tell the run to save its state and to stop."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_jobs(session: Session) -> list[Job]:

@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from change.common.errors import UserError, run_command
 from change.common.files import write_whole
 from change.data.loaders import default_workers
 from change.training.precision import Precision, algorithms
-from tests.benchmark import AHEAD, KINDS, make_network, memory_mark, memory_peak, write_jpeg_pairs
+from tests.benchmark import Served, memory_mark, write_jpeg_pairs
 from tests.benchmark_rounds import HEADER, Variant, add_share_of_floor, format_row, measure_rates
 from tests.gpu.settings import Session, device_name, load_session, read_group
 
@@ -48,64 +47,6 @@ GROUP_SHARE = 0.25  # of the seconds, for a group that hangs
 # --- the processes that serve variants -----------------------------------------------------------------------------
 
 
-class Served:
-    """A variant that is ready to run in this process."""
-
-    def __init__(self, variant: Variant) -> None:
-        """Build the variant, run it three times, and measure the memory and the time of the last run."""
-        self.variant, self.device = variant, choose_device(variant.device)
-        self.contexts = contextlib.ExitStack()
-        if variant.form == "ours" and variant.kind != "infer":  # as in train.py
-            self.contexts.enter_context(algorithms(False, Precision(variant.amp, self.device)))
-        try:
-            self.answer = self.prepare(variant)
-        except BaseException:
-            self.end()
-            raise
-
-    def prepare(self, variant: Variant) -> dict[str, Any]:
-        """Build the variant and measure it, see `__init__`. Returns the answer to the order."""
-        began = time.perf_counter()
-        self.run: Callable[[], Any] = KINDS[variant.kind](variant, self.device)
-        outcome = self.call()
-        answer: dict[str, Any] = {"built": time.perf_counter() - began}
-        if variant.kind == "infer":
-            answer["outcome"] = outcome.flatten()[:: max(1, outcome.numel() // 4096)].float().tolist()
-        del outcome
-        self.call()
-        mark = memory_mark(self.device)
-        began = time.perf_counter()
-        self.call()
-        answer["seconds"] = time.perf_counter() - began
-        answer["bytes"] = memory_peak(self.device) - mark
-        if variant.kind == "step":  # the gradients exist with every network that trains
-            parameters = make_network(refine=True).parameters()
-            answer["bytes"] -= sum(p.numel() * p.element_size() for p in parameters)
-        return answer
-
-    def call(self) -> Any:
-        """Run once, and wait for the device."""
-        outcome = self.run()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return outcome
-
-    def turn(self, calls: int) -> list[float]:
-        """Return the seconds of each of `calls` runs; those before them use up what loaders have ready."""
-        for _ in range(AHEAD if self.variant.kind == "files" else 1):
-            self.call()
-        seconds = []
-        for _ in range(calls):
-            began = time.perf_counter()
-            self.call()
-            seconds.append(time.perf_counter() - began)
-        return seconds
-
-    def end(self) -> None:
-        """Restore the settings of torch."""
-        self.contexts.close()
-
-
 def free(device: torch.device) -> None:
     """Give memory that is not in use back to the device, for the other processes."""
     memory_mark(device)
@@ -118,19 +59,22 @@ def serve() -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     served: Served | None = None
+    contexts = contextlib.ExitStack()
     device = torch.device("cpu")
     for line in sys.stdin:
         order = json.loads(line)
         answer: Any
         try:
             if isinstance(order, dict):
-                if served:
-                    served.end()
                 served = None
+                contexts.close()  # restores the settings of torch
                 torch._dynamo.reset()
-                device = choose_device(order["device"])
+                variant = Variant(**order)
+                device = choose_device(variant.device)
                 free(device)
-                served = Served(Variant(**order))
+                if variant.form == "ours" and variant.kind != "infer":  # as in train.py
+                    contexts.enter_context(algorithms(False, Precision(variant.amp, device)))
+                served = Served(variant, device)
                 answer = served.answer
             else:
                 assert served is not None
@@ -138,8 +82,6 @@ def serve() -> int:
         except Exception as problem:
             traceback.print_exc()
             answer = {"error": f"{type(problem).__name__}: {problem}".partition("\n")[0][:200]}
-            if isinstance(order, dict):
-                served = None
         free(device)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
