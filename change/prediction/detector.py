@@ -99,7 +99,7 @@ class ChangeDetector:
             image is fully transparent; the colours hidden there do not matter.
 
         Raises:
-            UserError: if an image is of another kind, cannot be read, if the sizes or grids differ, or if a
+            UserError: if an image is of another kind or cannot be read, if the sizes or grids differ, or if a
                 probability is not finite.
         """
         check_grids(before, after)
@@ -137,7 +137,7 @@ def check_grids(before: Picture, after: Picture) -> None:
     if not isinstance(before, (str, os.PathLike)) or not isinstance(after, (str, os.PathLike)):
         return
     if have_different_grids(Path(before), Path(after)):
-        raise UserError(f"{before} and {after} lie on different grids: {RASTERS} brings both to one")
+        raise UserError(f"{before} and {after} lie on different grids: {RASTERS} warps one to the other")
 
 
 def rgb(picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:
@@ -157,7 +157,7 @@ def rgb(picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:
         bands, depth = bands_and_bits(Path(picture)) or (0, 0)
         if depth > 8 or bands > 4:
             number = f"{bands} band{'s' * (bands > 1)}"
-            raise UserError(f"{picture} has {number} of {depth} bits: {RASTERS} reads it, or convert it to 8-bit RGB")
+            raise UserError(f"{picture} has {number} of {depth} bits: use {RASTERS}, or convert it to 8-bit RGB")
         return read_opaque(Path(picture))
     if isinstance(picture, PIL.Image.Image):
         if bits(picture) > 8:
