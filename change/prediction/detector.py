@@ -157,7 +157,7 @@ def rgb(picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:
         bands, depth = bands_and_bits(Path(picture)) or (0, 0)
         if depth > 8 or bands > 4:
             number = f"{bands} band{'s' * (bands > 1)}"
-            raise UserError(f"{picture} has {number} of {depth} bits: use {RASTERS}, or convert it to 8-bit RGB")
+            raise UserError(f"{picture} has {number} of {depth} bits: {RASTERS} reads it, or convert it to 8-bit RGB")
         return read_opaque(Path(picture))
     if isinstance(picture, PIL.Image.Image):
         if bits(picture) > 8:

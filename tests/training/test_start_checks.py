@@ -69,7 +69,7 @@ def test_a_run_does_not_go_on_with_other_files(dataset: Path, tmp_path: Path, su
     other.write_bytes(kept)
     refused = run_program("train.py", "--continue_run", folder, "--root", moved)
     assert refused.returncode == 2
-    assert f"trained on other {what} than those in --root now, of train/1, train/3:" in last_line(refused)
+    assert f"trained on {what} that differ from those in --root now: train/1, train/3;" in last_line(refused)
     one.write_bytes(kept)
     other.write_bytes(bytes_of_other)
     result = run_program("train.py", "--continue_run", folder, "--root", moved)
