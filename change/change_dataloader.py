@@ -97,10 +97,11 @@ class Split:
         return hashlib.sha256(repr([(pair.name, pair.size) for pair in self.pairs]).encode()).hexdigest()
 
     def fingerprints(self) -> list[str]:
-        """Return 32 hexadecimal digits for each pair: 16 for the files of its images, and 16 for that of its mask.
+        """Return 32 hexadecimal digits for each pair: 16 for its image files, and 16 for its mask file.
 
-        Masks are hashed as a whole. Of images, the sizes of the files and 8 KiB from each are, so that large data sets
-        are not read twice: the ends of PNG files hold checksums, and those of JPEG files follow from all before them.
+        Mask files are hashed as a whole. For each image file, only its size and 8 KiB of it are hashed, so that large
+        data sets are not read twice. Its last bytes reveal most changes: PNG files end with checksums, and the end of a
+        JPEG file depends on all data before it.
         """
         with ThreadPoolExecutor() as pool:
             return list(pool.map(fingerprint_pair, self.pairs))
@@ -227,7 +228,7 @@ def shared_images(train: Split, val: Split) -> list[str]:
     """Return the names of the val pairs that share an image file, before or after, with train.
 
     No image is decoded. Files of equal size are compared by 4 KiB from their middle and, if these are equal, by their
-    hash.
+    hashes.
     """
     train_files = image_files(train)
     val_files = image_files(val)
@@ -267,7 +268,7 @@ def file_end(path: Path) -> bytes:
 
 
 def fingerprint_pair(pair: Pair) -> str:
-    """Return 16 hexadecimal digits for the files of a pair's images, and 16 for that of its mask."""
+    """Return 16 hexadecimal digits for the image files of a pair, and 16 for its mask file."""
     samples = [(file_size(path), file_middle(path), file_end(path)) for path in (pair.before, pair.after)]
     images = hashlib.sha256(repr(samples).encode()).hexdigest()[:16]
     return images + (file_hash(pair.mask)[:16] if pair.mask else "0" * 16)

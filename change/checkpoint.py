@@ -235,7 +235,7 @@ def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
     """Make a checkpoint from the content of one of our files. Raises UserError if something in it is missing."""
     if str(content["format"]).startswith("prx-change-run/"):
         weights = path.with_name(path.name.removesuffix(".state.pth") + ".pth")
-        remedy = f"use {weights}" if weights.is_file() else f"it has no weights yet: {weights.name} follows validation"
+        remedy = f"use {weights}" if weights.is_file() else f"it has no weights yet: validation writes {weights.name}"
         raise UserError(f"{path} is the state of a run, for --continue_run; {remedy}")
     if content["format"] != FORMAT:
         raise UserError(f"{path} has format {content['format']!r}, this version reads {FORMAT!r}; update the code")

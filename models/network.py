@@ -40,7 +40,7 @@ class NetworkConfig:
             1. The published network has 4, which is 1, 1, 2, 4 at strides 32, 16, 8, 4.
 
     Raises:
-        ValueError: a value is unknown, or does not go with the others.
+        ValueError: a value is unknown, or incompatible with the others.
     """
 
     backbone: str = "resnet18"

@@ -1,4 +1,4 @@
-"""Speed and memory beside the textbook: `python -m tests.benchmark` prints a table, and writes JSON on request.
+"""Speed and memory compared with the textbook: `python -m tests.benchmark` prints a table, and writes JSON on request.
 
 Each variant runs in its own process. The processes take turns, so that each ratio compares runs close in time.
 The table gives medians, and the lowest and highest ratio over the rounds. *Textbook* is the plain graph as the paper
@@ -289,7 +289,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = OneLineParser(
         prog="python -m tests.benchmark",
-        description="Speed and memory beside the textbook.",
+        description="Measure speed and memory in comparison with the textbook.",
         epilog=f"A session on a GPU, described in docs/speed.md: {describe_gpu_session()}",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or the number of a GPU (default: auto)")

@@ -55,7 +55,7 @@ class TextbookSamples(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def batches(variant: Variant, workers: int) -> Iterator[tuple[Tensor, ...]]:
-    """Give augmented batches without end: uint8 images (textbook: normalised float) and masks.
+    """Yield augmented batches without end: uint8 images (textbook: normalised float) and masks.
 
     They are on the CPU, or where the pixels are if `variant.on_device`.
     """

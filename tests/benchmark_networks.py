@@ -1,7 +1,7 @@
-"""Prediction of a network beside ResNet-18 with X-Cross: `python -m tests.benchmark_networks --backbone NAME`.
+"""Time prediction by a network against ResNet-18 with X-Cross: `python -m tests.benchmark_networks --backbone NAME`.
 
-Both networks are rebuilt for prediction and take turns in one process. The table gives medians of seconds, and the
-median and the lowest and highest ratio over the rounds.
+Both networks are rebuilt for prediction and take turns in one process. The table gives the median time, and the
+median, lowest and highest ratio over the rounds.
 
 The floor of EfficientNet-Lite0, width 32, for a pair of 1024
 --------------------------------------------------------------

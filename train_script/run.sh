@@ -109,8 +109,8 @@ refuse_arguments() {
 
 # run_and_wait SIGNAL COMMAND [ARGUMENT...]: run a function that ends with exec, or exec PROGRAM,
 # and return its exit code. If SIGTERM comes meanwhile, send it SIGNAL, wait until it has ended, and
-# exit with 143. Programs are sent INT: if a supervisor has sent them TERM as well, they do not take
-# it for a second one, which would end them without saving.
+# exit with 143. Programs are sent INT, because a supervisor may have sent them TERM as well: a
+# second TERM would end them without saving.
 run_and_wait() {
   local code=0
   local child

@@ -35,7 +35,7 @@ def option(
         choices: the allowed values.
         alias: another name for it.
         needs: the option without which this one does nothing: "refine", or "schedule=poly" for one of its values.
-        read: converts its text; by default the type of the field does.
+        read: converts the text of its argument; by default the type of the field does.
     """
     return field(
         default=default, metadata={"help": help, "choices": choices, "alias": alias, "needs": needs, "read": read}

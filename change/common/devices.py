@@ -77,9 +77,9 @@ def count_cores() -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return the free memory of a CUDA device, or the free RAM for any other; None if the system does not tell.
+    """Return the free memory of a CUDA device, or the free RAM for any other; None if it is unknown.
 
-    Limits of a container are not known here.
+    The limits of a container are not considered.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

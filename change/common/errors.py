@@ -48,7 +48,7 @@ def list_names(names: Iterable[object], most: int = 3) -> str:
 def end_at_once_on_ctrl_c() -> None:
     """Let Ctrl-C end this process without a traceback until `run_command` begins.
 
-    For programs whose imports take seconds; call it before them. A process that ignores Ctrl-C goes on to ignore it.
+    Call it before imports that take seconds. A process that ignores Ctrl-C continues to ignore it.
     """
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -79,9 +79,9 @@ def run_command(command: Callable[[list[str]], int]) -> None:
 
 @contextlib.contextmanager
 def threads_without_tracebacks() -> Iterator[None]:
-    """Let no thread show the traceback of an OSError for the duration of a `with` block.
+    """Suppress the tracebacks of OSErrors in threads for the duration of a `with` block.
 
-    The thread in which TensorBoard writes does not catch it, and raises it again in the main thread, which reports it.
+    TensorBoard's writer thread does not catch such an error. It is raised again in the main thread, which reports it.
     """
     before = threading.excepthook
 

@@ -75,7 +75,7 @@ def open_image(source: Path | BinaryIO) -> Iterator[PIL.Image.Image]:
 def bits(image: PIL.Image.Image) -> int:
     """Return the bits per channel in the file: 8 for up to 8. Call it before the pixels are loaded.
 
-    The mode does not tell: Pillow opens 16-bit RGB files as mode RGB.
+    The mode does not reveal them: Pillow opens 16-bit RGB files as mode RGB.
     """
     if image.mode.startswith(("I", "F")):
         return 16 if "16" in image.mode else 32
@@ -93,7 +93,7 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
     Pillow itself only does so for TIFF.
     """
     if isinstance(image, PIL.TiffImagePlugin.TiffImageFile) and orientation(image) > 4:
-        image.filename = ""  # else Pillow would map the file of an image on its side with the wrong width
+        image.filename = ""  # else Pillow would memory-map an image on its side with the wrong width
     image.load()
     return PIL.ImageOps.exif_transpose(image) if orientation(image) != 1 else image
 
@@ -130,7 +130,7 @@ def count_pages(image: PIL.Image.Image) -> tuple[int, bool]:
 
 
 def explain_unreadable(path: Path, error: Exception) -> str:
-    """Return why a file cannot be read. Pillow does not tell damaged TIFF files from TIFF files of unusual types."""
+    """Return why a file cannot be read. Pillow cannot tell damaged TIFF files from unusual ones."""
     if isinstance(error, PIL.UnidentifiedImageError) and path.suffix.lower() in (".tif", ".tiff"):
         return (
             f"{path} has no readable image header: it is damaged, or a TIFF of a type that Pillow cannot read, such as "

@@ -23,12 +23,12 @@ def hold_folder(folder: Path, option: str, beside: bool = False) -> Iterator[Non
     without file locks, and where the lock file cannot be written, nothing is locked.
 
     Args:
-        folder: it is made if it is missing, and removed again if it is still empty at the end.
+        folder: it is created if it is missing, and removed again if it is still empty at the end.
         option: the option that names the folder, for the error.
-        beside: whether the lock file lies beside the folder, which is then not made, instead of in it.
+        beside: whether the lock file lies beside the folder instead of in it; the folder is then not created.
 
     Raises:
-        UserError: if another process holds the folder, or if the folder cannot be made.
+        UserError: if another process holds the folder, or if the folder cannot be created.
     """
     folder = folder.absolute()
     place = folder.parent if beside else folder
@@ -56,7 +56,7 @@ def hold_folder(folder: Path, option: str, beside: bool = False) -> Iterator[Non
 def take_lock(path: Path) -> BinaryIO | None:
     """Open a file and lock it until it is closed.
 
-    Returns None if it cannot be opened: on a full or read-only disk, what is written later reports it. Raises
+    Returns None if it cannot be opened: if the disk is full or read-only, later writes report it. Raises
     BlockingIOError if another process holds the lock.
     """
     try:
@@ -81,7 +81,7 @@ def take_lock(path: Path) -> BinaryIO | None:
 
 
 def remove(path: Path, file: BinaryIO) -> None:
-    """Remove an open lock file. It stays if it is another one by now, and on Windows, where open files stay."""
+    """Remove an open lock file, except on Windows, and unless its path now holds another file."""
     with contextlib.suppress(OSError):
         if os.path.samestat(path.stat(), os.fstat(file.fileno())):
             path.unlink()

@@ -1,4 +1,4 @@
-"""What the header of a TIFF file says, for files that Pillow may not decode: bands, bits and the place on earth."""
+"""Read bands, bits and the place on earth from the header of a TIFF file, which Pillow may be unable to decode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GeoPlace(NamedTuple):
 
     Attributes:
         corners: coordinates of its upper left, upper right and lower left corner, (3, 2).
-        keys: geo keys that say what the coordinates are, by number; only those that are given as numbers.
+        keys: geo keys, by number, that define the coordinate system; only those with numeric values.
         pixel: side of a pixel in units of the coordinates.
     """
 

@@ -41,7 +41,7 @@ def as_row(pair: int, crop: Crop, colours: Sequence[Colours | None]) -> NDArray[
 
 
 def weigh(side: int, crop: int, taps: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Compute from which pixels of a line OpenCV makes those of a resized line, and with which weights.
+    """Compute which pixels of a line OpenCV combines into each pixel of a resized line, and their weights.
 
     Args:
         side: Length of the line.
@@ -67,7 +67,7 @@ def weigh(side: int, crop: int, taps: int) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def nearest(side: int, crop: int) -> NDArray[np.int64]:
-    """Return which pixels (crop,) of a line of length `side` OpenCV takes for a mask."""
+    """Return the pixels (crop,) of a line of length `side` that OpenCV picks when it resizes a mask."""
     line = np.arange(side, dtype=np.float32)[None]
     return np.asarray(cv2.resize(line, (crop, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0], np.int64)
 

@@ -123,7 +123,7 @@ def levels_of(path: Path, image: PIL.Image.Image) -> tuple[NDArray[np.integer[An
 
 
 def level_of_colours(path: Path, image: PIL.Image.Image) -> NDArray[np.uint8]:
-    """Return the grey level of a mask that is stored as colours. Raises UserError for other colours than greys.
+    """Return the grey level of a mask that is stored as colours. Raises UserError if a colour is not grey.
 
     Transparent pixels are refused too: some programs mark with colour, others with alpha.
     """

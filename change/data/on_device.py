@@ -1,7 +1,7 @@
 """Splits that are decoded once and kept in memory, and loaders that make batches where the pixels are.
 
 Pixels take 7 bytes each: two images and a mask, all uint8. On a CPU, `PairsInMemory.read` replaces `Split.read`, and
-samples are made as always. On a GPU, worker processes only make the random draws. `DeviceTrainLoader` sends them to the
+samples are made as usual. On a GPU, worker processes only make the random draws. `DeviceTrainLoader` sends them to the
 GPU, which makes the crops of the whole batch there.
 """
 

@@ -142,7 +142,7 @@ def decode(file: File, is_mask: bool) -> PIL.Image.Image:
     data = file.read()
     try:
         with open_image(io.BytesIO(data)) as opened:
-            depth, stored = bits(opened), stored_as(opened)  # before Pillow loads the pixels and forgets it
+            depth, stored = bits(opened), stored_as(opened)  # before Pillow loads the pixels and forgets them
             image = upright(opened).copy()
     except UNREADABLE as error:
         raise UserError(f"{file} cannot be decoded ({error}): replace the file") from error

@@ -1,6 +1,6 @@
-"""The images that tiles were cut from, so that what is known of an image is known of its tiles.
+"""Record which images tiles were cut from, so that what is known of an image applies to its tiles.
 
-`prepare --tile` writes their hashes to sources.json, beside the folders of the tiles. Training takes them into the
+`prepare --tile` writes their hashes to sources.json, beside the folders of the tiles. Training adds them to the
 lineage of a checkpoint, and a test on tiles looks them up.
 """
 

@@ -162,7 +162,7 @@ class Curve:
         return float(changed @ defined / changed.sum()) if changed.any() else math.nan
 
     def best_threshold(self) -> float | None:
-        """Return the threshold with the highest F1, in a tie the nearest to 0.5; None if no pixel is truly changed."""
+        """Return the threshold with the highest F1 (in a tie, nearest to 0.5); None if no pixel is truly changed."""
         if not self.histogram[1].any():
             return None
         f1 = self.scores()["f1"][1:]  # without k = 0, at which every pixel counts as changed

@@ -1,4 +1,4 @@
-"""The files of an evaluation: where they are, who writes them, and the pictures of single pairs."""
+"""The files of an evaluation: their paths, locks on their folders, and the pictures of single pairs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def image_arrays(batch: Batch, index: int) -> tuple[NDArray[np.uint8], NDArray[n
 def default_folder(root: Path) -> Path:
     """Return the folder of the results for `root`: data/LEVIR-CD/test gives results/LEVIR-CD-test.
 
-    Raises UserError if it holds the scores of another folder with these names.
+    Raises UserError if it holds the scores of another data folder whose path ends in the same two names.
     """
     root = root.resolve()
     folder = home_folder() / "results" / "-".join(part for part in (root.parent.name, root.name) if part)

@@ -99,7 +99,7 @@ class ChangeDetector:
             image is fully transparent; the colours hidden there do not matter.
 
         Raises:
-            UserError: if an image is of another kind, cannot be read, if the sizes or grids differ, or if a
+            UserError: if an image is of another kind or cannot be read, if the sizes or grids differ, or if a
                 probability is not finite.
         """
         check_grids(before, after)
@@ -137,7 +137,7 @@ def check_grids(before: Picture, after: Picture) -> None:
     if not isinstance(before, (str, os.PathLike)) or not isinstance(after, (str, os.PathLike)):
         return
     if have_different_grids(Path(before), Path(after)):
-        raise UserError(f"{before} and {after} lie on different grids: {RASTERS} brings both to one")
+        raise UserError(f"{before} and {after} lie on different grids: {RASTERS} warps one to the other")
 
 
 def rgb(picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:

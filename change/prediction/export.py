@@ -220,8 +220,8 @@ def write_onnx(
         for program, values in (("PyTorch", expected), ("onnxruntime", found)):
             if not np.isfinite(values).all():
                 raise UserError(
-                    f"{out} is not written: the network gives no finite probability in {program} for the pair of the "
-                    "comparison (--pair): leave out --half, or choose other weights"
+                    f"{out} is not written: the network gives no finite probability in {program} for the compared "
+                    "pair (--pair): leave out --half, or choose other weights"
                 )
         worst = max(worst, float(np.abs(found - expected).max()))
     if not worst <= tolerance:

@@ -66,7 +66,7 @@ def sliding(predict: Predict, tile: int, overlap: int, batch: int = 0) -> Predic
         predict: called with batches of tiles.
         tile: side of the tiles in pixels.
         overlap: pixels by which neighbouring tiles overlap.
-        batch: number of tiles per call; 0 means as many as have, together, the area of the image.
+        batch: number of tiles per call; 0 means as many as together have the area of the image.
     """
 
     def blended(before: Tensor, after: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def open_source(path: Path, *, bands: Sequence[int] | None, alpha: str, stack: E
     Raises:
         UserError: if the file cannot be read or the bands do not fit it.
     """
-    # Do not enter a dataset as a context: the calling program would have a rasterio.Env until `close`.
+    # Do not enter a dataset as a context: the calling program would be in a rasterio.Env until `close`.
     dataset = open_raster(path)
     stack.callback(dataset.close)
     palette = read_palette(dataset)
@@ -104,7 +104,7 @@ def check_bands(raster: Any, path: Path, bands: Sequence[int]) -> str:
 
 
 def declared_bands(dataset: Any) -> tuple[str, ...]:
-    """Return what a file says about each band: its description if all three colours occur there, else GDAL's word.
+    """Return how a file declares its bands: the descriptions if they name all three colours, else GDAL's colours.
 
     GDAL itself takes the first three bands for red, green and blue in many files, so descriptions come first.
     """

@@ -1,4 +1,4 @@
-"""What a prediction found, in one line: the number of polygons, their area, the changed share."""
+"""Describe in one line what a prediction found: the number of polygons, their area, the changed share."""
 
 from __future__ import annotations
 

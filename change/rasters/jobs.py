@@ -75,7 +75,7 @@ def require_local(path: Path) -> None:
     text = str(path).replace("\\", "/")
     if re.match(r"/vsi[a-z0-9_]+/|[A-Za-z][A-Za-z0-9+.]+:/", text) and not path.exists():
         address = re.sub(r":/+", "://", text, count=1)  # pathlib drops a slash
-        raise UserError(f"{address} is no file on this machine: download or unpack it, and give the path of the file")
+        raise UserError(f"{address} is not a file on this machine: download or unpack it, and give its path")
 
 
 def read_pairs(path: Path, out: Path) -> list[Job]:
@@ -149,7 +149,7 @@ def read_pair(line: str, folder: Path, out: Path, *, place: str) -> Job:
     parts = split_line(line, folder)
     if len(parts) not in (2, 3):
         raise UserError(
-            f"{place}: write BEFORE TAB AFTER, and TAB NAME if you like; commas and semicolons separate too"
+            f"{place}: write BEFORE TAB AFTER, optionally with TAB NAME; commas and semicolons also separate"
         )
     for part in parts[:2]:
         require_local(Path(part))

@@ -1,6 +1,6 @@
-"""One look at both rasters before the work: what a user should know before believing the result.
+"""Inspect both rasters before the prediction, for what a user should know before trusting the result.
 
-Faults that make the result meaningless are errors when the rasters are opened. What may be right but is odd is a
+Faults that make the result meaningless are errors when the rasters are opened. Anything odd that may be right is a
 warning here: pixels of other sizes or shapes, dates that are shifted, missing data, bands and levels that may mean
 something else. All figures come from a few squares at full resolution, so the look costs little in large scenes.
 """
@@ -136,8 +136,7 @@ def measure_shift(before: Seen, after: Seen) -> Shift | None:
     """Measure the shift between the dates, as `shift` does, in every square that is nearly full of data.
 
     Returns:
-        The median of the shifts of which the squares are confident, and the median confidence of all squares; None if
-        no square is nearly full.
+        The median of the confident shifts, and the median confidence of all squares; None if no square is nearly full.
     """
     shifts = []
     for first, second, first_data, second_data in zip(
@@ -157,7 +156,7 @@ def measure_shift(before: Seen, after: Seen) -> Shift | None:
 
 
 def fill(image: NDArray[np.uint8], data: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Give pixels without data the mean colour, so that their edges are no landmarks."""
+    """Give pixels without data the mean colour, so that their edges do not act as landmarks."""
     return np.where(data[..., None], image, image[data].mean(0).astype(np.uint8))
 
 
@@ -177,7 +176,7 @@ def place_warnings(pair: RasterPair) -> list[str]:
 
 
 def size_warnings(pair: RasterPair, sizes: list[tuple[float, float] | None]) -> list[str]:
-    """Report a grid, that of the first raster, whose pixels are not square, and dates whose pixels differ in size."""
+    """Report pixels of the grid (the first raster's) that are not square, and dates whose pixels differ in size."""
     warnings = []
     before, after = sizes
     if before and max(before) / min(before) >= STRETCHED:
@@ -233,18 +232,18 @@ def level_warnings(raster: AlignedRaster, seen: Seen, missing: float) -> list[st
     path, warnings = raster.path, []
     if missing > EMPTY:
         alpha = f" or transparent (band {raster.source.alpha})" if raster.source.alpha else ""
-        warnings.append(f"about {missing:.0%} of {path} is nodata, masked{alpha}, where both rasters lie")
+        warnings.append(f"about {missing:.0%} of {path} is nodata, masked{alpha} in the area that both cover")
     if raster.stretch.odd >= ODD:
         low, high = min(raster.stretch.low), max(raster.stretch.high)
         warnings.append(
-            f"{raster.stretch.odd:.1%} of the levels of {path} lie far outside of the others and do not count for the "
+            f"{raster.stretch.odd:.1%} of the levels of {path} lie far outside the others and do not count for the "
             f"stretch ({low:.6g} to {high:.6g}): clouds, or nodata that is not declared"
         )
     return warnings + picture_warnings(path, seen)
 
 
 def picture_warnings(path: Path, seen: Seen) -> list[str]:
-    """Report an image that is almost uniform, or in parts entirely black or white, to the network."""
+    """Report an image that, as the network sees it, is almost uniform, or has entirely black or white parts."""
     pixels = np.concatenate([image[data] for image, data in zip(seen.images, seen.data, strict=True)])
     if not len(pixels):
         return []

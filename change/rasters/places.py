@@ -96,7 +96,7 @@ def wgs84() -> Any:
 def ground_size(crs: Any, transform: Any, *, column: float, row: float) -> tuple[float, float] | None:
     """Measure the width and height of a pixel on the ground, in metres; None if it does not lie on earth.
 
-    The earth is taken for a sphere, so the lengths may be wrong by 0.5%.
+    The earth is treated as a sphere, so the lengths may be wrong by 0.5%.
     """
     if not is_on_earth(crs):
         return None

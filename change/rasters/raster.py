@@ -145,7 +145,7 @@ class AlignedRaster:
                 valid_of.append(valid)
         except gdal_errors() as error:
             raise UserError(
-                f"{self.path} cannot be read ({reason(error)}): the file is damaged or incomplete, get or make it again"
+                f"{self.path} cannot be read ({reason(error)}): the file is damaged or incomplete; replace it"
             ) from error
         levels, valid = np.concatenate(levels_of, axis=1), np.concatenate(valid_of, axis=1)
         if self.palette is not None:

@@ -58,7 +58,7 @@ class Data:
 
     @functools.cached_property
     def contents(self) -> list[str]:
-        """The fingerprints of all pairs' files, of train and then of val, when they were first asked for."""
+        """The fingerprints of all pairs' files, of train and then of val, at the first access."""
         return self.train.fingerprints() + self.val.fingerprints()
 
     def digest(self) -> str:
@@ -66,9 +66,9 @@ class Data:
         return digest_of(self.train, self.val)
 
     def require_same(self, state: RunState, path: Path) -> None:
-        """Raise UserError if the state of a run, read from `path`, belongs to other pairs, or to other files of them.
+        """Raise UserError if the state of a run, read from `path`, belongs to other pairs or to changed files.
 
-        States of earlier versions do not say which files they belong to.
+        States of earlier versions do not record which files they belong to.
         """
         if state.data != self.digest():
             raise UserError(
@@ -76,7 +76,7 @@ class Data:
                 "choose the --root of the run"
             )
         if not state.contents:
-            log.warning("%s does not say with which files the run began: they are not compared", path)
+            log.warning("%s does not record with which files the run began: they are not compared", path)
             return
         keys = [f"{split.name}/{pair.name}" for split in (self.train, self.val) for pair in split.pairs]
         for what, part in (("images", slice(0, 16)), ("masks", slice(16, 32))):
@@ -84,7 +84,7 @@ class Data:
             changed = [key for key, then, now in pairs if then[part] != now[part]]
             if changed:
                 raise UserError(
-                    f"{path} was trained on other {what} than those in --root now, of {list_names(changed)}: "
+                    f"{path} was trained on {what} that differ from those in --root now: {list_names(changed)}; "
                     "restore the files, or start a new run with another --save_path"
                 )
 
@@ -208,7 +208,7 @@ def report_stretch(val: Split, size: int) -> None:
 
 
 def use_cache(data: Data, options: TrainOptions, device: torch.device) -> Data:
-    """Return `data` with loaders that read decoded pairs, as --cache says. To decode all pairs can take minutes.
+    """Return `data` with loaders that read decoded pairs, as --cache says. Decoding all pairs can take minutes.
 
     Raises UserError if the decoded pairs do not fit on the disk or into memory, or if a file does not decode.
     """

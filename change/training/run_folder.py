@@ -48,8 +48,8 @@ class LogFile(logging.FileHandler):
 def hold_run(given: Mapping[str, Any]) -> Iterator[None]:
     """Keep other processes from writing to the folder that the options on the command line name.
 
-    Hold it before the folder is looked at. Raises UserError if another run writes there. A folder that is not given, or
-    that is to be continued and is missing, is reported by what follows.
+    Call it before the folder is read. Raises UserError if another run writes there. A missing option, or a missing
+    folder of a run that is to be continued, is reported later.
     """
     continued = given.get("continue_run")
     folder = continued or given.get("save_path")
@@ -91,7 +91,7 @@ def refuse_existing(folder: Path, name: str) -> None:
 
 
 def has_only_begun(folder: Path, name: str) -> bool:
-    """Return whether all that there is of a run is the state that it wrote before its first step."""
+    """Return whether a run has left nothing but the state that it wrote before its first step."""
     state = folder / f"{name}.state.pth"
     if (folder / f"{name}.pth").exists() or not state.exists():
         return False

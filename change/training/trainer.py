@@ -132,8 +132,8 @@ class Training:
     def rehearse(self) -> None:
         """Run one backward pass that changes nothing, before the first step of several processes.
 
-        DistributedDataParallel learns from its first backward pass in which order gradients are ready, and divides
-        them into other buckets. This changes the last bits of the sum of three or more processes. If it happened in
+        DistributedDataParallel learns from its first backward pass in which order gradients are ready, and regroups
+        them into buckets. This changes the last bits of the sum of three or more processes. If it happened in
         the first step, a continued run would not continue exactly.
         """
         images = next(self.loss.parameters()).new_zeros(2, 3, 32, 32)

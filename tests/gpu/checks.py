@@ -41,7 +41,7 @@ LOOSEST = 2e-2  # gradients: float32 moves a few of them by almost 1e-2, where i
 
 
 def side_of(device: torch.device) -> int:
-    """Return the side of the images of the checks, in pixels: small on a CPU, which is only to rehearse them."""
+    """Return the side of the images of the checks, in pixels: small on a CPU, which only rehearses them."""
     return 32 if device.type == "cpu" else 128
 
 
@@ -264,7 +264,7 @@ def run_check(check: Check) -> dict[str, Any]:
 
 
 def run_checks(checks: dict[str, Check], meanwhile: dict[str, Check], out: Path) -> None:
-    """Run checks in turn, and those in `meanwhile`, whose work is done by other processes, beside them."""
+    """Run checks in turn. Those in `meanwhile`, whose work is done by other processes, run at the same time."""
     results: dict[str, Any] = dict.fromkeys([*checks, *meanwhile])
 
     def note(name: str, result: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The training runs of the GPU session: `python -m tests.gpu.pool OUT DEADLINE`, started by tests/gpu/session.py.
 
-A few processes (tests/gpu/worker.py) take the runs from the list, one after the other. What a run has is saved as it
-goes: NAME.log.txt, its validations in val.csv, its line in runs.csv, and at its end NAME.pth, the kept weights in 8
-bits. A run that is stopped at the deadline leaves NAME.last.pth too, the weights of its last saved state.
+A few processes (tests/gpu/worker.py) take the runs from the list, one after the other. Results are saved while a
+run goes on: NAME.log.txt, its validations in val.csv and its line in runs.csv. At its end it leaves NAME.pth, the kept
+weights in 8 bits. A run that is stopped at the deadline leaves NAME.last.pth too, the weights of its last saved state.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from change.training.run_state import read_state
 from tests.gpu.settings import Session, TrainingRun, load_session, to_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STOPPING = 15.0  # seconds before the deadline at which runs are told to stop and save, or a quarter of all if less
+STOPPING = 15.0  # seconds before the deadline at which runs are told to stop and save, or a quarter of the time if less
 POLL = 0.5  # seconds between two looks at the runs
 SAVE_EVERY = 5.0  # seconds between two copies of logs and scores
 # Options on which the speed of a run depends; runs in which these agree are expected to be equally fast.
@@ -70,8 +70,8 @@ class Job:
         note: the error, or why it was skipped.
         began: when it was started, by time.monotonic.
         seconds: how long it took.
-        first, last: the time, by time.monotonic, and the epochs done when the first epoch, and the last so far, were
-            seen to be done.
+        first, last: the time, by time.monotonic, and the number of epochs done, when the end of the first and of the
+            latest epoch was noticed.
     """
 
     run: TrainingRun
@@ -109,7 +109,7 @@ class Job:
         return tuple(self.run.options.get(name) for name in SPEED)
 
     def epochs(self) -> int:
-        """Return the number of epochs that the run is to have."""
+        """Return the number of epochs in the run's options."""
         return int(self.run.options.get("epoch", 800))
 
 
@@ -193,7 +193,7 @@ class Pool:
         self.kill_at = min(self.kill_at, time.monotonic() + STOPPING)
 
     def fit(self) -> None:
-        """Do the jobs until all are done or the deadline is near."""
+        """Run the jobs until all are done or the deadline is near."""
         threads = max(1, min(4, count_cores() // self.session.parallel))
         logs = [self.session.out / f"worker{i}.log.txt" for i in range(min(self.session.parallel, len(self.jobs)))]
         self.processes = [Process(log, threads) for log in logs]
@@ -230,7 +230,7 @@ class Pool:
         return max(other.epochs_per_second() for other in alike)
 
     def collect(self, process: Process) -> bool:
-        """Note the end of a process's job; return whether the process has none."""
+        """Note the end of a process's job; return whether the process is idle."""
         job = process.job
         if job is None:
             return True
@@ -270,7 +270,7 @@ class Pool:
     # --- saving ----------------------------------------------------------------------------------------------------
 
     def save(self, final: Job | None = None, force: bool = False) -> None:
-        """Save what the runs have so far, if it is time to, and the weights of `final`, which has ended."""
+        """Save the results so far, if that is due, and the weights of `final`, which has ended."""
         if not (final or force) and time.monotonic() - self.saved_at < SAVE_EVERY:
             return
         self.saved_at = time.monotonic()
@@ -281,7 +281,7 @@ class Pool:
         if final:
             try:
                 save_weights(final, self.session.out)
-            except Exception as error:  # a file that is not whole, a full disk: the other runs go on
+            except Exception as error:  # an incomplete file, a full disk: the other runs go on
                 final.note = f"{final.note}; weights not saved: {error}".lstrip("; ")
         self.save_tables()
 

@@ -44,7 +44,7 @@ class Train:
             raise UserError(f"train.py ended with code {self.process.returncode}: {lines[-1]}")
 
     def kill_after(self, state: Path, steps: int) -> int:
-        """Kill the process once its state has a number of steps; return that of the last state.
+        """Kill the process once its state has a number of steps; return the number in the last state.
 
         Raises UserError if it ends before.
         """

@@ -29,7 +29,7 @@ from change.training.start import options_for_new_run
 
 PARTS = ("checks", "table", "train")
 GROUP = re.compile(r"(infer|step|files)(\d+)(?:x(\d+))?")
-# The most informative first: the share of the time may end before the list does.
+# The most informative first: the time may be up before the end of the list.
 GPU_GROUPS = (
     *("step256x32", "files256x32", "infer1024", "infer256", "infer2048", "step512x8", "infer512", "step256x8"),
     *("step256x64", "step512x32", "files512x8", "step256x16", "files256x64", "step512x16", "step512x64"),

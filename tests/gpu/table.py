@@ -2,7 +2,7 @@
 
 It measures the variants of tests/benchmark.py in groups, the most informative first. Unlike there, a process serves one
 variant after the other, so that Python, torch and the device start once. The processes of compiled variants all compile
-at the start, before anything is timed. In each group the variants take turns. A variant that fails, such as by running
+at the start, before anything is timed. In each group the variants take turns. A variant that fails, e.g. by running
 out of memory, gets a row with its error. OUT/table.json and OUT/table.txt are written after every group.
 """
 
@@ -55,7 +55,7 @@ def free(device: torch.device) -> None:
 
 
 def serve() -> int:
-    """Answer each line of the input: a variant is built, a number of calls is timed."""
+    """Answer each line of the input: build a variant, or time a number of calls."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     served: Served | None = None

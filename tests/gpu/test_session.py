@@ -79,7 +79,7 @@ def test_checks_and_table(dataset: Path, tmp_path: Path) -> None:
     """Every check passes on the CPU; a group whose crops do not fit gets rows with errors, and the others figures."""
     out = tmp_path / "out"
     groups = ("files32x2", "files96x2", "infer64")
-    checks = ("parity", "prediction", "efficientnet", "resume")  # those of ResNet-18 are the same code, and slower
+    checks = ("parity", "prediction", "efficientnet", "resume")  # those of ResNet-18 run the same code, and are slower
     options = ("--data", dataset, "--groups", *groups, "--rounds", 1, "--checks", *checks)
     code, stdout, stderr = run_session(out, 60, "--parts", "checks", "table", *options)
     assert code == 0, stderr

@@ -118,7 +118,7 @@ def test_networks_of_timm(name: str) -> None:
     ("name", "message"),
     [
         ("timm:nonesuch", "timm:nonesuch: timm has no network of this name, see timm.list_models()"),
-        ("timm:vit_tiny_patch16_224", "vit_tiny_patch16_224: it gives no feature maps for images of any size"),
+        ("timm:vit_tiny_patch16_224", "vit_tiny_patch16_224: it does not give feature maps for images of every size"),
         ("timm:efficientvit_m0", "efficientvit_m0: .*strides 4, 8, 16, 32"),
     ],
 )

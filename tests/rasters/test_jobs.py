@@ -112,5 +112,5 @@ def test_lists_in_other_encodings(tmp_path: Path) -> None:
 def test_paths_that_are_no_files_here(tmp_path: Path, path: str) -> None:
     (tmp_path / "list.txt").write_text(f"a.tif\t{path}\n")
     for before, after in ((Path(path), Path("b.tif")), (Path("a.tif"), Path(path)), (tmp_path / "list.txt", None)):
-        with pytest.raises(UserError, match="is no file on this machine: download or unpack it"):
+        with pytest.raises(UserError, match="is not a file on this machine: download or unpack it"):
             find_jobs(before, after, tmp_path)

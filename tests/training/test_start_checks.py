@@ -69,7 +69,7 @@ def test_a_run_does_not_go_on_with_other_files(dataset: Path, tmp_path: Path, su
     other.write_bytes(kept)
     refused = run_program("train.py", "--continue_run", folder, "--root", moved)
     assert refused.returncode == 2
-    assert f"trained on other {what} than those in --root now, of train/1, train/3:" in last_line(refused)
+    assert f"trained on {what} that differ from those in --root now: train/1, train/3;" in last_line(refused)
     one.write_bytes(kept)
     other.write_bytes(bytes_of_other)
     result = run_program("train.py", "--continue_run", folder, "--root", moved)
@@ -79,7 +79,7 @@ def test_a_run_does_not_go_on_with_other_files(dataset: Path, tmp_path: Path, su
     torch.save(state, folder / "1.state.pth")
     result = run_program("train.py", "--continue_run", folder)
     assert result.returncode == 0, result.stderr
-    assert "does not say with which files the run began" in result.stderr
+    assert "does not record with which files the run began" in result.stderr
 
 
 @pytest.mark.parametrize("size", [32, 64])

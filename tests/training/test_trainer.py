@@ -118,7 +118,7 @@ def test_a_stopped_run_leaves_weights(dataset: Path, tmp_path: Path) -> None:
     process = start(train_arguments(dataset, tmp_path, **options))
     wait_for(state.exists, process)
     refused = run_program("test.py", *given)
-    assert (refused.returncode, "it has no weights yet: run.pth follows validation" in last_line(refused)) == (2, True)
+    assert (refused.returncode, "it has no weights yet: validation writes run.pth" in last_line(refused)) == (2, True)
     wait_for((tmp_path / "run.pth").exists, process)
     process.terminate()
     process.communicate(timeout=120)
