@@ -149,4 +149,4 @@ def test_a_network_of_timm_that_is_no_encoder(dataset: Path, tmp_path: Path) -> 
     options = {"backbone": "timm:vit_tiny_patch16_224", "cropsize": 32}
     result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", **options))
     assert result.returncode == 2 and not (tmp_path / "run").exists()
-    assert last_line(result).startswith("error: --backbone timm:vit_tiny_patch16_224: it gives no feature maps")
+    assert last_line(result).startswith("error: --backbone timm:vit_tiny_patch16_224: it does not give feature maps")
