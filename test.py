@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from change.common.errors import end_at_once_on_ctrl_c, run_command
+from change.common.errors import check_first, run_command
+from change.options import OutputOptions, parse_test
 
 if __name__ == "__main__":
-    end_at_once_on_ctrl_c()
+    check_first(parse_test)
 
 from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common import distributed
-from change.common.command_line import parse_given
 from change.common.devices import choose_amp, choose_device
 from change.common.logs import start_logging
 from change.data.groups import find_check, read_places
@@ -21,7 +21,6 @@ from change.data.samples import WholeSamples
 from change.evaluation.evaluate import Evaluation
 from change.evaluation.outputs import Outputs, default_folder
 from change.evaluation.summary import Settings
-from change.options import OutputOptions, TestOptions, build_test_options
 
 
 @distributed.join()
@@ -29,8 +28,7 @@ def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
     process, processes = distributed.rank(), distributed.processes()
     start_logging(process)
-    given = parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label.")
-    options = build_test_options(given)
+    options = parse_test(arguments)
     source, protocol, compute = options.input, options.protocol, options.compute
     outputs = find_outputs(options.output, Path(source.test_root))
     device = choose_device(compute.device)

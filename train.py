@@ -7,18 +7,18 @@ import logging.handlers
 from collections.abc import Mapping
 from typing import Any
 
-from change.common.errors import end_at_once_on_ctrl_c, run_command
+from change.common.errors import check_first, run_command
+from change.training.recipes import parse_train
 
 if __name__ == "__main__":
-    end_at_once_on_ctrl_c()
+    check_first(parse_train)
 
 from change.checkpoint import PassRecord, pass_name
 from change.common import distributed
-from change.common.command_line import parse_given, to_flat
+from change.common.command_line import to_flat
 from change.common.devices import choose_device
 from change.common.logs import start_logging
 from change.data.sources import hashes_of_sources
-from change.options import TrainOptions
 from change.training.build import build_parts, check_same_pairs, describe_setup, open_data, use_cache
 from change.training.interruption import Interrupted
 from change.training.precision import Precision, algorithms
@@ -33,7 +33,7 @@ log = logging.getLogger("train")
 def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
     kept_log = start_logging(distributed.rank())
-    given = parse_given(TrainOptions, arguments, "Train PRX-Change: base, refine or refine + cross.")
+    given = parse_train(arguments)
     with hold_run(given):
         return train(given, kept_log)
 

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash, write_whole
 from change.published import translate
+from models.config import NetworkConfig
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD
-from models.network import NetworkConfig, PRXChange, build_network
+from models.network import PRXChange, build_network
 
 FORMAT = "prx-change/1"
 

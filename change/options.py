@@ -7,35 +7,35 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
+from change.common.choices import AMP_CHOICES, COMPILE_CHOICES, TRAINING_AMP_CHOICES
 from change.common.command_line import (
+    check_threshold,
     from_flat,
     option,
     option_tables,
+    parse_given,
     read_numbers,
     refuse_without_effect,
     require_at_least,
     require_share,
     to_flat,
 )
-from change.common.devices import AMP_CHOICES, TRAINING_AMP_CHOICES
 from change.common.errors import UserError
-from change.prediction.compiling import CHOICES as COMPILE_CHOICES
-from change.prediction.threshold import check_threshold
-from change.prediction.tiles import Protocol
-from models.encoders import ENCODERS, choose_width, encoder_name
-from models.network import MODELS, PATCHES, NetworkConfig
-from models.padding import MULTIPLE
+from models.config import ENCODERS, MODELS, MULTIPLE, PATCHES, NetworkConfig, choose_width, encoder_name
+
+if TYPE_CHECKING:
+    from change.prediction.tiles import Protocol
 
 # Side and overlap of the tiles of each protocol. (0, 0): whole images; None: the values of --tile and --overlap.
 PROTOCOLS: dict[str, tuple[int, int] | None] = {"full": (0, 0), "slide": None, "tile256": (256, 0)}
 
 
 def read_encoder(text: str) -> str:
-    """Read the name of an encoder, or the depth of a ResNet."""
+    """Read an encoder's name, or the depth of a ResNet."""
     try:
         return encoder_name(text)
     except ValueError as error:
@@ -325,6 +325,8 @@ class ProtocolOptions:
 
     def prediction(self) -> Protocol:
         """Return the protocol that these options describe."""
+        from change.prediction.tiles import Protocol  # here, because importing torch takes seconds
+
         tile, overlap = PROTOCOLS[self.protocol] or (self.tile, self.overlap)
         return Protocol(self.protocol, tile, overlap, self.tta)
 
@@ -364,8 +366,9 @@ class TestOptions:
     compute: TestComputeOptions
 
 
-def build_test_options(given: Mapping[str, Any]) -> TestOptions:
-    """Build the options of test.py. Raises UserError for bad values and for options that do nothing in this mode."""
+def parse_test(arguments: Sequence[str]) -> TestOptions:
+    """Parse the command line of test.py. Raises UserError for bad values and for options that do nothing."""
+    given = parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label.")
     options = from_flat(TestOptions, given)
     refuse_without_effect(TestOptions, given, to_flat(options))
     return options

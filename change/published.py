@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from change.common.errors import UserError, list_names
-from models.network import NetworkConfig
+from models.config import NetworkConfig
 
 # Published names and ours, applied in this order.
 PUBLISHED_NAMES = (

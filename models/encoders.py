@@ -1,7 +1,7 @@
 """Encoders by name: an image in, four feature maps out.
 
-To add an encoder, write a subclass of `Encoder` and add a line to `BUILDERS`. Convolutional networks of timm need no
-code: their names are "timm:" and timm's name.
+To add an encoder, write a subclass of `Encoder`, add a line to `BUILDERS` and its width to `models.config.WIDTHS`.
+Convolutional networks of timm need no code: their names are "timm:" and timm's name.
 
 Shapes: N images (both dates of a batch of B pairs: N = 2B), C channels, H and W the image's height and width.
 """
@@ -13,13 +13,13 @@ from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-STRIDES = (4, 8, 16, 32)
+from models.config import STRIDES, TIMM, choose_width, encoder_name
+from models.resnet import CLASSES, RESNETS, build_stage, initialise
+
 IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
-TIMM = "timm:"  # the prefix of the names of timm's networks
 
 
 class Encoder(nn.Module):
@@ -102,18 +102,19 @@ class ResNetEncoder(Encoder):
             width: channels of the map of stride 4; they double with each of the other maps.
         """
         super().__init__()
-        resnet = torchvision.models.get_model(name, weights=None)
-        assert isinstance(resnet, torchvision.models.ResNet)
-        self.conv1 = resnet.conv1
-        self.bn1 = resnet.bn1
-        self.relu = resnet.relu
-        self.maxpool = resnet.maxpool
-        self.layer1 = resnet.layer1
-        self.layer2 = resnet.layer2
-        self.layer3 = resnet.layer3
-        self.layer4 = resnet.layer4
-        deepest: int = resnet.fc.in_features
-        self.project, self.out_channels = projections([deepest // 8, deepest // 4, deepest // 2, deepest], width)
+        block, (first, second, third, fourth) = RESNETS[name]
+        wide = block.expansion
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        self.layer1 = build_stage(block, 64, 64, first, stride=1)
+        self.layer2 = build_stage(block, 64 * wide, 128, second, stride=2)
+        self.layer3 = build_stage(block, 128 * wide, 256, third, stride=2)
+        self.layer4 = build_stage(block, 256 * wide, 512, fourth, stride=2)
+        nn.Linear(512 * wide, CLASSES)  # not kept; with its random numbers drawn, a seed gives torchvision's weights
+        initialise(self)
+        self.project, self.out_channels = projections([64 * wide, 128 * wide, 256 * wide, 512 * wide], width)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode images, as described in `Encoder.forward`."""
@@ -143,7 +144,7 @@ class TimmEncoder(Encoder):
             ValueError: timm has no such network, or it does not give such maps.
         """
         super().__init__()
-        import timm  # here, so that networks of torchvision need not wait half a second for it
+        import timm  # here, because importing it takes longer than importing torch
 
         self.name = name
         self.body = build_timm(name)
@@ -255,56 +256,16 @@ def rename_lite(name: str, blocks: Sequence[tuple[int, int]]) -> str:
     return f"blocks.{stage}.{position}.{inner.get(layer, layer)}.{tail}"
 
 
-# The function that builds each encoder from its width, and its width if none is chosen.
-BUILDERS: dict[str, tuple[Callable[[int], Encoder], int]] = {
-    "resnet18": (partial(ResNetEncoder, "resnet18"), 64),
-    "resnet34": (partial(ResNetEncoder, "resnet34"), 64),
-    "resnet50": (partial(ResNetEncoder, "resnet50"), 128),
-    "resnet101": (partial(ResNetEncoder, "resnet101"), 128),
-    "efficientnet_lite0": (partial(EfficientNetLiteEncoder, "efficientnet_lite0"), 32),
-    "efficientnet_lite1": (partial(EfficientNetLiteEncoder, "efficientnet_lite1"), 32),
-    "efficientnet_lite2": (partial(EfficientNetLiteEncoder, "efficientnet_lite2"), 32),
+# The function that builds each encoder from its width.
+BUILDERS: dict[str, Callable[[int], Encoder]] = {
+    "resnet18": partial(ResNetEncoder, "resnet18"),
+    "resnet34": partial(ResNetEncoder, "resnet34"),
+    "resnet50": partial(ResNetEncoder, "resnet50"),
+    "resnet101": partial(ResNetEncoder, "resnet101"),
+    "efficientnet_lite0": partial(EfficientNetLiteEncoder, "efficientnet_lite0"),
+    "efficientnet_lite1": partial(EfficientNetLiteEncoder, "efficientnet_lite1"),
+    "efficientnet_lite2": partial(EfficientNetLiteEncoder, "efficientnet_lite2"),
 }
-ENCODERS = tuple(BUILDERS)
-TIMM_WIDTH = 64
-
-
-def find_builder(name: str) -> tuple[Callable[[int], Encoder], int]:
-    """Return the function that builds an encoder from its width, and the width if none is chosen."""
-    if name.startswith(TIMM):
-        return partial(TimmEncoder, name.removeprefix(TIMM)), TIMM_WIDTH
-    return BUILDERS[name]
-
-
-def encoder_name(value: str | int) -> str:
-    """Return the encoder's name. A number, as int or str, is the depth of a ResNet: 18 is "resnet18".
-
-    Raises:
-        ValueError: there is no such encoder.
-    """
-    name = str(value)
-    if name.isdigit():
-        name = f"resnet{name}"
-    if name.startswith(TIMM):
-        import timm
-
-        if not timm.is_model(name.removeprefix(TIMM)):
-            raise ValueError(f"backbone {name}: timm has no network of this name, see timm.list_models()")
-    elif name not in BUILDERS:
-        raise ValueError(f"backbone {value}: choose one of {', '.join(ENCODERS)}, or timm:NAME")
-    return name
-
-
-def choose_width(name: str | int, width: int = 0) -> int:
-    """Return the number of channels at stride 4: `width`, or the encoder's own default if that is 0.
-
-    Raises:
-        ValueError: there is no such encoder, or the width is not a multiple of 32.
-    """
-    chosen = width or find_builder(encoder_name(name))[1]
-    if chosen < 32 or chosen % 32:
-        raise ValueError(f"width {width}: choose a multiple of 32, or 0 for the encoder's own")
-    return chosen
 
 
 def build_encoder(name: str | int, width: int = 0) -> Encoder:
@@ -317,8 +278,10 @@ def build_encoder(name: str | int, width: int = 0) -> Encoder:
     Raises:
         ValueError: there is no such encoder, or no such width.
     """
-    build, _ = find_builder(encoder_name(name))
-    return build(choose_width(name, width))
+    full, chosen = encoder_name(name), choose_width(name, width)
+    if full.startswith(TIMM):
+        return TimmEncoder(full.removeprefix(TIMM), chosen)
+    return BUILDERS[full](chosen)
 
 
 def encode_dates(encoder: Encoder, before: Tensor, after: Tensor) -> list[Tensor]:

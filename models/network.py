@@ -9,59 +9,15 @@ Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from models.config import NetworkConfig
 from models.decoder import Decoder, DeepestStage, FusionStage, Head
-from models.encoders import Encoder, build_encoder, choose_width, encode_dates, encoder_name
+from models.encoders import Encoder, build_encoder, encode_dates
 from models.refinement import Refinement
 from models.unet import UNetDecoder
 from models.xcross import XCross
-
-MODELS = ("prx", "unet")
-PATCHES = (1, 2, 4, 8)  # sides of the patches of X-Cross at stride 4; its map has sides that are multiples of 8
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """The values from which a network is built.
-
-    Attributes:
-        backbone: the encoder's name, one of `models.encoders.ENCODERS`. The depth of a ResNet, such as 18, is accepted
-            too and replaced by the name.
-        cross: add X-Cross to every stage of the decoder.
-        refine: add the refinement heads, which are used only in training.
-        model: "prx", or "unet", the baseline, which has no X-Cross.
-        within: let X-Cross attend within each date, as a baseline.
-        width: channels of the encoder's and the decoder's maps at stride 4, a multiple of 32; they double with each
-            coarser stage. 0 is replaced by the encoder's own, which is 64 for resnet18, as published.
-        patch: side of the patches of X-Cross at stride 4, one of `PATCHES`. It halves with each coarser stage, down to
-            1. The published network has 4, which is 1, 1, 2, 4 at strides 32, 16, 8, 4.
-
-    Raises:
-        ValueError: a value is unknown, or incompatible with the others.
-    """
-
-    backbone: str = "resnet18"
-    cross: bool = False
-    refine: bool = False
-    model: str = "prx"
-    within: bool = False
-    width: int = 0
-    patch: int = 4
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "backbone", encoder_name(self.backbone))
-        object.__setattr__(self, "width", choose_width(self.backbone, self.width))
-        if self.model not in MODELS:
-            raise ValueError(f"model {self.model}: choose one of {', '.join(MODELS)}")
-        if self.model == "unet" and self.cross:
-            raise ValueError("the U-Net has no cross-attention: leave it out")
-        if self.within and not self.cross:
-            raise ValueError("attention within each date is a form of X-Cross: add X-Cross, or leave it out")
-        if self.patch not in PATCHES:
-            raise ValueError(f"patch {self.patch}: choose one of {', '.join(map(str, PATCHES))}")
 
 
 class PRXChange(nn.Module):

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.encoders import IMAGENET_MEAN, IMAGENET_STD, STRIDES
-
-MULTIPLE = STRIDES[-1]  # the sides of the network's input are multiples of this
+from models.config import MULTIPLE
+from models.encoders import IMAGENET_MEAN, IMAGENET_STD
 
 
 def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:

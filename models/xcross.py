@@ -11,9 +11,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 DROP = 0.1  # probability with which attention weights, activations of the MLP and residual paths are dropped
+
+
+class StochasticDepth(nn.Module):
+    """Drop a residual branch for random images of a batch in training, and enlarge it for the others.
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Return a float branch (B, ...) with a share of 1 - `p` of the images kept."""
+        if not self.training or self.p == 0:
+            return branch
+        kept = 1 - self.p
+        mask = branch.new_empty(len(branch), *(1,) * (branch.ndim - 1)).bernoulli_(kept)
+        return branch * mask.div_(kept)
 
 
 class CrossAttention(nn.Module):
@@ -93,7 +111,7 @@ class XCross(nn.Module):
         self.attention = CrossAttention(channels, within)
         self.norm_out = nn.LayerNorm(channels)
         self.mlp = Mlp(channels)
-        self.drop_path = StochasticDepth(DROP, mode="row")
+        self.drop_path = StochasticDepth(DROP)
         self.to_map = nn.Conv2d(channels, channels, 1)
         self.norm_map = nn.BatchNorm2d(channels)
 

@@ -53,8 +53,9 @@ from change.evaluation.metrics import count_pixels, histogram
 from change.prediction.compiling import Compiled
 from change.prediction.folding import Fused
 from change.training.precision import Precision
+from models.config import NetworkConfig
 from models.losses import TrainingLoss
-from models.network import NetworkConfig, PRXChange, build_network
+from models.network import PRXChange, build_network
 from models.padding import normalise
 from tests.benchmark_loaders import batches
 from tests.benchmark_rounds import (

@@ -34,8 +34,9 @@ from change.common.devices import cpu_has_bf16
 from change.common.errors import OneLineParser, run_command
 from change.prediction.compiling import Compiled
 from change.prediction.folding import Fused
+from models.config import PATCHES, NetworkConfig
 from models.decoder import FusionStage
-from models.network import PATCHES, NetworkConfig, build_network
+from models.network import build_network
 from models.xcross import CrossAttention
 from tests.benchmark_rounds import measure_rates
 

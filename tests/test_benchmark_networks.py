@@ -7,7 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from change.prediction.folding import Fused
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.benchmark_networks import REFERENCE, count_work, main
 from tests.benchmark_rounds import GFLOP
 

@@ -19,7 +19,8 @@ from change.checkpoint import (
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.published import UNUSED_PUBLISHED
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.conftest import REPOSITORY
 from tests.reference.reference_weights import reference_state_dict
 

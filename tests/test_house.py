@@ -15,14 +15,7 @@ DATA = ("change.common", "change.change_dataloader", "change.data")
 NETWORK = ("change.common", "models", "change.checkpoint", "change.published")
 PREDICTION = (*NETWORK, "change.prediction")
 EVALUATION = (*PREDICTION, *DATA, "change.evaluation")
-OPTIONS = (
-    "change.common",
-    "models",
-    "change.options",
-    "change.prediction.compiling",
-    "change.prediction.threshold",
-    "change.prediction.tiles",
-)
+OPTIONS = ("change.common", "models.config", "change.options", "change.prediction.tiles")
 
 # The modules of this repository that a part may reach. The first entry that a module's name begins with counts.
 MAY_REACH: dict[str, tuple[str, ...]] = {
@@ -51,7 +44,6 @@ WRITES_TENSORBOARD = ("change.training", "change.experiments", "change.__main__"
 # Everything outside of this repository that `models` may import.
 ALLOWED_IN_MODELS = (
     "torch",
-    "torchvision",
     "timm",
     "__future__",
     "collections",

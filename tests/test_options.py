@@ -11,11 +11,13 @@ import pytest
 
 from change.common.command_line import from_flat, options_of, parse_given, to_flat
 from change.common.errors import UserError
-from change.options import LossOptions, TestOptions, TrainOptions, build_test_options, options_page
+from change.options import LossOptions, TestOptions, TrainOptions, options_page, parse_test
+from change.training.recipes import RECIPES, options_for_new_run
 from change.training.schedule import Schedule
-from change.training.start import RECIPES, options_for_continued_run, options_for_new_run
+from change.training.start import options_for_continued_run
+from models.config import NetworkConfig
 from models.losses import MASK_TERMS, TrainingLoss
-from models.network import NetworkConfig, build_network
+from models.network import build_network
 from tests.conftest import REPOSITORY
 
 NEEDED = ["--root=data", "--save_path=run"]
@@ -34,8 +36,8 @@ def continue_run(saved: Mapping[str, Any], **given: object) -> TrainOptions:
     return options_for_continued_run(saved, {**given, "continue_run": "run"})
 
 
-def parse_test(*arguments: str) -> TestOptions:
-    return build_test_options(parse_given(TestOptions, [*TEST_NEEDED, *arguments], ""))
+def parse_for_test(*arguments: str) -> TestOptions:
+    return parse_test([*TEST_NEEDED, *arguments])
 
 
 def test_published_defaults() -> None:
@@ -66,7 +68,7 @@ def test_published_defaults() -> None:
     assert {name: options[name] for name in published} == published
     assert parse().network.config() == NetworkConfig("resnet18")
     assert parse("--save_feq=7").run.save_freq == 7
-    test = build_test_options(parse_given(TestOptions, ["--test_root=a", "--test_checkpoint_path=b.pth"], ""))
+    test = parse_test(["--test_root=a", "--test_checkpoint_path=b.pth"])
     assert test.input.checkpoint_path == "b.pth"
 
 
@@ -191,12 +193,12 @@ def test_options_with_effect_are_taken() -> None:
 )
 def test_options_of_test_are_refused(arguments: list[str], error: str) -> None:
     with pytest.raises(UserError, match=error):
-        parse_test(*arguments)
+        parse_for_test(*arguments)
 
 
 def test_tiles_and_windows_are_one() -> None:
     arguments = ("--protocol=slide", "--overlap=16")
-    assert parse_test(*arguments, "--window=64") == parse_test(*arguments, "--tile=64")
+    assert parse_for_test(*arguments, "--window=64") == parse_for_test(*arguments, "--tile=64")
 
 
 def test_network_config_refuses() -> None:

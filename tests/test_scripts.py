@@ -12,8 +12,10 @@ from change.checkpoint import Checkpoint, load_checkpoint
 from change.common import command_line
 from change.common.command_line import to_flat
 from change.options import TestOptions, TrainOptions
-from change.training.start import options_for_continued_run, options_for_new_run
-from models.network import NetworkConfig, build_network
+from change.training.recipes import options_for_new_run
+from change.training.start import options_for_continued_run
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.conftest import REPOSITORY, write_pairs
 from tests.scripts import (
     command_of,

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from change.checkpoint import Checkpoint
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.common.test_locks import hold_elsewhere
 from tests.conftest import last_line, run_program, run_verb, train_arguments, write_pairs
 

@@ -180,6 +180,18 @@ def read_numbers(name: str, text: str, count: int, example: str) -> tuple[float,
     return values
 
 
+def check_threshold(text: str) -> None:
+    """Raise UserError for a --threshold that is neither empty, nor val, nor a number from 0 to below 1."""
+    if text in ("", "val"):
+        return
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise UserError(f"--threshold {text}: choose a number from 0 to below 1, or val")
+
+
 def option_tables(kind: type) -> str:
     """Format the options as Markdown, one table per group."""
     lines: list[str] = []

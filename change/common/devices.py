@@ -12,8 +12,6 @@ import torch
 from change.common import distributed
 from change.common.errors import UserError
 
-AMP_CHOICES = ("auto", "off", "bf16", "fp16")
-TRAINING_AMP_CHOICES = (*AMP_CHOICES, "apex")
 DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -45,13 +45,22 @@ def list_names(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(every[:most]) + rest
 
 
-def end_at_once_on_ctrl_c() -> None:
-    """Let Ctrl-C end this process without a traceback until `run_command` begins.
+def check_first(parse: Callable[[list[str]], object]) -> None:
+    """Parse the arguments of this process before the imports that take seconds, and report a wrong one at once.
 
-    Call it before imports that take seconds. A process that ignores Ctrl-C continues to ignore it.
+    Until `run_command` begins, Ctrl-C ends this process without a traceback, unless the process ignores it. Processes
+    that torchrun started leave their arguments to `run_command`.
     """
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if "RANK" in os.environ:
+        return
+    try:
+        parse(sys.argv[1:])
+    except UserError as error:
+        if os.environ.get("PRX_DEBUG") == "1":
+            raise
+        sys.exit(fail(str(error)))
 
 
 def run_command(command: Callable[[list[str]], int]) -> None:

@@ -22,7 +22,6 @@ from change.common.errors import OUT_OF_MEMORY, UserError
 
 log = logging.getLogger(__name__)
 
-CHOICES = ("auto", "on", "off")
 SHAPES = 2  # maximum number of shapes that are compiled for prediction
 STEPS = 2000  # training runs of fewer steps are compiled only on request
 COST = 60.0  # seconds to compile one shape, on two CPU cores or on one beside a GPU
@@ -113,7 +112,7 @@ class WhenItPays:
             network: takes before and after, (B, 3, H, W) each, and returns logits (B, 1, H, W).
             device: the network's device.
             pixels: number of pixels that are to be predicted in total, as far as known.
-            choice: one of `CHOICES`.
+            choice: one of `COMPILE_CHOICES`.
         """
         self.network, self.device, self.left, self.choice = network, device, pixels, choice
         self.calls: dict[torch.Size, int] = defaultdict(int)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from change.checkpoint import load_checkpoint, network_for_prediction
+from change.common.choices import OVERLAP, TILE
 from change.common.devices import DTYPES, choose_amp, choose_device
 from change.common.errors import UserError
 from change.common.images import Image, bits, read_opaque, split_alpha
@@ -22,7 +23,6 @@ from change.prediction.threshold import require_finite
 from change.prediction.tiles import Predict, sliding, symmetric
 
 Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[np.uint8]
-TILE, OVERLAP = 1024, 256  # pixels
 RASTERS = "`python -m change predict`"
 
 

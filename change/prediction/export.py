@@ -34,7 +34,8 @@ from change.common.files import shipped_file, write_whole
 from change.common.images import read_image
 from change.common.logs import start_logging
 from change.prediction.folding import Fused
-from models.padding import MULTIPLE, normalise
+from models.config import MULTIPLE
+from models.padding import normalise
 
 log = logging.getLogger(__name__)
 

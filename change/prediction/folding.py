@@ -17,8 +17,6 @@ from threading import Lock, get_ident
 from typing import Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -29,8 +27,7 @@ from models.xcross import CrossAttention, XCross
 
 QUERIES = 512  # number of queries whose attention weights are in memory at once
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
-CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 # Activations that oneDNN applies as part of a convolution, and their names and values there.
 ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU: ("relu", []),
@@ -194,7 +191,7 @@ def fold_batch_norms(network: nn.Module) -> None:
         conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS)
         module.add_module(conv_name, fuse_conv_bn_eval(conv, norm))
-        module.add_module(norm_name, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+        module.add_module(norm_name, norm.get_submodule("act") if is_of_timm(norm, "BatchNormAct2d") else nn.Identity())
 
 
 def merge_activations(network: nn.Module) -> None:
@@ -215,7 +212,9 @@ def fix_padding(network: nn.Module) -> None:
     """
     for module in list(network.modules()):
         for name, conv in list(module.named_children()):
-            if not isinstance(conv, Conv2dSame) or conv.stride != (2, 2) or conv.dilation != (1, 1):
+            if not isinstance(conv, nn.Conv2d) or not is_of_timm(conv, "Conv2dSame"):
+                continue
+            if conv.stride != (2, 2) or conv.dilation != (1, 1):
                 continue
             height, width = conv.kernel_size
             if height % 2 == 0 or width % 2 == 0:
@@ -299,15 +298,22 @@ def can_merge(conv: nn.Module | None, norm: nn.Module | None) -> bool:
 
     Other subclasses than timm's do not count, because they may do more, such as apply an activation.
     """
+    with_activation = is_of_timm(norm, "BatchNormAct2d")
     return (
         isinstance(conv, nn.Conv2d)
-        and type(conv) in CONVOLUTIONS
+        and (type(conv) is nn.Conv2d or is_of_timm(conv, "Conv2dSame"))
         and isinstance(norm, NORMS)
-        and type(norm) in NORMS
+        and (type(norm) in NORMS or with_activation)
         and norm.num_features == conv.out_channels
         and norm.running_mean is not None
-        and not (isinstance(norm, BatchNormAct2d) and type(norm.drop) is not nn.Identity)
+        and not (with_activation and type(norm.get_submodule("drop")) is not nn.Identity)
     )
+
+
+def is_of_timm(layer: nn.Module | None, name: str) -> bool:
+    """Return whether a layer is of the class `name` of timm, which is not imported, because that takes seconds."""
+    kind = type(layer)
+    return kind.__name__ == name and kind.__module__.startswith("timm.")
 
 
 def can_activate(conv: nn.Module | None, activation: nn.Module | None) -> bool:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from change.checkpoint import load_checkpoint
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.logs import start_logging
 
@@ -29,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="weights: ours or published")
     parser.add_argument("out", metavar="OUT", type=Path, help="file to write")
     given = parser.parse_args(arguments)
+    from change.checkpoint import load_checkpoint  # here, because importing torch takes seconds
+
     start_logging()
     if given.out.exists():
         raise UserError(f"{given.out} already exists: choose another name, or remove it")

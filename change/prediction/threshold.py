@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -49,15 +48,3 @@ def require_finite(probability: Tensor, names: Sequence[str]) -> None:
     if not finite.all():
         good = finite.flatten(1).all(1).tolist()
         raise NotFiniteError([name for name, is_good in zip(names, good, strict=True) if not is_good])
-
-
-def check_threshold(text: str) -> None:
-    """Raise UserError for a --threshold that is neither empty, nor val, nor a number from 0 to below 1."""
-    if text in ("", "val"):
-        return
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise UserError(f"--threshold {text}: choose a number from 0 to below 1, or val")

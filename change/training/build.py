@@ -37,9 +37,9 @@ from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
 from change.training.run_state import RunState
 from change.training.start import Plan
+from models.config import MULTIPLE
 from models.losses import TrainingLoss
 from models.network import PRXChange, build_network
-from models.padding import MULTIPLE
 
 log = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from urllib.error import URLError
 
 import safetensors
 import safetensors.torch
-import torchvision
 from torch import Tensor
 
 from change.checkpoint import Checkpoint, load_checkpoint, load_strict, pass_name, read_tensors
 from change.common.errors import UserError, import_optional, list_names
 from change.common.files import home_folder
 from change.options import NetworkOptions, StartOptions
-from models.encoders import TIMM, Encoder, encoder_name
-from models.network import NetworkConfig, PRXChange
+from models.config import TIMM, NetworkConfig, encoder_name
+from models.encoders import Encoder
+from models.network import PRXChange
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +149,8 @@ def imagenet_weights(name: str) -> tuple[str, dict[str, Tensor]]:
         return lite_weights(name)
     if name.startswith(TIMM):
         return timm_weights(name)
+    import torchvision  # here, because importing it takes as long as importing torch
+
     try:
         weights_enum = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
     except (KeyError, ValueError) as error:

@@ -11,7 +11,8 @@ from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
 from change.common import distributed
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.conftest import REPOSITORY, run_program
 
 # A program for three processes, each with other images. `own` is the gradient of one process.
@@ -22,7 +23,8 @@ import torch
 from change.common import distributed
 from change.training.trainer import Training
 from models.losses import TrainingLoss
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 
 @distributed.join()
 def main():

@@ -9,7 +9,8 @@ import torch
 
 from change.checkpoint import Checkpoint, PassRecord
 from change.common.images import image_hash, read_image
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.conftest import write_pairs
 
 

@@ -13,7 +13,7 @@ from change.common.errors import UserError
 from change.experiments import experiment
 from change.experiments.experiment import main, read_experiment
 from change.experiments.settings import parse_options
-from change.training.start import RECIPES, options_for_new_run
+from change.training.recipes import RECIPES, options_for_new_run
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "change" / "experiments"

@@ -16,8 +16,10 @@ from change.common.errors import UserError
 from change.experiments import buildings_data, finetune
 from change.experiments.finetune import main
 from change.experiments.settings import parse_options
-from change.training.start import options_for_continued_run, options_for_new_run
-from models.network import NetworkConfig, build_network
+from change.training.recipes import options_for_new_run
+from change.training.start import options_for_continued_run
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.conftest import REPOSITORY, run_program, run_verb, write_pairs
 
 LAND = f"--settings={REPOSITORY}/change/experiments/land.toml"

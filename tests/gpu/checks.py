@@ -26,9 +26,10 @@ from change.common.errors import run_command
 from change.common.files import write_whole
 from change.prediction.detector import ChangeDetector
 from change.training.precision import Precision
-from models.encoders import STRIDES, encode_dates
+from models.config import STRIDES, NetworkConfig
+from models.encoders import encode_dates
 from models.losses import TrainingLoss
-from models.network import NetworkConfig, build_network
+from models.network import build_network
 from tests.gpu.resume import killed_run
 from tests.gpu.settings import device_name, load_session
 from tests.models.test_parity import NETWORKS, PAIRS, REFERENCE, drop_nothing, published_network

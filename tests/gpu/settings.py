@@ -25,7 +25,7 @@ import torch
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.experiments.settings import Options, build, check_options, parse_options, read_toml, refuse_own
-from change.training.start import options_for_new_run
+from change.training.recipes import options_for_new_run
 
 PARTS = ("checks", "table", "train")
 GROUP = re.compile(r"(infer|step|files)(\d+)(?:x(\d+))?")

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 
-from models.encoders import ENCODERS, STRIDES, build_encoder, encode_dates, encoder_name
-from models.network import NetworkConfig, build_network
+from models.config import ENCODERS, STRIDES, NetworkConfig, encoder_name
+from models.encoders import build_encoder, encode_dates
+from models.network import build_network
 from models.unet import UNetDecoder
+from models.xcross import StochasticDepth
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -125,3 +128,32 @@ def test_networks_of_timm(name: str) -> None:
 def test_networks_of_timm_that_do_not_fit(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_encoder(name)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnets_are_those_of_torchvision(name: str) -> None:
+    """A seed gives the same weights under the same names, and the same maps to the last bit."""
+    torch.manual_seed(3)
+    ours = build_encoder(name, 64 if name == "resnet18" else 256).eval()
+    next_number = torch.rand(1)
+    torch.manual_seed(3)
+    theirs = torchvision.models.get_model(name).eval()
+    assert torch.equal(torch.rand(1), next_number)
+    expected = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    assert list(ours.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in ours.state_dict().items())
+    images = torch.rand(2, 3, 64, 96)
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
+    for stage, found in zip(("layer1", "layer2", "layer3", "layer4"), ours(images), strict=True):
+        x = getattr(theirs, stage)(x)
+        assert torch.equal(x, found)
+
+
+def test_stochastic_depth_is_that_of_torchvision() -> None:
+    branch = torch.rand(64, 3, 2)
+    torch.manual_seed(4)
+    found = StochasticDepth(0.3)(branch)
+    torch.manual_seed(4)
+    assert torch.equal(found, torchvision.ops.StochasticDepth(0.3, mode="row")(branch))
+    assert 0 < sum(bool((image == 0).all()) for image in found) < 64
+    assert StochasticDepth(0.3).eval()(branch) is branch

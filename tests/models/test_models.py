@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from change.checkpoint import pass_name
 from change.prediction.folding import ChunkedAttention, Fused
+from models.config import STRIDES, NetworkConfig
 from models.decoder import DeepestStage, FusionStage, Head
-from models.encoders import STRIDES
 from models.losses import TrainingLoss, dice_loss
-from models.network import NetworkConfig, PRXChange, build_network
+from models.network import PRXChange, build_network
 from models.padding import apply_to_any_size
 from models.refinement import Refinement, draw_points, hardest_points
-from models.xcross import CrossAttention, XCross
+from models.xcross import CrossAttention, StochasticDepth, XCross
 from tests.models.test_parity import close, published_network
 from tests.reference.reference_weights import reference_pair
 from tests.textbook import textbook

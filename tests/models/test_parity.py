@@ -9,16 +9,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import StochasticDepth
 
 from change.checkpoint import from_published, load_strict
 from change.published import our_name
+from models.config import STRIDES, NetworkConfig
 from models.decoder import FusionStage
-from models.encoders import STRIDES, encode_dates
+from models.encoders import encode_dates
 from models.losses import TrainingLoss
-from models.network import NetworkConfig, PRXChange, build_network
+from models.network import PRXChange, build_network
 from models.refinement import PointLogits, StageRefinement
-from models.xcross import CrossAttention
+from models.xcross import CrossAttention, StochasticDepth
 from tests.conftest import REPOSITORY
 from tests.reference.reference_weights import reference_pair, reference_state_dict
 

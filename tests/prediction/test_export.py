@@ -21,7 +21,8 @@ from change.checkpoint import Checkpoint, load_checkpoint, load_strict, network_
 from change.common.errors import UserError
 from change.prediction.detector import ChangeDetector
 from change.prediction.export import OLDEST, main, padding, write_onnx
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 from models.padding import pad_side
 from tests.conftest import draw_pair, last_line, run_verb
 from tests.test_quick_start import CHECKPOINT

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from change.prediction import compiling
 from change.prediction.compiling import Compiled, WhenItPays, worth_compiling
 from change.prediction.folding import ChunkedAttention, Fused, can_merge, fold_batch_norms
-from models.encoders import ENCODERS
-from models.network import NetworkConfig, PRXChange, build_network
+from models.config import ENCODERS, NetworkConfig
+from models.network import PRXChange, build_network
 from models.padding import apply_to_any_size
 from models.xcross import CrossAttention
 from tests.models.test_parity import close, published_network

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from change.prediction.folding import ActivatedConv, Fused, can_activate, can_merge, fix_padding, merge_activations
+from models.config import NetworkConfig
 from models.encoders import build_encoder
-from models.network import NetworkConfig, PRXChange, build_network
+from models.network import PRXChange, build_network
 from models.padding import apply_to_any_size
 from tests.models.test_parity import close
 from tests.prediction.test_folding import Block, conv, norms_left, randomise

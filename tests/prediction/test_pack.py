@@ -20,7 +20,8 @@ from change.common.command_line import from_flat, to_flat
 from change.common.errors import UserError
 from change.options import TrainOptions
 from change.prediction.pack import without_paths
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.conftest import run_verb
 
 pytestmark = pytest.mark.slow

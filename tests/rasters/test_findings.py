@@ -19,7 +19,7 @@ def test_the_end_of_a_scene(tmp_path: Path, caplog: pytest.LogCaptureFixture, mo
     """The figures are those of the files, and paths are relative to the current folder."""
     pair = scene(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("change.rasters.predict.start_logging", lambda process: None)
+    monkeypatch.setattr("change.rasters.predict_pairs.start_logging", lambda process: None)
     with caplog.at_level(logging.INFO):
         assert main(arguments(*pair, "-o", "results/../out")) == 0
     found, files = caplog.messages[-2:]
@@ -32,7 +32,7 @@ def test_the_end_of_a_scene(tmp_path: Path, caplog: pytest.LogCaptureFixture, mo
 
 
 def test_no_change(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("change.rasters.predict.start_logging", lambda process: None)
+    monkeypatch.setattr("change.rasters.predict_pairs.start_logging", lambda process: None)
     path = write_raster(tmp_path / "1.tif", noise(64, 64))
     with caplog.at_level(logging.INFO):
         main(arguments(path, path, "-o", tmp_path / "out", "--threshold=0.99"))

@@ -17,7 +17,8 @@ from rasterio.warp import transform_bounds
 
 from change.common.errors import UserError
 from change.rasters.jobs import find_jobs
-from change.rasters.predict import main, make_settings, parse_arguments
+from change.rasters.predict import main, parse_arguments
+from change.rasters.predict_pairs import make_settings
 from change.rasters.scene import HIGHEST, NO_DATA, Settings, check_own_files, predict_rasters
 from tests.conftest import REPOSITORY, draw_pair, run_verb, verb
 from tests.rasters.drawn import EAST, GRID, NORTH, UTM, WORLD, noise, read_band, scene, write_raster
@@ -234,7 +235,7 @@ def test_options_of_rasters_do_nothing_with_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     """They are refused before the work, also in a list; a list that holds one pair of rasters may have them."""
-    monkeypatch.setattr("change.rasters.predict.make_detector", lambda *_, **__: pytest.fail("predicts"))
+    monkeypatch.setattr("change.rasters.predict_pairs.make_detector", lambda *_, **__: pytest.fail("predicts"))
     for name in ("1.png", "2.JPG", "3.tif"):
         (tmp_path / name).touch()
     (tmp_path / "pairs.txt").write_text("1.png\t2.JPG\n")
@@ -297,7 +298,7 @@ def test_a_missing_file_of_ours_is_named_before_the_work(
     monkeypatch.setattr(f"change.rasters.scene.{missing}", tmp_path / "lost.file")
     before, after = scene(tmp_path / "in")
     (tmp_path / "pairs.txt").write_text(f"{before}\t{after}\tone\n")
-    monkeypatch.setattr("change.rasters.predict.make_detector", lambda *_, **__: pytest.fail("predicts"))
+    monkeypatch.setattr("change.rasters.predict_pairs.make_detector", lambda *_, **__: pytest.fail("predicts"))
     for pair in ((before, after), (tmp_path / "pairs.txt",)):
         with pytest.raises(UserError, match=r"lost.file is missing: it comes with PRX-Change; install it again"):
             main(arguments(*pair, "-o", tmp_path / "out"))

@@ -21,8 +21,9 @@ from change.data.samples import Batch
 from change.training.average import WeightAverage
 from change.training.precision import Precision
 from change.training.trainer import weighted_parts
+from models.config import NetworkConfig
 from models.losses import TrainingLoss
-from models.network import NetworkConfig, build_network
+from models.network import build_network
 from tests.conftest import (
     REPOSITORY,
     children,

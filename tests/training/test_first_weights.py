@@ -15,8 +15,9 @@ from change.checkpoint import Checkpoint
 from change.common.errors import UserError
 from change.common.files import file_hash
 from change.training.first_weights import hand_over, load_encoder
+from models.config import NetworkConfig
 from models.encoders import ResNetEncoder, build_encoder
-from models.network import NetworkConfig, build_network
+from models.network import build_network
 
 pytestmark = pytest.mark.slow
 

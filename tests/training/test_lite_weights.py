@@ -18,8 +18,9 @@ from change.checkpoint import Checkpoint, load_checkpoint
 from change.common.errors import UserError
 from change.options import NetworkOptions, StartOptions
 from change.training.first_weights import lite_weights, load_encoder, load_first_weights
+from models.config import NetworkConfig
 from models.encoders import EfficientNetLiteEncoder, TimmEncoder, build_encoder, rename_lite
-from models.network import NetworkConfig, build_network
+from models.network import build_network
 from models.padding import normalise
 from tests.conftest import last_line, run_program, train_arguments
 

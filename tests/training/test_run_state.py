@@ -11,7 +11,8 @@ import torch
 from change.checkpoint import Checkpoint, PassRecord, load_checkpoint, read_tensors, save_tensors
 from change.common.errors import UserError
 from change.training.run_state import Progress, RunState, read_state
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.conftest import run_program, train_arguments
 
 STATE = RunState(

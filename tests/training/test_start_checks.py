@@ -11,8 +11,9 @@ import torch
 
 from change.checkpoint import read_tensors
 from change.data.loaders import EpochOrder
+from models.config import NetworkConfig
 from models.losses import TrainingLoss
-from models.network import NetworkConfig, build_network
+from models.network import build_network
 from tests.conftest import last_line, run_program, train_arguments, write_pairs
 from tests.data.helpers import save
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from change.checkpoint import load_checkpoint, read_tensors
 from change.training.build import parameter_groups
-from models.network import NetworkConfig, build_network
+from models.config import NetworkConfig
+from models.network import build_network
 from tests.conftest import (
     children,
     curve,
