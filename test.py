@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from change.common.errors import check_first, run_command
-from change.options import OutputOptions, parse_test
+from change.options.test import OutputOptions, parse_test
 
 if __name__ == "__main__":
     check_first(parse_test)

@@ -1,7 +1,7 @@
 """The training loss, composed of named terms.
 
 A new term that compares logits with the mask takes two steps: add a function to `MASK_TERMS` here, and an option for
-its weight, of the same name, to `LossOptions` in change/options.py.
+its weight, of the same name, to `LossOptions` in change/options/train.py.
 
 Shapes: B pairs, H and W the image's height and width, P points per image.
 """

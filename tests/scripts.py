@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from change.common.command_line import parse_given
-from change.options import TrainOptions
+from change.options.train import TrainOptions
 from tests.conftest import REPOSITORY, run_program, run_verb
 
 # An interpreter that only records its arguments, one per line, with a line of dots after each command.

@@ -11,7 +11,9 @@ import pytest
 
 from change.common.command_line import from_flat, options_of, parse_given, to_flat
 from change.common.errors import UserError
-from change.options import LossOptions, TestOptions, TrainOptions, options_page, parse_test
+from change.options.__main__ import options_page
+from change.options.test import TestOptions, parse_test
+from change.options.train import LossOptions, TrainOptions
 from change.training.recipes import RECIPES, options_for_new_run
 from change.training.schedule import Schedule
 from change.training.start import options_for_continued_run

@@ -11,7 +11,8 @@ import pytest
 from change.checkpoint import Checkpoint, load_checkpoint
 from change.common import command_line
 from change.common.command_line import to_flat
-from change.options import TestOptions, TrainOptions
+from change.options.test import TestOptions
+from change.options.train import TrainOptions
 from change.training.recipes import options_for_new_run
 from change.training.start import options_for_continued_run
 from models.config import NetworkConfig

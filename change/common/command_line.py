@@ -12,11 +12,17 @@ import math
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, field, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from change.common.errors import OneLineParser, UserError
 
 Options = TypeVar("Options")
+
+# Types of options that are strings, with the word that help texts show for their values.
+Folder = Annotated[str, "FOLDER"]
+File = Annotated[str, "FILE"]
+Name = Annotated[str, "NAME"]
+Numbers = Annotated[str, "NUMBERS"]
 
 
 def option(
@@ -77,7 +83,7 @@ def parse_given(kind: type, arguments: Sequence[str], description: str) -> dict[
     parser = OneLineParser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for group in groups_of(kind).values():
         section = parser.add_argument_group(title_of(group))
-        types = typing.get_type_hints(group)
+        types = typing.get_type_hints(group, include_extras=True)
         for spec in fields(group):
             add_argument(section, spec, types[spec.name])
     return vars(parser.parse_args(arguments))
@@ -88,19 +94,25 @@ def title_of(group: type) -> str:
     return (group.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
-def add_argument(section: Any, spec: Field[Any], kind: type) -> None:
-    """Add one option to a parser's group."""
+def add_argument(section: Any, spec: Field[Any], hint: Any) -> None:
+    """Add one option, whose type is `hint`, to a parser's group."""
     meta = spec.metadata
     flags = [f"--{name}" for name in (spec.name, meta["alias"]) if name]
     needs = f"; needs --{meta['needs'].replace('=', ' ')}" if meta["needs"] else ""
-    text = f"{meta['help']}{needs} (default: {format_default(spec.default)})".replace("%", "%%")
+    default = "" if spec.default == "" else f" (default: {spec.default})"
+    text = f"{meta['help']}{needs}{default}".replace("%", "%%")
+    kind, word = typing.get_args(hint) or (hint, hint.__name__.upper())
     if kind is bool:
         section.add_argument(*flags, dest=spec.name, nargs="?", const=True, type=read_bool, metavar="BOOL", help=text)
         section.add_argument(f"--no-{spec.name}", dest=spec.name, action="store_false", help=argparse.SUPPRESS)
         return
-    metavar = None if meta["choices"] else kind.__name__.upper()
     section.add_argument(
-        *flags, dest=spec.name, type=meta["read"] or kind, choices=meta["choices"], help=text, metavar=metavar
+        *flags,
+        dest=spec.name,
+        type=meta["read"] or kind,
+        choices=meta["choices"],
+        help=text,
+        metavar=None if meta["choices"] else word,
     )
 
 
@@ -111,11 +123,6 @@ def read_bool(text: str) -> bool:
         return values[text.lower()]
     except KeyError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False") from None
-
-
-def format_default(value: object) -> str:
-    """Format a default for help texts and tables."""
-    return "none" if value == "" else str(value)
 
 
 def refuse_without_effect(kind: type, given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -204,6 +211,6 @@ def option_tables(kind: type) -> str:
                 text += f"; one of {', '.join(map(str, choices))}"
             if needs := spec.metadata["needs"]:
                 text += f"; needs `--{needs.replace('=', ' ')}`"
-            lines.append(f"| {names} | {format_default(spec.default)} | {text} |")
+            lines.append(f"| {names} | {spec.default} | {text} |")
         lines.append("")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from change.common.command_line import options_of, parse_given
 from change.common.errors import UserError, list_names
-from change.options import TrainOptions
+from change.options.train import TrainOptions
 
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 

@@ -30,7 +30,7 @@ from change.data.on_device import (
 )
 from change.data.samples import Batch, TrainSamples, WholeSamples
 from change.data.transforms import ColorJitter, Geometry
-from change.options import DataOptions, OptimizerOptions, TrainOptions
+from change.options.train import DataOptions, OptimizerOptions, TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
 from change.training.average import WeightAverage
 from change.training.first_weights import load_first_weights

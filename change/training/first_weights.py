@@ -19,7 +19,7 @@ from torch import Tensor
 from change.checkpoint import Checkpoint, load_checkpoint, load_strict, pass_name, read_tensors
 from change.common.errors import UserError, import_optional, list_names
 from change.common.files import home_folder
-from change.options import NetworkOptions, StartOptions
+from change.options.train import NetworkOptions, StartOptions
 from models.config import TIMM, NetworkConfig, encoder_name
 from models.encoders import Encoder
 from models.network import PRXChange

@@ -7,7 +7,7 @@ from typing import Any
 
 from change.common.command_line import from_flat, parse_given, refuse_without_effect, to_flat
 from change.common.errors import UserError
-from change.options import TrainOptions
+from change.options.train import TrainOptions
 
 # The values with which each --recipe replaces the defaults. Options on the command line take precedence.
 RECIPES: dict[str, dict[str, Any]] = {

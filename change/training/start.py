@@ -10,7 +10,7 @@ from typing import Any
 from change.checkpoint import load_checkpoint
 from change.common.command_line import from_flat, refuse_without_effect, to_flat
 from change.common.errors import UserError
-from change.options import TrainOptions
+from change.options.train import TrainOptions
 from change.training.recipes import options_for_new_run
 from change.training.run_folder import find_run, refuse_existing
 from change.training.run_state import RunState, read_state

@@ -31,7 +31,7 @@ from change.common.errors import UserError, list_names
 from change.data.loaders import BatchShare
 from change.data.samples import Batch
 from change.evaluation.table import percent
-from change.options import TrainOptions
+from change.options.train import TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
 from change.prediction.threshold import NotFiniteError
 from change.training.build import Data, Parts

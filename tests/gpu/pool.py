@@ -31,7 +31,7 @@ from change.common.command_line import from_flat
 from change.common.devices import count_cores
 from change.common.errors import run_command
 from change.common.files import make_folder, write_whole
-from change.options import TrainOptions
+from change.options.train import TrainOptions
 from change.prediction import pack
 from change.training.run_state import read_state
 from tests.gpu.settings import Session, TrainingRun, load_session, to_arguments

@@ -18,7 +18,7 @@ from change.checkpoint import (
 )
 from change.common.command_line import from_flat, to_flat
 from change.common.errors import UserError
-from change.options import TrainOptions
+from change.options.train import TrainOptions
 from change.prediction.pack import without_paths
 from models.config import NetworkConfig
 from models.network import build_network

@@ -16,7 +16,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from change.checkpoint import Checkpoint, load_checkpoint
 from change.common.errors import UserError
-from change.options import NetworkOptions, StartOptions
+from change.options.train import NetworkOptions, StartOptions
 from change.training.first_weights import lite_weights, load_encoder, load_first_weights
 from models.config import NetworkConfig
 from models.encoders import EfficientNetLiteEncoder, TimmEncoder, build_encoder, rename_lite

@@ -1,37 +1,24 @@
-"""The options of train.py and test.py: typed dataclasses in groups, checked as a whole.
-
-The command lines are generated from them, and so is docs/options.md: `python -m change.options > docs/options.md`.
-"""
+"""The options of train.py: typed dataclasses in groups, checked as a whole. The command line is generated from them."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from change.common.choices import AMP_CHOICES, COMPILE_CHOICES, TRAINING_AMP_CHOICES
+from change.common.choices import TRAINING_AMP_CHOICES
 from change.common.command_line import (
-    check_threshold,
-    from_flat,
+    File,
+    Folder,
+    Name,
+    Numbers,
     option,
-    option_tables,
-    parse_given,
     read_numbers,
-    refuse_without_effect,
     require_at_least,
     require_share,
-    to_flat,
 )
 from change.common.errors import UserError
+from change.options.compute import ComputeOptions
 from models.config import ENCODERS, MODELS, MULTIPLE, PATCHES, NetworkConfig, choose_width, encoder_name
-
-if TYPE_CHECKING:
-    from change.prediction.tiles import Protocol
-
-# Side and overlap of the tiles of each protocol. (0, 0): whole images; None: the values of --tile and --overlap.
-PROTOCOLS: dict[str, tuple[int, int] | None] = {"full": (0, 0), "slide": None, "tile256": (256, 0)}
 
 
 def read_encoder(text: str) -> str:
@@ -42,16 +29,13 @@ def read_encoder(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-# --- training ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class RunOptions:
     """Run."""
 
-    save_path: str = option("", "folder of the run")
-    best_name: str = option("", "name of the best weights, NAME.pth; default 1, 2 or best, depending on the pass")
-    continue_run: str = option("", "continue the interrupted run in this folder, exactly")
+    save_path: Folder = option("", "folder of the run")
+    best_name: Name = option("", "name of the best weights, NAME.pth; default 1, 2 or best, depending on the pass")
+    continue_run: Folder = option("", "continue the interrupted run in this folder, exactly")
     recipe: str = option(
         "published",
         "defaults of the options: those of the published training, or others for random weights and little data",
@@ -75,12 +59,12 @@ class RunOptions:
 class DataOptions:
     """Data."""
 
-    root: str = option("", "data folder: train and val, each with A, B and label; or A, B, label and lists")
-    list: str = option("", "folder of the lists train.txt and val.txt; default ROOT/list if there is no ROOT/train")
+    root: Folder = option("", "data folder: train and val, each with A, B and label; or A, B, label and lists")
+    list: Folder = option("", "folder of the lists train.txt and val.txt; default ROOT/list if there is no ROOT/train")
     trainsize: int = option(0, "resize val images to this square if they differ from it; 0: keep their size")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
     cache: str = option("off", "decode every pair once, into files or memory", choices=("off", "disk", "device"))
-    cache_path: str = option("", "folder of these files; default ROOT/.cache", needs="cache=disk")
+    cache_path: Folder = option("", "folder of these files; default ROOT/.cache", needs="cache=disk")
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "trainsize")
@@ -92,10 +76,10 @@ class DataOptions:
 class AugmentationOptions:
     """Augmentation."""
 
-    color_setting: str = option(
+    color_setting: Numbers = option(
         "0.2 0.2 0.1 0.1", "jitter of brightness, contrast, saturation and hue; 0 turns one off"
     )
-    scale: str = option("1 1", "range of the random factor by which a crop is enlarged")
+    scale: Numbers = option("1 1", "range of the random factor by which a crop is enlarged")
     symmetries: bool = option(False, "quarter turns in addition to flips")
     swap: bool = option(False, "exchange the dates of half of the crops")
 
@@ -123,7 +107,7 @@ class NetworkOptions:
     """Network."""
 
     model: str = option("prx", "our network, or a plain U-Net with the same encoder to compare with", choices=MODELS)
-    backbone: str = option(
+    backbone: Name = option(
         "resnet18", f"encoder: {', '.join(ENCODERS)}, or timm:NAME; 18 is short for resnet18", read=read_encoder
     )
     width: int = option(0, "channels of the decoder at stride 4, a multiple of 32; 0: the encoder's default")
@@ -154,9 +138,9 @@ class NetworkOptions:
 class StartOptions:
     """Start."""
 
-    pretrained: str = option("imagenet", "weights of the encoder: imagenet, none, or the path of a file")
+    pretrained: File = option("imagenet", "weights of the encoder: imagenet, none, or the path of a file")
     resume: bool = option(False, "start a new run from the weights in --checkpoint_path, not from --pretrained")
-    checkpoint_path: str = option("", "weights to start from", needs="resume")
+    checkpoint_path: File = option("", "weights to start from", needs="resume")
     prior: bool = option(False, "set the bias of the output so that training starts from the rate of change in train")
 
     def __post_init__(self) -> None:
@@ -218,18 +202,6 @@ class ValidationOptions:
 
 
 @dataclass(frozen=True)
-class ComputeOptions:
-    """Computation."""
-
-    device: str = option("auto", "auto, cpu, cuda, mps, or the number of a GPU")
-    workers: int = option(-1, "loader processes; -1: one per core, at most 8")
-    compile: str = option("auto", "use torch.compile; auto: if it should save time", choices=COMPILE_CHOICES)
-
-    def __post_init__(self) -> None:
-        require_at_least(self, -1, "workers")
-
-
-@dataclass(frozen=True)
 class TrainComputeOptions(ComputeOptions):
     """Computation."""
 
@@ -279,122 +251,3 @@ class TrainOptions:
         if self.network.cross:
             return "best"
         return "2" if self.network.refine else "1"
-
-
-# --- testing -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TestInputOptions:
-    """Data and weights."""
-
-    __test__ = False  # pytest would collect a class whose name starts with Test
-
-    test_root: str = option("", "folder of A, B and, for scores, label")
-    list: str = option("", "text file that names the pairs to use, one per line; default: all")
-    checkpoint_path: str = option("", "weights: ours or published", alias="test_checkpoint_path")
-    check: str = option("", "check.json of `python -m change check`; default results/check/NAME of the data set")
-
-    def __post_init__(self) -> None:
-        if not self.test_root:
-            raise UserError("--test_root is missing: a folder of A, B and, for scores, label")
-        if not self.checkpoint_path:
-            raise UserError("--checkpoint_path is missing: the weights to test")
-
-
-@dataclass(frozen=True)
-class ProtocolOptions:
-    """Protocol."""
-
-    protocol: str = option(
-        "full", "whole images, overlapping tiles, or tiles of 256 without overlap", choices=tuple(PROTOCOLS)
-    )
-    tile: int = option(512, "side of the tiles in pixels", alias="window", needs="protocol=slide")
-    overlap: int = option(128, "overlap of neighbouring tiles in pixels; it is blended", needs="protocol=slide")
-    tta: bool = option(False, "average over the eight flips and quarter turns")
-    threshold: str = option("", "a number, or val: the one chosen on val; default: the threshold of the checkpoint")
-    testsize: int = option(0, "resize images to this square (bilinear; masks nearest); 0: keep their size")
-    test_batchsize: int = option(1, "batch size; only images of one size share a batch")
-
-    def __post_init__(self) -> None:
-        require_at_least(self, 0, "testsize", "overlap")
-        require_at_least(self, 1, "test_batchsize", "tile")
-        check_threshold(self.threshold)
-        if self.protocol == "slide" and self.overlap >= self.tile:
-            raise UserError(f"--overlap {self.overlap}: choose less than --tile {self.tile}")
-
-    def prediction(self) -> Protocol:
-        """Return the protocol that these options describe."""
-        from change.prediction.tiles import Protocol  # here, because importing torch takes seconds
-
-        tile, overlap = PROTOCOLS[self.protocol] or (self.tile, self.overlap)
-        return Protocol(self.protocol, tile, overlap, self.tta)
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """Output."""
-
-    save_path: str = option("", "folder of metrics.json and images.csv; default: results/PARENT-NAME, from test_root")
-    save_result: bool = option(False, "write masks as PNG, 0 and 255")
-    save_result_path: str = option("", "folder of the masks; default SAVE_PATH/pred", needs="save_result")
-    save_iou_map: bool = option(False, "write error maps: TP green, FN red, FP blue")
-    save_iou_map_path: str = option("", "folder of the error maps; default SAVE_PATH/iou_map", needs="save_iou_map")
-    save_panels: bool = option(False, "write panels: before, after, mask, errors")
-    save_panels_path: str = option("", "folder of the panels; default SAVE_PATH/panels", needs="save_panels")
-    report: bool = option(False, "write SAVE_PATH/report.html: scores, curves, best and worst images")
-
-
-@dataclass(frozen=True)
-class TestComputeOptions(ComputeOptions):
-    """Computation."""
-
-    __test__ = False
-
-    amp: str = option("off", "number format; off: float32", choices=AMP_CHOICES)
-
-
-@dataclass(frozen=True)
-class TestOptions:
-    """The options of test.py, in groups. The network is that of the checkpoint."""
-
-    __test__ = False
-
-    input: TestInputOptions
-    protocol: ProtocolOptions
-    output: OutputOptions
-    compute: TestComputeOptions
-
-
-def parse_test(arguments: Sequence[str]) -> TestOptions:
-    """Parse the command line of test.py. Raises UserError for bad values and for options that do nothing."""
-    given = parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label.")
-    options = from_flat(TestOptions, given)
-    refuse_without_effect(TestOptions, given, to_flat(options))
-    return options
-
-
-# --- docs/options.md -----------------------------------------------------------------------------------------------
-
-
-def options_page() -> str:
-    """Return the text of docs/options.md."""
-    return f"""# Options
-
-Every option of `train.py` and `test.py`. This page is generated from `change/options.py`
-(`python -m change.options > docs/options.md`) and checked by a test.
-
-Booleans can be written `--cross`, `--no-cross`, `--cross=True` or `--cross=False`. An option that does nothing in the
-chosen mode is an error. The commands of `python -m change VERB` list their options with `--help`.
-
-## train.py
-
-{option_tables(TrainOptions)}
-## test.py
-
-{option_tables(TestOptions).rstrip()}
-"""
-
-
-if __name__ == "__main__":
-    sys.stdout.write(options_page())
