@@ -9,6 +9,7 @@ Shapes: N images (both dates of a batch of B pairs: N = 2B), C channels, H and W
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -183,7 +184,7 @@ def names_in_files(name: str) -> frozenset[str]:
     """Return the names of the weights in the file of a network of timm, including the classifier's."""
     import timm
 
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # building it draws random weights
         return frozenset(timm.create_model(name).state_dict())
 
 
@@ -197,9 +198,8 @@ def build_timm(name: str) -> nn.Module:
 
     try:
         body: nn.Module = timm.create_model(name, features_only=True)
-        with torch.device("meta"):
-            probe = timm.create_model(name, features_only=True).eval()
-            sides = {tuple(one.shape[2:]) for one in probe(torch.empty(1, 3, 64, 96))}
+        probe = deepcopy(body).to("meta").eval()
+        sides = {tuple(one.shape[2:]) for one in probe(torch.empty(1, 3, 64, 96, device="meta"))}
     except (RuntimeError, AttributeError, ValueError, TypeError, AssertionError) as error:
         raise ValueError(f"backbone {TIMM}{name}: it does not give feature maps for images of every size") from error
     if not {(64 // stride, 96 // stride) for stride in STRIDES} <= sides:

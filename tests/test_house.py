@@ -47,6 +47,7 @@ ALLOWED_IN_MODELS = (
     "timm",
     "__future__",
     "collections",
+    "copy",
     "dataclasses",
     "functools",
     "math",
