@@ -122,7 +122,11 @@ def test_networks_of_timm(name: str) -> None:
     [
         ("timm:nonesuch", "timm:nonesuch: timm has no network of this name, see timm.list_models()"),
         ("timm:vit_tiny_patch16_224", "vit_tiny_patch16_224: it does not give feature maps for images of every size"),
-        ("timm:efficientvit_m0", "efficientvit_m0: .*strides 4, 8, 16, 32"),
+        pytest.param(
+            "timm:efficientvit_m0",
+            "efficientvit_m0: .*strides 4, 8, 16, 32",
+            marks=pytest.mark.skipif(timm.__version__ == "1.0.3", reason="timm 1.0.3 knows it only for one image size"),
+        ),
     ],
 )
 def test_networks_of_timm_that_do_not_fit(name: str, message: str) -> None:
