@@ -20,7 +20,8 @@ from torch.torch_version import TorchVersion
 from change.checkpoint import Checkpoint, load_checkpoint, load_strict, network_for_prediction, read_tensors
 from change.common.errors import UserError
 from change.prediction.detector import ChangeDetector
-from change.prediction.export import OLDEST, main, padding, write_onnx
+from change.prediction.export import main
+from change.prediction.onnx_file import OLDEST, padding, write_onnx
 from models.config import NetworkConfig
 from models.network import build_network
 from models.padding import pad_side
@@ -217,6 +218,6 @@ def test_the_host_program_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_missing_sample_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("change.prediction.export.SAMPLES", ("test_samples/A/gone.jpg", "test_samples/B/gone.jpg"))
+    monkeypatch.setattr("change.prediction.onnx_file.SAMPLES", ("test_samples/A/gone.jpg", "test_samples/B/gone.jpg"))
     with pytest.raises(UserError, match=r"A/gone\.jpg is missing: .*install it again"):
         main([str(tmp_path / "no checkpoint is read.pth"), "-o", str(tmp_path / "new.onnx")])
