@@ -9,7 +9,6 @@ metadata.json    checkpoint, threshold, size, number of pixels
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from change.common.images import read_opaque
 from change.common.pictures import mask_picture, panel, save_png
 from change.prediction.detector import ChangeDetector
 from change.prediction.threshold import changed_pixels
-from change.rasters.look import look_at_pictures
+from change.rasters.look import log_look, look_at_pictures
 from change.rasters.result_folder import METADATA
-
-log = logging.getLogger(__name__)
 
 
 def predict_pictures(
@@ -55,8 +52,7 @@ def predict_pictures(
     data = first_opaque & second_opaque
     first, second = (image * data[..., None] for image in (first, second))  # hidden colours must not matter
     look = look_at_pictures(before, after, (first, second), data)
-    for warning in look.warnings:
-        log.warning("%s", warning)
+    log_look(look)
     probability = detector.predict(first, second, name=str(before)) * data
     changed = changed_pixels(torch.from_numpy(probability)[None], threshold, [str(before)])[0].numpy() & data
     save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
@@ -69,8 +65,7 @@ def predict_pictures(
         "width": first.shape[1],
         "threshold": threshold,
         **about,
-        "look": look.facts,
-        "warnings": look.warnings,
+        **look.metadata(),
         "pixels": {"data": int(data.sum()), "changed": int(changed.sum())},
     }
     write_whole(folder / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())

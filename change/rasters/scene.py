@@ -36,7 +36,7 @@ from change.evaluation.report import TEMPLATE
 from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
 from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, reason
-from change.rasters.look import look_at
+from change.rasters.look import log_look, look_at
 from change.rasters.numbering import Numbering
 from change.rasters.places import is_on_earth
 from change.rasters.polygons import STYLE, change_polygons, write_vectors
@@ -103,7 +103,7 @@ def predict_rasters(
         folder: exists and is empty.
         predict: for tiles, uint8 (B, 3, h, w) each.
         settings: how to predict, and what to write.
-        about: further entries of metadata.json, among them "precision" and "checkpoint".
+        about: further entries of metadata.json, as `ChangeDetector.describe` returns them.
         progress: show a progress bar.
 
     Returns:
@@ -122,15 +122,13 @@ def predict_rasters(
         contextlib.closing(RowReader(pair, settings.tile, settings.overlap)) as rows,
     ):
         polygons = wants_polygons(pair, settings)
-        look = look_at(pair)
-        warnings = list(look.warnings)
+        look = look_at(pair, about["checkpoint"].get("resolution"))
         if settings.vectors != "none" and not polygons and not pair.fault:  # the look reports a fault
-            warnings.append(
+            look.warnings.append(
                 f"{before} has no coordinate reference system on earth ({pair.crs}): no polygons are written"
             )
-        for warning in warnings:
-            log.warning("%s", warning)
-        metadata = describe(before, after, pair, settings) | about | {"look": look.facts, "warnings": warnings}
+        log_look(look)
+        metadata = describe(before, after, pair, settings) | about | look.metadata()
         try:
             with contextlib.closing(Numbering(folder / ".numbers.tif", pair.place)) as numbering:
                 writer = SceneWriter(rows, numbering, folder, settings=settings, metadata=metadata)
