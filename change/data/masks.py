@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from change.common.errors import UserError, list_names
 from change.common.images import UNREADABLE, Image, bits, count_pages, open_image, stored_as, upright
+from change.common.tiff import GDAL_METADATA, OWN_METADATA
 
 PHOTOMETRIC, COMPRESSION, NO_DATA = 262, 259, 42113  # tags of TIFF
 WHITE_IS_ZERO, JPEG_COMPRESSIONS = 0, (6, 7)
@@ -115,6 +116,8 @@ def levels_of(path: Path, image: PIL.Image.Image) -> tuple[NDArray[np.integer[An
             f"{path} is a mask of levels from {np.min(levels)} to {np.max(levels)}: "
             "save one channel of 8 bits, 0 for unchanged and 255 for changed"
         )
+    if mode == "P" and OWN_METADATA in str(getattr(image, "tag_v2", {}).get(GDAL_METADATA, "")):
+        return np.asarray(upright(image)), 255  # a mask of `predict`, whose colours only serve to show it
     if mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # from 16-bit files, Pillow drops the low byte
         return level_of_colours(path, upright(image)), 255
     raise UserError(

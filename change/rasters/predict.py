@@ -36,7 +36,7 @@ from change.rasters.findings import describe_files, describe_findings
 from change.rasters.gdal import quiet_gdal
 from change.rasters.jobs import Job, count_pixels, find_jobs
 from change.rasters.picture_pair import predict_pictures
-from change.rasters.polygons import VECTORS
+from change.rasters.polygons import LEAST_PIXELS, VECTORS
 from change.rasters.result_folder import METADATA, folders_to_keep, has_result
 from change.rasters.scene import Settings, check_own_files, predict_rasters
 
@@ -225,7 +225,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="take pixels at the same row and column as the same place, whatever the files say",
     )
     rasters.add_argument("--vectors", choices=VECTORS, help="format of the polygons (default: gpkg)")
-    rasters.add_argument("--min_area", type=float, help="smallest polygon to keep, in square metres (default: 0)")
+    rasters.add_argument(
+        "--min_area",
+        type=float,
+        help=f"smallest polygon to keep, in square metres; 0 keeps all (default: {LEAST_PIXELS} pixels)",
+    )
     rasters.add_argument("--simplify", type=float, help="how far outlines may move, in pixels (default: 0)")
     return parser
 

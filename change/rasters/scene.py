@@ -1,9 +1,9 @@
 """One scene: from two rasters to the files of a folder.
 
     probability.tif  uint8: HIGHEST stands for probability 1, NO_DATA for no data at either date
-    mask.tif         uint8: 1 where changed, NO_DATA as above
-    changes.gpkg     polygons with area_m2, mean_probability and max_probability, in the raster's reference system;
-                     changes.geojson: the same in WGS 84
+    mask.tif         uint8 with a colour table: 1 where changed, NO_DATA as above
+    changes.gpkg     polygons in the raster's reference system, with id, area_m2, mean_probability, max_probability,
+                     before, after, before_date, after_date and checkpoint; changes.geojson: the same in WGS 84
     changes.qml      a style for the polygons in QGIS
     preview.png      before, after and mask, small
     report.html      a page with a before/after slider: the whole scene and its largest changes
@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from change.common.errors import UserError
 from change.common.files import write_whole
+from change.common.tiff import OWN_METADATA
 from change.evaluation.report import TEMPLATE
 from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
@@ -39,7 +40,7 @@ from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, re
 from change.rasters.look import log_look, look_at
 from change.rasters.numbering import Numbering
 from change.rasters.places import is_on_earth
-from change.rasters.polygons import STYLE, change_polygons, write_vectors
+from change.rasters.polygons import LEAST_PIXELS, STYLE, add_texts, change_polygons, write_vectors
 from change.rasters.raster import AlignedRaster, RasterPair
 from change.rasters.result_folder import METADATA
 from change.rasters.rows import PredictWhereData, RowReader, predict_rows
@@ -48,6 +49,7 @@ from change.rasters.scene_report import scene_cases, write_pictures
 log = logging.getLogger(__name__)
 
 HIGHEST, NO_DATA = 254, 255
+COLOURS = {0: (0, 0, 0, 255), 1: (255, 0, 0, 255), NO_DATA: (0, 0, 0, 0)}  # of the mask: red, green, blue, alpha
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Settings:
         overlap: overlap of the tiles in pixels.
         batch: number of tiles predicted at once.
         bands, stretch, assume_aligned, alpha: as in `RasterPair`.
-        min_area: smallest area of a polygon, in square metres; smaller polygons are left out.
+        min_area: smallest area of a polygon, in square metres, or None for `LEAST_PIXELS`; smaller polygons are left
+            out.
         simplify: how far an outline may move, in pixels.
         vectors: the polygons' format: gpkg, geojson or none.
     """
@@ -73,7 +76,7 @@ class Settings:
     stretch: str = "auto"
     assume_aligned: bool = False
     alpha: str = "auto"
-    min_area: float = 0.0
+    min_area: float | None = None
     simplify: float = 0.0
     vectors: str = "gpkg"
 
@@ -189,7 +192,10 @@ def describe(before: Path, after: Path, pair: RasterPair, settings: Settings) ->
         "width": pair.width,
         "crs": pair.crs.to_string() if pair.crs else None,
         "transform": list(pair.transform)[:6],
+        "before_date": pair.before.source.date,
+        "after_date": pair.after.source.date,
         **asdict(settings),
+        "min_pixels": LEAST_PIXELS if settings.min_area is None else None,
         "stretched": {"before": ends(pair.before), "after": ends(pair.after)},
     }
 
@@ -233,13 +239,14 @@ class SceneWriter:
         name = Path(self.metadata["before"]).stem
         with (
             rasterio.open(self.raw.probability, "w", **profile) as probability,
-            rasterio.open(self.raw.mask, "w", **profile) as mask,
+            rasterio.open(self.raw.mask, "w", photometric="palette", **profile) as mask,
             ThreadPoolExecutor(1) as thread,
             tqdm(total=pair.height, desc=name, unit="row", leave=False, disable=not progress) as bar,
         ):
             probability.scales = (1 / HIGHEST,)
+            mask.write_colormap(1, COLOURS)
             for dataset in (probability, mask):
-                dataset.update_tags(PRX_CHANGE=json.dumps(self.metadata))
+                dataset.update_tags(**{OWN_METADATA: json.dumps(self.metadata)})
             writing: Future[None] | None = None
             count = 0
             for values, data in predict_rows(
@@ -295,6 +302,7 @@ class SceneWriter:
                     min_area=self.settings.min_area,
                     simplify=self.settings.simplify,
                 )
+                add_texts(frame, self.texts())
                 pixel = abs(self.rows.pair.transform.determinant) ** 0.5
                 write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
                 metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
@@ -303,6 +311,17 @@ class SceneWriter:
         write_pictures(cases.result(), self.folder, metadata)
         for path in (*self.raw, self.numbering.path):
             path.unlink()
+
+    def texts(self) -> dict[str, str]:
+        """Return the attributes that all polygons share: files, dates and checkpoint."""
+        metadata = self.metadata
+        return {
+            "before": Path(metadata["before"]).name,
+            "after": Path(metadata["after"]).name,
+            "before_date": metadata["before_date"],
+            "after_date": metadata["after_date"],
+            "checkpoint": Path(metadata["checkpoint"].get("path", "")).name,
+        }
 
 
 def to_levels(
