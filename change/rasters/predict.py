@@ -34,7 +34,7 @@ from change.prediction.threshold import check_threshold
 from change.rasters.bands import ALPHA_CHOICES
 from change.rasters.findings import describe_files, describe_findings
 from change.rasters.gdal import quiet_gdal
-from change.rasters.jobs import Job, count_pixels, find_jobs
+from change.rasters.jobs import Job, count_pixels, find_jobs, require_local
 from change.rasters.picture_pair import predict_pictures
 from change.rasters.polygons import LEAST_PIXELS, VECTORS
 from change.rasters.result_folder import METADATA, folders_to_keep, has_result
@@ -46,7 +46,7 @@ CHECKPOINT = "checkpoints/buildings_r18.pth"
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 LIMIT = 2**31  # the values above must be less than this
 POLYGON_OPTIONS = ("min_area", "simplify")
-RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "vectors", *POLYGON_OPTIONS)
+RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "vectors", "aoi", *POLYGON_OPTIONS)
 
 
 @distributed.join()
@@ -102,7 +102,7 @@ def predict_jobs(given: argparse.Namespace) -> int:
 
 def input_paths(given: argparse.Namespace, jobs: Sequence[Job]) -> list[Path]:
     """Return the paths that no result may replace: the current folder, and every file that is read."""
-    paths = [Path.cwd(), given.before, given.checkpoint_path]
+    paths = [Path.cwd(), given.before, given.checkpoint_path, *filter(None, [given.rasters.get("aoi")])]
     for job in jobs:
         paths += [job.before, job.after]
     return paths
@@ -170,6 +170,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         if not least <= value < LIMIT:
             raise UserError(f"--{name} {value}: choose {least} or more, and less than {LIMIT}")
     check_threshold(given.threshold)
+    if aoi := given.rasters.get("aoi"):
+        require_local(aoi)
+        if not aoi.exists():
+            raise UserError(f"--aoi {aoi}: there is no such file; check the path")
     if given.rasters.get("vectors") == "none":
         refuse_idle(given.rasters, POLYGON_OPTIONS, "--vectors none")
     return given
@@ -224,6 +228,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="take pixels at the same row and column as the same place, whatever the files say",
     )
+    rasters.add_argument("--aoi", type=Path, metavar="LAYER", help="vector file: predict only inside its polygons")
     rasters.add_argument("--vectors", choices=VECTORS, help="format of the polygons (default: gpkg)")
     rasters.add_argument(
         "--min_area",

@@ -66,6 +66,7 @@ class Settings:
             out.
         simplify: how far an outline may move, in pixels.
         vectors: the polygons' format: gpkg, geojson or none.
+        aoi: vector file of the area of interest; everything outside of it is no data.
     """
 
     threshold: float
@@ -79,6 +80,7 @@ class Settings:
     min_area: float | None = None
     simplify: float = 0.0
     vectors: str = "gpkg"
+    aoi: Path | None = None
 
 
 class RawFiles(NamedTuple):
@@ -165,6 +167,7 @@ def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
         stretch=settings.stretch,
         assume_aligned=settings.assume_aligned,
         alpha=settings.alpha,
+        aoi=settings.aoi,
     )
 
 
@@ -195,6 +198,7 @@ def describe(before: Path, after: Path, pair: RasterPair, settings: Settings) ->
         "before_date": pair.before.source.date,
         "after_date": pair.after.source.date,
         **asdict(settings),
+        "aoi": None if settings.aoi is None else str(settings.aoi),
         "min_pixels": LEAST_PIXELS if settings.min_area is None else None,
         "stretched": {"before": ends(pair.before), "after": ends(pair.after)},
     }

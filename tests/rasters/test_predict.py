@@ -247,6 +247,7 @@ RASTER_OPTIONS = [
     "--stretch=auto",
     "--assume_aligned",
     "--vectors=none",
+    f"--aoi={__file__}",
     "--min_area=0",
     "--simplify=1",
 ]
