@@ -2,7 +2,7 @@
 
 probability.png  grey, 255 stands for probability 1; 0 where either picture is transparent
 mask.png         255 where changed, 0 elsewhere
-preview.png      before, after and mask
+preview.png      before and after with the outlines of the change
 metadata.json    checkpoint, threshold, size, number of pixels
 """
 
@@ -18,7 +18,7 @@ import torch
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.images import read_opaque
-from change.common.pictures import mask_picture, panel, save_png
+from change.common.pictures import mask_picture, outlined_panel, save_png
 from change.prediction.detector import ChangeDetector
 from change.prediction.threshold import changed_pixels
 from change.rasters.look import log_look, look_at_pictures
@@ -57,7 +57,7 @@ def predict_pictures(
     changed = changed_pixels(torch.from_numpy(probability)[None], threshold, [str(before)])[0].numpy() & data
     save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
     save_png(mask_picture(changed), folder / "mask.png")
-    save_png(panel(first, second, changed, None), folder / "preview.png")
+    save_png(outlined_panel(first, second, changed), folder / "preview.png")
     metadata = {
         "before": str(before),
         "after": str(after),

@@ -5,8 +5,8 @@
     changes.gpkg     polygons in the raster's reference system, with id, area_m2, mean_probability, max_probability,
                      before, after, before_date, after_date and checkpoint; changes.geojson: the same in WGS 84
     changes.qml      a style for the polygons in QGIS
-    preview.png      before, after and mask, small
-    report.html      a page with a before/after slider: the whole scene and its largest changes
+    preview.png      before and after with the outlines of the polygons, small
+    report.html      a page with a before/after slider, the largest changes, and how the result was made
     metadata.json    checkpoint, threshold, tiles, stretch, sizes, times
 
 The two rasters are cloud-optimised GeoTIFFs on the first raster's grid, cut to what both rasters cover. Reading,
@@ -38,13 +38,13 @@ from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
 from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, reason
 from change.rasters.look import log_look, look_at
-from change.rasters.numbering import Numbering
+from change.rasters.numbering import Changes, Numbering
 from change.rasters.places import is_on_earth
 from change.rasters.polygons import LEAST_PIXELS, STYLE, add_texts, change_polygons, write_vectors
 from change.rasters.raster import AlignedRaster, RasterPair
 from change.rasters.result_folder import METADATA
 from change.rasters.rows import PredictWhereData, RowReader, predict_rows
-from change.rasters.scene_report import scene_cases, write_pictures
+from change.rasters.scene_report import Found, write_pictures
 
 log = logging.getLogger(__name__)
 
@@ -292,29 +292,36 @@ class SceneWriter:
                 metadata["before"],
                 metadata["after"],
             )
-        with ThreadPoolExecutor(3) as threads:
+        with ThreadPoolExecutor(2) as threads:
             files = [threads.submit(write_cog, path, self.folder / path.name[1:]) for path in self.raw]
             changes = self.numbering.finish()
-            cases = threads.submit(scene_cases, self.rows, self.raw.mask, changes)
             metadata["pixels"]["changed"] = int(changes.pixels.sum())
+            order, areas = np.argsort(-changes.pixels[1:], kind="stable") + 1, None
             if polygons:
-                frame = change_polygons(
-                    self.numbering.path,
-                    self.raw.mask,
-                    changes,
-                    highest=HIGHEST,
-                    min_area=self.settings.min_area,
-                    simplify=self.settings.simplify,
-                )
-                add_texts(frame, self.texts())
-                pixel = abs(self.rows.pair.transform.determinant) ** 0.5
-                write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
-                metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+                frame = self.write_polygons(changes)
+                order, areas = frame["id"].to_numpy(), frame["area_m2"].to_numpy()
+            found = Found(self.numbering.path, changes, HIGHEST, order, areas)
+            write_pictures(self.rows, found, folder=self.folder, metadata=metadata)
             for file in files:
                 file.result()
-        write_pictures(cases.result(), self.folder, metadata)
         for path in (*self.raw, self.numbering.path):
             path.unlink()
+
+    def write_polygons(self, changes: Changes) -> Any:
+        """Write the numbered changes as polygons, count them in the metadata, and return them as a GeoDataFrame."""
+        frame = change_polygons(
+            self.numbering.path,
+            self.raw.mask,
+            changes,
+            highest=HIGHEST,
+            min_area=self.settings.min_area,
+            simplify=self.settings.simplify,
+        )
+        add_texts(frame, self.texts())
+        pixel = abs(self.rows.pair.transform.determinant) ** 0.5
+        write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
+        self.metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+        return frame
 
     def texts(self) -> dict[str, str]:
         """Return the attributes that all polygons share: files, dates and checkpoint."""

@@ -63,6 +63,8 @@ def test_changes_across_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         expected = len(rows), levels[rows, columns].sum(), np.max(levels[rows, columns]), rows.sum(), columns.sum()
         fields = changes.pixels, changes.total, changes.highest, changes.rows, changes.columns
         assert tuple(field[number] for field in fields) == expected
+        box = changes.top[number], changes.left[number], changes.bottom[number] - 1, changes.right[number] - 1
+        assert box == (rows.min(), columns.min(), rows.max(), columns.max())
     frame = draw(highest=254, min_area=0, simplify=0)
     assert len(frame) == found - 1 and frame.is_valid.all()
     assert frame["area_m2"].sum() == pytest.approx(4 * changed.sum(), rel=0.002)
