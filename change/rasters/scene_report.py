@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.logs import versions
-from change.common.pictures import YELLOW, outline, outlined_panel, save_png
+from change.common.pictures import YELLOW, Image, outline, outlined_panel, save_png
 from change.evaluation.report import ImageCase, photo, write_report
+from change.rasters.area import inside_area
 from change.rasters.findings import describe_findings, format_area
 from change.rasters.gdal import geo
 from change.rasters.grids import apply_affine, project
@@ -66,20 +67,21 @@ def write_pictures(rows: RowReader, found: Found, *, folder: Path, metadata: dic
         metadata: content of metadata.json, with the numbers of pixels and polygons.
     """
     pair = rows.pair
-    before, after = rows.overviews
+    before, after = mark_area(pair, rows.overviews)
     shown = found.is_shown()
     changed = shrink_changes(found.path, shown, before.shape[:2])
     save_png(outlined_panel(before, after, changed), folder / "preview.png")
     size = ground_size(pair.crs, pair.transform, column=pair.width / 2, row=pair.height / 2)
     side = size[0] if size and not pair.fault else None
     listed = [list_change(pair, found, shown, index, side) for index in range(min(LISTED, len(found.order)))]
-    name = "The whole scene"
+    name = "The whole scene" if pair.area is None else "The area of interest and its surroundings"
     data = max(1, metadata["pixels"]["data"])
     result = {
         "title": f"Change from {Path(metadata['before']).stem} to {Path(metadata['after']).stem}",
-        "summary": summarise(metadata, side),
+        "summary": summarise(metadata, math.sqrt(size[0] * size[1]) if size and side else None),
         "warnings": metadata["warnings"],
         "scene": {
+            "has_area": pair.area is not None,
             "scale": scale_bar(pair.width, side, SCALE_BAR),
             "found": describe_list(len(found.order), metadata),
             "changes": listed,
@@ -89,6 +91,16 @@ def write_pictures(rows: RowReader, found: Found, *, folder: Path, metadata: dic
     row = {"image": name, "predicted_share": metadata["pixels"]["changed"] / data}
     case = ImageCase(name, before=before, after=after, changed=changed, mask=None)
     write_report(folder / "report.html", result, [row], [case])
+
+
+def mark_area(pair: RasterPair, overviews: Sequence[Image]) -> list[Image]:
+    """Outline the area of interest, if there is one, in overviews (h, w, 3) of the scene."""
+    if pair.area is None:
+        return list(overviews)
+    height, width = overviews[0].shape[:2]
+    reduced = pair.transform @ geo("rasterio.transform").Affine.scale(pair.width / width, pair.height / height)
+    inside = inside_area(pair.area, reduced, first=0, last=height, width=width)
+    return [outline(overview, inside, WHITE) for overview in overviews]
 
 
 def shrink_changes(numbers: Path, shown: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -207,9 +219,12 @@ def scale_bar(pixels: int, side: float | None, most: float) -> dict[str, Any]:
 
 
 def summarise(metadata: dict[str, Any], side: float | None) -> str:
-    """Describe the scene and what was found in one line."""
+    """Describe the scene and what was found in one line; `side` is that of a pixel in metres, if it is known."""
     size = f"{metadata['width']:,} x {metadata['height']:,} pixels"
     parts = [f"{size} of {format_length(side)}" if side else size, describe_findings(metadata)]
+    dates = [metadata["before_date"], metadata["after_date"]]
+    if all(dates):
+        parts.insert(0, " to ".join(date.partition("T")[0] for date in dates))
     return " · ".join(parts)
 
 

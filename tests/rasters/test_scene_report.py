@@ -13,11 +13,12 @@ import geopandas
 import numpy as np
 import PIL.Image
 import pytest
+import shapely
 
 from change.rasters.numbering import Changes
 from change.rasters.scene import Settings, predict_rasters
-from change.rasters.scene_report import CHIP, LISTED, chip_block, scale_bar
-from tests.rasters.drawn import pixelwise, write_raster
+from change.rasters.scene_report import CHIP, LISTED, chip_block, scale_bar, summarise
+from tests.rasters.drawn import EAST, NORTH, pixelwise, write_raster
 from tests.rasters.test_scene import ABOUT
 
 SIDE = 300
@@ -77,6 +78,29 @@ def test_the_preview_outlines_the_polygons(tmp_path: Path) -> None:
         assert yellow[19, left + 19 : left + 24].all() and not yellow[20:23, left + 20 : left + 23].any()
         assert not yellow[:12, left : left + 12].any()
         assert yellow[:, left : left + SIDE].sum() == sum((side + 2) ** 2 - side**2 for side in range(3, 19))
+
+
+def test_the_area_is_outlined(tmp_path: Path) -> None:
+    """The preview and the report show what lies around the area of interest, and where it ends."""
+    aoi = tmp_path / "area.gpkg"
+    box = shapely.box(EAST + 200, NORTH - 400, EAST + 400, NORTH - 200)  # columns 100 to 199, rows 100 to 199
+    geopandas.GeoDataFrame(geometry=[box], crs=32633).to_file(aoi)
+    page = report_of(tmp_path, aoi=aoi)
+    assert page["result"]["scene"]["has_area"] and "surroundings" in page["cases"][0]["name"]
+    picture = np.asarray(PIL.Image.open(tmp_path / "out" / "preview.png"))
+    white = (picture[:, :SIDE] == 255).all(2)
+    rows, columns = np.nonzero(white)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (99, 200, 99, 200)
+    assert not white[100:200, 100:200].any() and (picture[:, :SIDE] > 0).any(2).mean() > 0.99
+
+
+def test_the_summary_has_dates() -> None:
+    about = {"width": 1000, "height": 20, "before_date": "2009-08-02T10:00:00", "after_date": "2020-07-15"}
+    metadata = {**about, "pixels": {"data": 200, "changed": 0}}
+    assert summarise(metadata, 0.5) == "2009-08-02 to 2020-07-15 · 1,000 x 20 pixels of 0.5 m · " + (
+        "no change found in 200 pixels"
+    )
+    assert summarise({**metadata, "after_date": ""}, None) == "1,000 x 20 pixels · no change found in 200 pixels"
 
 
 def test_without_polygons(tmp_path: Path) -> None:
