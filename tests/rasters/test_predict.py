@@ -16,7 +16,9 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
 from change.common.errors import UserError
+from change.data.archives import File
 from change.data.masks import read_mask
+from change.data.prepare import decode
 from change.rasters.jobs import find_jobs
 from change.rasters.predict import main, make_settings, parse_arguments
 from change.rasters.scene import HIGHEST, NO_DATA, Settings, check_own_files, predict_rasters
@@ -71,6 +73,8 @@ def test_the_mask_has_colours(tmp_path: Path) -> None:
         assert (colours[1], colours[255]) == ((255, 0, 0, 255), (0, 0, 0, 0))
         assert np.array_equal(dataset.read(1), expected)
     assert np.array_equal(read_mask(path, binary=True), expected)
+    cut = decode(File(path), is_mask=True)  # as `prepare --tile` does
+    assert cut.mode == "L" and np.array_equal(np.asarray(cut), expected)
     shown = np.asarray(PIL.Image.open(path).convert("RGB"))
     assert np.array_equal((shown == (255, 0, 0)).all(2), expected) and not shown[~expected].any()
 
