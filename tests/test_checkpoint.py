@@ -45,7 +45,7 @@ def test_resolution(tmp_path: Path) -> None:
     """It is stored if it is known; files of earlier versions have no entry, and nonsense is refused."""
     config = NetworkConfig("resnet18")
     for resolution in (None, (0.3, 0.3), (0.5, 2.0)):
-        Checkpoint(config, build_network(config).state_dict(), resolution=resolution).save(tmp_path / "net.pth")
+        Checkpoint(config, {"w": torch.ones(1)}, resolution=resolution).save(tmp_path / "net.pth")
         assert load_checkpoint(tmp_path / "net.pth").resolution == resolution
     content = read_tensors(tmp_path / "net.pth")
     for wrong in ([2.0, 0.5], [0.0, 1.0], [1.0], "ab", [1.0, float("nan")]):

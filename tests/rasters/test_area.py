@@ -42,15 +42,16 @@ def layer(path: Path, *shapes: Any, crs: int | None = 32633, to: int | None = No
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, 4, 5])
 def test_a_ring(tmp_path: Path, offset: float) -> None:
     """Inside, the result is that of the whole scene; outside is no data. The second raster may have another grid."""
     paths = pair(tmp_path, offset)
     aoi = layer(tmp_path / "ring.geojson", RING, to=4326)
     results = []
-    for name, area in (("whole", None), ("part", aoi)):
+    for name, area, vectors in (("whole", None, "none"), ("part", aoi, "gpkg")):
         (tmp_path / name).mkdir()
-        settings = Settings(0.5, 64, 16, aoi=area, min_area=0)
+        settings = Settings(0.5, 128, 16, aoi=area, vectors=vectors)
         results.append(predict_rasters(*paths, tmp_path / name, predict=pixelwise, settings=settings, about=ABOUT))
     with rasterio.open(tmp_path / "part" / "mask.tif") as dataset:
         mask, transform = dataset.read(1), dataset.transform
