@@ -10,6 +10,8 @@ A checkpoint is a dict of plain values and tensors, read with `weights_only=True
     normalisation  {"mean": [3 floats], "std": [3 floats]}, for RGB in 0..1
     threshold      a pixel is changed if its probability exceeds this
     val_threshold  the threshold with the highest F1 on val, used only on request; None if it is not known
+    resolution     [finest, coarsest] ground resolution of the training images, in metres per pixel; None if it is not
+                   known, and missing from files of earlier versions
     weights        name -> tensor; a packed one is {"levels": int8, "scale": float32}, which are multiplied
     lineage        one record per training pass, the first pass first, see `PassRecord`
 
@@ -20,6 +22,7 @@ except for those that are left out on purpose, which are returned to the caller.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -76,6 +79,8 @@ class Checkpoint:
         std: standard deviations of the RGB channels, for values in 0..1.
         threshold: a pixel is changed if its probability exceeds this.
         val_threshold: the threshold with the highest F1 on val; None if it is not known.
+        resolution: the finest and the coarsest ground resolution trained on, in metres per pixel; None if it is not
+            known.
         path: the file that the checkpoint was read from; None if it was not read.
         sha256: the hash of that file.
         left_out: names in that file that the network does not use.
@@ -88,6 +93,7 @@ class Checkpoint:
     std: tuple[float, ...] = IMAGENET_STD
     threshold: float = 0.5
     val_threshold: float | None = None
+    resolution: tuple[float, float] | None = None
     path: Path | None = None
     sha256: str = ""
     left_out: list[str] = field(default_factory=list)
@@ -135,6 +141,7 @@ class Checkpoint:
             "normalisation": {"mean": list(self.mean), "std": list(self.std)},
             "threshold": self.threshold,
             "val_threshold": self.val_threshold,
+            "resolution": None if self.resolution is None else list(self.resolution),
             "weights": pack_weights(weights, self.config) if packed else weights,
             "lineage": [asdict(record) for record in self.lineage],
         }
@@ -249,6 +256,7 @@ def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
             std=tuple(float(value) for value in content["normalisation"]["std"]),
             threshold=float(content["threshold"]),
             val_threshold=None if content.get("val_threshold") is None else float(content["val_threshold"]),
+            resolution=read_resolution(content.get("resolution")),
         )
         if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in checkpoint.weights.items()):
             raise TypeError("some weights are no tensors")
@@ -258,6 +266,16 @@ def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole checkpoint ({error}); download or train it again") from error
     return checkpoint
+
+
+def read_resolution(stored: Any) -> tuple[float, float] | None:
+    """Read the resolutions of a checkpoint's file. Raises ValueError for anything but two lengths in order, or None."""
+    if stored is None:
+        return None
+    finest, coarsest = (float(length) for length in stored)
+    if not 0 < finest <= coarsest < math.inf:
+        raise ValueError(f"the resolution {stored} is no range of lengths")
+    return finest, coarsest
 
 
 def from_published(state: Mapping[str, Any], path: Path) -> Checkpoint:

@@ -42,6 +42,27 @@ def test_round_trip(tmp_path: Path) -> None:
     assert left_out and all(name.startswith("refinement.") for name in left_out)
 
 
+def test_resolution(tmp_path: Path) -> None:
+    """It is stored if it is known; files of earlier versions have no entry, and nonsense is refused."""
+    config = NetworkConfig("resnet18")
+    for resolution in (None, (0.3, 0.3), (0.5, 2.0)):
+        Checkpoint(config, {"w": torch.ones(1)}, resolution=resolution).save(tmp_path / "net.pth")
+        assert load_checkpoint(tmp_path / "net.pth").resolution == resolution
+    content = read_tensors(tmp_path / "net.pth")
+    for wrong in ([2.0, 0.5], [0.0, 1.0], [1.0], "ab", [1.0, float("nan")]):
+        save_tensors({**content, "resolution": wrong}, tmp_path / "wrong.pth")
+        with pytest.raises(UserError, match=r"wrong.pth is not a whole checkpoint"):
+            load_checkpoint(tmp_path / "wrong.pth")
+    del content["resolution"]
+    save_tensors(content, tmp_path / "old.pth")
+    assert load_checkpoint(tmp_path / "old.pth").resolution is None
+
+
+@pytest.mark.parametrize(("name", "resolution"), [("buildings", (0.5, 2)), ("land", (0.5, 2)), ("prx_change", None)])
+def test_shipped_files_know_their_resolution(name: str, resolution: tuple[float, float] | None) -> None:
+    assert load_checkpoint(REPOSITORY / "checkpoints" / f"{name}_r18.pth").resolution == resolution
+
+
 @pytest.mark.parametrize("depth", [18, 34])
 @pytest.mark.parametrize("part", ["base", "cross"])
 @pytest.mark.parametrize("refined", [True, False])

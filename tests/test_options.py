@@ -142,6 +142,10 @@ def test_every_recipe_is_a_choice() -> None:
         (["--within"], "add --cross"),
         (["--resume"], "--resume needs --checkpoint_path"),
         (["--best_name=a/b"], "file name without a folder"),
+        (["--resolution=2 0.5"], '--resolution "2 0.5": give one number above 0, or two with the smaller one first'),
+        (["--resolution=0"], "--resolution"),
+        (["--resolution=1 2 3"], "--resolution"),
+        (["--resolution=50cm"], "--resolution"),
     ],
 )
 def test_values_are_refused(arguments: list[str], error: str) -> None:

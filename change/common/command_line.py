@@ -199,6 +199,22 @@ def check_threshold(text: str) -> None:
         raise UserError(f"--threshold {text}: choose a number from 0 to below 1, or val")
 
 
+def read_range(name: str, text: str, example: str) -> tuple[float, float] | None:
+    """Read one positive number or two in ascending order, the value of option `name`; None for "".
+
+    Raises UserError for anything else.
+    """
+    if not text:
+        return None
+    try:
+        values = [float(part) for part in text.split()]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 2) or not 0 < values[0] <= values[-1] < math.inf:
+        raise UserError(f'--{name} "{text}": give one number above 0, or two with the smaller one first, "{example}"')
+    return values[0], values[-1]
+
+
 def option_tables(kind: type) -> str:
     """Format the options as Markdown, one table per group."""
     lines: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,8 @@ from change.common.files import write_whole
 
 Image = NDArray[np.uint8]
 GREEN, RED, BLUE = (0, 255, 0), (255, 0, 0), (0, 0, 255)
+YELLOW = (255, 210, 0)  # predicted change if the truth is not known
+GAP = 4  # pixels between the pictures of a panel
 
 
 def mask_picture(changed: NDArray[np.bool_]) -> Image:
@@ -43,8 +46,30 @@ def panel(before: Image, after: Image, changed: NDArray[np.bool_], mask: NDArray
     parts = [before, after, np.repeat(mask_picture(changed)[..., None], 3, axis=2)]
     if mask is not None:
         parts.append(error_map(changed, mask))
-    gap = np.full((before.shape[0], 4, 3), 255, np.uint8)
-    return np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=1)
+    return side_by_side(parts)
+
+
+def outlined_panel(before: Image, after: Image, changed: NDArray[np.bool_]) -> Image:
+    """Draw before and after side by side, RGB (H, W, 3) each, with the outlines of the change, bool (H, W), in both."""
+    width = 1 + max(changed.shape) // 700  # so that they can be seen in a large picture
+    return side_by_side([outline(picture, changed, YELLOW, width) for picture in (before, after)])
+
+
+def outline(picture: Image, changed: NDArray[np.bool_], color: tuple[int, int, int], width: int = 1) -> Image:
+    """Draw lines of `width` pixels around what is changed, bool (H, W), in a copy of a picture, RGB (H, W, 3).
+
+    The lines lie outside of it, so they hide no changed pixel.
+    """
+    grown = cv2.dilate(changed.view(np.uint8), np.ones((2 * width + 1, 2 * width + 1), np.uint8)) > 0
+    drawn = np.array(picture, np.uint8)
+    drawn[grown & ~changed] = color
+    return drawn
+
+
+def side_by_side(parts: Sequence[Image]) -> Image:
+    """Place pictures of one height side by side, with white gaps."""
+    gap = np.full((parts[0].shape[0], GAP, 3), 255, np.uint8)
+    return np.asarray(np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=1), np.uint8)
 
 
 def save_png(picture: Image, path: Path) -> None:

@@ -13,6 +13,8 @@ BITS, BANDS, WIDTH, HEIGHT = 258, 277, 256, 257
 PIXEL_SCALE, TIE_POINT, MATRIX, GEO_KEYS = 33550, 33922, 34264, 34735
 RASTER_TYPE, GEOGRAPHIC, PROJECTED = 1025, 2048, 3072  # geo keys
 SAME = 0.01  # pixels
+GDAL_METADATA = 42112  # XML with the metadata that GDAL writes
+OWN_METADATA = "PRX_CHANGE"  # its entry in the rasters that `predict` writes
 
 
 class GeoPlace(NamedTuple):

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from change.common.errors import UserError, list_names
 from change.common.images import UNREADABLE, Image, bits, count_pages, open_image, stored_as, upright
+from change.common.tiff import GDAL_METADATA, OWN_METADATA
 
 PHOTOMETRIC, COMPRESSION, NO_DATA = 262, 259, 42113  # tags of TIFF
 WHITE_IS_ZERO, JPEG_COMPRESSIONS = 0, (6, 7)
@@ -115,11 +116,18 @@ def levels_of(path: Path, image: PIL.Image.Image) -> tuple[NDArray[np.integer[An
             f"{path} is a mask of levels from {np.min(levels)} to {np.max(levels)}: "
             "save one channel of 8 bits, 0 for unchanged and 255 for changed"
         )
+    if has_levels_in_colour(image):
+        return np.asarray(upright(image)), 255
     if mode in ("RGB", "RGBA", "P", "PA", "LA") and depth == 8:  # from 16-bit files, Pillow drops the low byte
         return level_of_colours(path, upright(image)), 255
     raise UserError(
         f"{path} is a mask of mode {mode}, {depth} bit: save one channel of 8 bits, 0 for unchanged and 255 for changed"
     )
+
+
+def has_levels_in_colour(image: PIL.Image.Image) -> bool:
+    """Return whether an opened mask was written by `predict`: its colour table only serves to show its levels."""
+    return image.mode == "P" and OWN_METADATA in str(getattr(image, "tag_v2", {}).get(GDAL_METADATA, ""))
 
 
 def level_of_colours(path: Path, image: PIL.Image.Image) -> NDArray[np.uint8]:

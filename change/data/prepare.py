@@ -43,7 +43,7 @@ from change.common.logs import start_logging
 from change.common.names import files_by_stem
 from change.data.archives import File, is_hidden
 from change.data.downloads import Pairs, find_pairs, read_names
-from change.data.masks import FEW_BITS
+from change.data.masks import FEW_BITS, has_levels_in_colour
 from change.data.sources import write_sources
 
 KINDS = (BEFORE, AFTER, LABEL)
@@ -143,11 +143,14 @@ def decode(file: File, is_mask: bool) -> PIL.Image.Image:
     try:
         with open_image(io.BytesIO(data)) as opened:
             depth, stored = bits(opened), stored_as(opened)  # before Pillow loads the pixels and forgets them
+            levels_only = is_mask and has_levels_in_colour(opened)
             image = upright(opened).copy()
     except UNREADABLE as error:
         raise UserError(f"{file} cannot be decoded ({error}): replace the file") from error
     if is_mask and any(name in stored for name in FEW_BITS):
         raise UserError(f"{file} is a grey mask of 2 or 4 bits: save one channel of 8 bits to cut it into tiles")
+    if levels_only:
+        return PIL.Image.fromarray(np.asarray(image))  # without its colour table
     if image.mode in IMAGE_MODES and depth == 8:
         return image
     levels = np.asarray(image)

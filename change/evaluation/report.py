@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 
 from change.common.errors import UserError
 from change.common.files import write_whole
-from change.common.pictures import BLUE, GREEN, RED, Image
+from change.common.pictures import BLUE, GREEN, RED, YELLOW, Image
 
 TEMPLATE = Path(__file__).with_name("report.html")
 BEST, WORST = 6, 12  # number of images shown large
 SIDE = 768  # longest side of these images in pixels
 QUALITIES = (85, 70, 55, 40)  # JPEG qualities; the first that keeps the file below PHOTO_BYTES is used
 PHOTO_BYTES = 300_000
-YELLOW = (255, 210, 0)  # predicted change if the truth is not known
 NUMBERS = ("predicted_share", "tp", "fp", "fn", "tn", "precision", "recall", "f1", "iou", "oa")
 
 

@@ -13,6 +13,7 @@ from change.common.command_line import (
     Numbers,
     option,
     read_numbers,
+    read_range,
     require_at_least,
     require_share,
 )
@@ -63,11 +64,13 @@ class DataOptions:
     list: Folder = option("", "folder of the lists train.txt and val.txt; default ROOT/list if there is no ROOT/train")
     trainsize: int = option(0, "resize val images to this square if they differ from it; 0: keep their size")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
+    resolution: Numbers = option("", 'metres per pixel of images, "0.5" or "0.5 2"; default: as in --checkpoint_path')
     cache: str = option("off", "decode every pair once, into files or memory", choices=("off", "disk", "device"))
     cache_path: Folder = option("", "folder of these files; default ROOT/.cache", needs="cache=disk")
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "trainsize")
+        read_range("resolution", self.resolution, "0.5 2")
         if self.cropsize < MULTIPLE or self.cropsize % MULTIPLE:
             raise UserError(f"--cropsize {self.cropsize}: choose a multiple of {MULTIPLE}")
 

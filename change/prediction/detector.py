@@ -123,6 +123,7 @@ class ChangeDetector:
             "path": str(self.checkpoint.path),
             "sha256": self.checkpoint.sha256,
             "config": asdict(self.checkpoint.config),
+            "resolution": self.checkpoint.resolution,
         }
         return {"precision": precision_name(self.amp), "device": str(self.device), "checkpoint": network}
 

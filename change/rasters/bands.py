@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.errors import UserError
-from change.rasters.gdal import find_alpha_band, geo, open_raster, read_palette
+from change.rasters.gdal import find_alpha_band, geo, open_raster, read_date, read_palette
 
 ROLES = ("red", "green", "blue")
 UNDECLARED = ("undefined", "gray")  # GDAL's colour interpretation of bands of which the file says nothing
@@ -34,6 +34,7 @@ class Source:
         rejected_alpha: the number of a band that is declared as alpha but whose levels are those of an image, or None.
         palette: the colour table as `read_palette` returns it, or None.
         kind: the type of the chosen bands, such as "uint8".
+        date: when it was taken, as `read_date` returns it.
     """
 
     dataset: Any
@@ -45,6 +46,7 @@ class Source:
     rejected_alpha: int | None
     palette: NDArray[np.uint8] | None
     kind: str
+    date: str
 
 
 def open_source(path: Path, *, bands: Sequence[int] | None, alpha: str, stack: ExitStack) -> Source:
@@ -62,6 +64,7 @@ def open_source(path: Path, *, bands: Sequence[int] | None, alpha: str, stack: E
     # Do not enter a dataset as a context: the calling program would be in a rasterio.Env until `close`.
     dataset = open_raster(path)
     stack.callback(dataset.close)
+    date = read_date(dataset)
     palette = read_palette(dataset)
     declared = declared_bands(dataset)
     chosen = tuple(bands) if bands is not None else declared_colours(declared)
@@ -85,6 +88,7 @@ def open_source(path: Path, *, bands: Sequence[int] | None, alpha: str, stack: E
         rejected_alpha=rejected,
         palette=palette,
         kind=kind,
+        date=date,
     )
 
 

@@ -26,9 +26,12 @@ def describe_findings(metadata: Mapping[str, Any]) -> str:
     if "polygons" not in metadata:
         return share
     count = metadata["polygons"]["count"]
+    pixels = metadata.get("min_pixels")
     if not count:
-        return f"{share}, but no polygon has {metadata['min_area']:g} m² or more (--min_area)"
-    return f"{count:,} polygon{'s' * (count > 1)}, {format_area(metadata['polygons']['area_m2'])}; {share}"
+        least = f"{pixels} pixels" if pixels else f"{metadata['min_area']:g} m²"
+        return f"{share}, but no polygon has {least} or more (--min_area)"
+    default = f" of {pixels} pixels or more" if pixels else ""
+    return f"{count:,} polygon{'s' * (count > 1)}{default}, {format_area(metadata['polygons']['area_m2'])}; {share}"
 
 
 def format_share(share: float) -> str:

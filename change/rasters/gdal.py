@@ -6,9 +6,11 @@ rasterio, geopandas, shapely and pyproj are optional, so they are imported by `g
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ from change.common.errors import UserError, import_optional
 
 SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 CACHE = 256 * 2**20  # bytes of decoded blocks that GDAL may keep; its default is 5% of the machine's memory
+DATES = (("IMAGERY", "ACQUISITIONDATETIME"), (None, "TIFFTAG_DATETIME"))  # domain and name of metadata
+DATE = re.compile(r"(\d{4})[-:](\d{1,2})[-:](\d{1,2})(?:[ T](\d{1,2}):(\d{2}):(\d{2}))?")
 TALKATIVE = ("rasterio", "pyogrio")  # loggers whose messages only repeat what our own errors say
 
 
@@ -110,6 +114,22 @@ def read_palette(dataset: Any) -> NDArray[np.uint8] | None:
     for level, colour in table.items():
         colours[level] = colour
     return colours
+
+
+def read_date(dataset: Any) -> str:
+    """Read when a raster was taken, in ISO 8601 such as "2020-07-15" or "2020-07-15T10:30:00"; "" if it does not say.
+
+    The time of acquisition, which GDAL collects for many satellites, comes before the date of the TIFF file.
+    """
+    for namespace, name in DATES:
+        found = DATE.match(dataset.tags(ns=namespace).get(name, "").strip())
+        if not found:
+            continue
+        year, month, day, hour, minute, second = (int(part or 0) for part in found.groups())
+        with contextlib.suppress(ValueError):  # some programs write zeros
+            moment = datetime.datetime(year, month, day, hour, minute, second)
+            return moment.isoformat() if found[4] else moment.date().isoformat()
+    return ""
 
 
 def find_alpha_band(dataset: Any) -> int | None:

@@ -7,6 +7,7 @@ something else. All figures come from a few squares at full resolution, so the l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +19,16 @@ from change.data.findings import CONFIDENT, SHIFTED
 from change.data.similarity import FLAT, Shift, shift
 from change.rasters.bands import ROLES, UNDECLARED
 from change.rasters.grids import find_shift
-from change.rasters.places import ground_size
+from change.rasters.places import format_length, ground_size
 from change.rasters.raster import AlignedRaster, Block, RasterPair
+
+log = logging.getLogger(__name__)
 
 SIDE = 512  # side in pixels of the squares that are read
 SQUARES = 3  # maximum number of squares along each side of the scene
 COVERED = 0.9  # share of a square that must hold data at both dates if the shift is measured in it
 COARSER = 2.0  # ratio of the dates' pixel sizes above which a warning is given
+BEYOND = 2.0  # the same for pixels of the grid and those that the checkpoint was trained on
 STRETCHED = 1.25  # the same for width and height of a pixel
 EMPTY = 0.5  # the same for the share of pixels without data
 ODD = 0.02  # the same for the share of levels that the stretch leaves out
@@ -47,16 +51,29 @@ class Look(NamedTuple):
     """The result of a look.
 
     Attributes:
-        facts: what was measured, for metadata.json.
+        facts: what was measured, for metadata.json; its "notes" are sentences about what is in order.
         warnings: one sentence each.
     """
 
     facts: dict[str, Any]
     warnings: list[str]
 
+    def metadata(self) -> dict[str, Any]:
+        """Return the entries of metadata.json."""
+        return {"look": self.facts, "warnings": self.warnings}
 
-def look_at(pair: RasterPair) -> Look:
-    """Look at two open rasters before they are predicted. Raises UserError if a file cannot be read."""
+
+def look_at(pair: RasterPair, trained_on: Sequence[float] | None = None) -> Look:
+    """Look at two open rasters before they are predicted.
+
+    Args:
+        pair: the rasters.
+        trained_on: the finest and the coarsest ground resolution that the checkpoint was trained on, in metres per
+            pixel; None if they are not known.
+
+    Raises:
+        UserError: if a file cannot be read.
+    """
     blocks = square_blocks(pair.height, pair.width)
     dates = pair.before, pair.after
     seen = [see(raster, blocks) for raster in dates]
@@ -65,9 +82,11 @@ def look_at(pair: RasterPair) -> Look:
     facts: dict[str, Any] = {
         "shift": describe_shift(moved),
         "after_is_warped": pair.after.is_warped,
+        "notes": [note for raster in dates for note in band_notes(raster)],
     }
     warnings = (
         place_warnings(pair)
+        + resolution_warnings(sizes[0], trained_on)
         + size_warnings(pair, sizes)
         + shift_warnings(pair.before.path, pair.after.path, moved, sizes[0])
     )
@@ -103,6 +122,14 @@ def look_at_pictures(before: Path, after: Path, images: Sequence[NDArray[np.uint
     for path, squares in zip((before, after), seen, strict=True):
         warnings += picture_warnings(path, squares)
     return Look({"shift": describe_shift(moved)}, warnings)
+
+
+def log_look(look: Look) -> None:
+    """Log the warnings and the notes of a look."""
+    for warning in look.warnings:
+        log.warning("%s", warning)
+    for note in look.facts.get("notes", []):
+        log.info("%s", note)
 
 
 def describe_shift(moved: Shift | None) -> dict[str, float] | None:
@@ -175,6 +202,18 @@ def place_warnings(pair: RasterPair) -> list[str]:
     return []
 
 
+def resolution_warnings(size: tuple[float, float] | None, trained_on: Sequence[float] | None) -> list[str]:
+    """Report pixels of the grid that are much finer or coarser than those that the checkpoint was trained on."""
+    if size is None or trained_on is None:
+        return []
+    side = float(np.sqrt(size[0] * size[1]))
+    finest, coarsest = trained_on
+    if finest / BEYOND <= side <= coarsest * BEYOND:
+        return []
+    lengths = f"{finest:g} m" if finest == coarsest else f"{finest:g} to {coarsest:g} m"
+    return [f"{format_length(side)} pixels: this checkpoint was trained on {lengths}; expect misses"]
+
+
 def size_warnings(pair: RasterPair, sizes: list[tuple[float, float] | None]) -> list[str]:
     """Report pixels of the grid (the first raster's) that are not square, and dates whose pixels differ in size."""
     warnings = []
@@ -205,6 +244,17 @@ def shift_warnings(first: Path, second: Path, moved: Shift | None, size: tuple[f
         f"{second} is shifted by about {moved.x:+.1f} columns and {moved.y:+.1f} rows{metres} against "
         f"{first}: expect false changes along edges; align the dates first"
     ]
+
+
+def band_notes(raster: AlignedRaster) -> list[str]:
+    """Say which bands are used of a raster that has more than three."""
+    source = raster.source
+    count = source.dataset.count
+    if count <= len(ROLES):
+        return []
+    alpha = f", and band {source.alpha} as transparency" if source.alpha else ""
+    red, green, blue = source.bands
+    return [f"bands {red}, {green} and {blue} of the {count} in {source.path} are used as red, green and blue{alpha}"]
 
 
 def band_warnings(raster: AlignedRaster) -> list[str]:

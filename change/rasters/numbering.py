@@ -32,6 +32,7 @@ class Changes:
         highest: highest level.
         rows: sum of the row numbers.
         columns: sum of the column numbers.
+        top, left, bottom, right: the rectangle around it; bottom and right are exclusive.
     """
 
     pixels: Numbers
@@ -39,6 +40,10 @@ class Changes:
     highest: Numbers
     rows: Numbers
     columns: Numbers
+    top: Numbers
+    left: Numbers
+    bottom: Numbers
+    right: Numbers
 
     def merge(self, numbers: Numbers) -> Changes:
         """Give the changes new numbers (N,); those that get the same number become one."""
@@ -49,14 +54,21 @@ class Changes:
             np.add.at(sums, numbers, values)
             return sums
 
-        highest = np.zeros(size, np.int64)
-        np.maximum.at(highest, numbers, self.highest)
+        def largest(values: Numbers) -> Numbers:
+            found = np.full(size, np.iinfo(np.int64).min)
+            np.maximum.at(found, numbers, values)
+            return found
+
         return Changes(
             pixels=add_up(self.pixels),
             total=add_up(self.total),
-            highest=highest,
+            highest=largest(self.highest),
             rows=add_up(self.rows),
             columns=add_up(self.columns),
+            top=-largest(-self.top),
+            left=-largest(-self.left),
+            bottom=largest(self.bottom),
+            right=largest(self.right),
         )
 
 
@@ -75,13 +87,14 @@ class Numbering:
         self.row = 0  # number of rows added so far
         self.known = 0  # the highest number given so far
         self.last = np.zeros(self.raster.width, np.int32)  # the numbers of the last row
-        self.parts = [np.zeros((5, 1), np.int64)]  # measures by strip; the first column stands for number 0
+        self.parts = [np.zeros((9, 1), np.int64)]  # measures by strip; the first column stands for number 0
         self.touching: list[NDArray[np.int32]] = []
 
     def add(self, mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> None:
         """Add the next rows (h, W) of the mask and of the levels."""
         for row in range(0, len(mask), ROWS):
-            found, components = cv2.connectedComponents((mask[row : row + ROWS] == 1).view(np.uint8), connectivity=8)
+            changed = (mask[row : row + ROWS] == 1).view(np.uint8)
+            found, components, boxes, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
             count = found - 1  # cv2 counts the background as a component
             own = np.asarray(components, np.int32)
             own[own > 0] += self.known
@@ -90,7 +103,7 @@ class Numbering:
             )
             self.raster.write(own, 1, window=window)
             measures = measure(own, levels[row : row + ROWS], first_row=self.row, known=self.known, count=count)
-            self.parts.append(measures)
+            self.parts.append(np.concatenate((measures, rectangles(boxes[1:], first_row=self.row))))
             for above, below in (
                 (self.last, own[0]),
                 (self.last[1:], own[0, :-1]),
@@ -112,9 +125,7 @@ class Numbering:
                 self.raster.write(np.take(final, self.raster.read(1, window=window)), 1, window=window)
         self.close()
         check_whole(self.path, 4 * self.row * len(self.last))
-        pixels, total, highest, rows, columns = np.concatenate(self.parts, axis=1)
-        measures = Changes(pixels=pixels, total=total, highest=highest, rows=rows, columns=columns)
-        return measures.merge(final.astype(np.int64))
+        return Changes(*np.concatenate(self.parts, axis=1)).merge(final.astype(np.int64))
 
     def close(self) -> None:
         """Close the raster."""
@@ -142,7 +153,7 @@ def measure(
         count: number of changes in the strip.
 
     Returns:
-        The fields of `Changes` in their order, (5, count).
+        The first five fields of `Changes` in their order, (5, count).
     """
     at = np.flatnonzero(numbers > 0)
     own = numbers.ravel()[at].astype(np.int64) - known - 1
@@ -155,6 +166,16 @@ def measure(
     highest = np.zeros(count, np.int64)
     np.maximum.at(highest, own, own_levels)
     return np.stack((sums(None), sums(own_levels), highest, sums(at // width + first_row), sums(at % width)))
+
+
+def rectangles(boxes: NDArray[np.int32], *, first_row: int) -> Numbers:
+    """Turn the statistics of OpenCV, (count, 5), into top, left, bottom and right, (4, count).
+
+    `first_row` is the row of the scene at which the strip begins.
+    """
+    left, top, width, height = boxes[:, :4].astype(np.int64).T
+    top = top + first_row
+    return np.stack((top, left, top + height, left + width))
 
 
 def touching_pairs(above: NDArray[np.int32], below: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -2,14 +2,13 @@
 
 probability.png  grey, 255 stands for probability 1; 0 where either picture is transparent
 mask.png         255 where changed, 0 elsewhere
-preview.png      before, after and mask
+preview.png      before and after with the outlines of the change
 metadata.json    checkpoint, threshold, size, number of pixels
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ import torch
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.images import read_opaque
-from change.common.pictures import mask_picture, panel, save_png
+from change.common.pictures import mask_picture, outlined_panel, save_png
 from change.prediction.detector import ChangeDetector
 from change.prediction.threshold import changed_pixels
-from change.rasters.look import look_at_pictures
+from change.rasters.look import log_look, look_at_pictures
 from change.rasters.result_folder import METADATA
-
-log = logging.getLogger(__name__)
 
 
 def predict_pictures(
@@ -55,13 +52,12 @@ def predict_pictures(
     data = first_opaque & second_opaque
     first, second = (image * data[..., None] for image in (first, second))  # hidden colours must not matter
     look = look_at_pictures(before, after, (first, second), data)
-    for warning in look.warnings:
-        log.warning("%s", warning)
+    log_look(look)
     probability = detector.predict(first, second, name=str(before)) * data
     changed = changed_pixels(torch.from_numpy(probability)[None], threshold, [str(before)])[0].numpy() & data
     save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
     save_png(mask_picture(changed), folder / "mask.png")
-    save_png(panel(first, second, changed, None), folder / "preview.png")
+    save_png(outlined_panel(first, second, changed), folder / "preview.png")
     metadata = {
         "before": str(before),
         "after": str(after),
@@ -69,8 +65,7 @@ def predict_pictures(
         "width": first.shape[1],
         "threshold": threshold,
         **about,
-        "look": look.facts,
-        "warnings": look.warnings,
+        **look.metadata(),
         "pixels": {"data": int(data.sum()), "changed": int(changed.sum())},
     }
     write_whole(folder / METADATA, (json.dumps(metadata, indent=1) + "\n").encode())

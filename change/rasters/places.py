@@ -112,6 +112,11 @@ def ground_size(crs: Any, transform: Any, *, column: float, row: float) -> tuple
     return float(lengths[0]), float(lengths[1])
 
 
+def format_length(metres: float) -> str:
+    """Format a length on the ground, with one decimal or, if it is shorter than 0.95 m, with two digits."""
+    return f"{metres:,.1f} m" if metres >= 0.95 else f"{metres:.2g} m"
+
+
 def to_longitude_latitude(outlines: Outlines, crs: Any, pixel: float) -> tuple[Outlines, NDArray[np.bool_]]:
     """Project outlines to WGS 84.
 

@@ -6,6 +6,7 @@ Areas are geodesic, on the WGS 84 ellipsoid, in square metres, whatever the rast
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ WRITERS: dict[str, dict[str, str]] = {
 }
 IN_WGS84 = ("geojson",)  # formats whose standard allows no other reference system
 VECTORS = (*WRITERS, "none")
+LEAST_PIXELS = 4  # the smallest polygons that are kept by default
 STYLE = Path(__file__).with_name("changes.qml")  # for QGIS
 
 
 def change_polygons(
-    numbers: Path, mask: Path, changes: Changes, *, highest: int, min_area: float, simplify: float
+    numbers: Path, mask: Path, changes: Changes, *, highest: int, min_area: float | None, simplify: float
 ) -> Any:
     """Turn numbered changes into polygons.
 
@@ -37,25 +39,34 @@ def change_polygons(
         mask: the raster of the mask.
         changes: their measures.
         highest: the level that stands for probability 1.
-        min_area: smallest area of a polygon, in square metres; smaller polygons are left out.
+        min_area: smallest area of a polygon, in square metres, or None for `LEAST_PIXELS`; smaller polygons are left
+            out.
         simplify: how far an outline may move, in pixels; 0 keeps it.
 
     Returns:
-        A GeoDataFrame of multipolygons with the columns area_m2, mean_probability and max_probability, the largest
-        change first.
+        A GeoDataFrame of multipolygons with the columns id (the number of the change), area_m2, mean_probability and
+        max_probability, the largest change first.
     """
     geopandas, shapely = geo("geopandas"), geo("shapely")
     outlines, traced, crs, transform = trace_outlines(numbers, mask)
     pixel = float(np.sqrt(abs(transform.determinant)))
     frame = geopandas.GeoDataFrame(geometry=outlines, crs=crs)
+    frame["id"] = traced
     frame["area_m2"] = geodesic_areas(outlines, crs, pixel)
     frame["mean_probability"] = changes.total[traced] / np.maximum(changes.pixels[traced], 1) / highest
     frame["max_probability"] = changes.highest[traced] / highest
-    frame = frame[~(frame["area_m2"] < min_area)].sort_values("area_m2", ascending=False, ignore_index=True)
+    small = changes.pixels[traced] < LEAST_PIXELS if min_area is None else frame["area_m2"] < min_area
+    frame = frame[~small].sort_values("area_m2", ascending=False, ignore_index=True)
     if simplify:
         simpler = shapely.simplify(frame.geometry.to_numpy(), simplify * pixel, preserve_topology=True)
         frame["geometry"] = as_multipolygons(simpler)
     return frame
+
+
+def add_texts(frame: Any, texts: Mapping[str, str]) -> None:
+    """Add columns of text to a GeoDataFrame, each with one value for all rows. A frame without rows gets them too."""
+    for name, text in texts.items():
+        frame[name] = np.full(len(frame), text, object)
 
 
 def trace_outlines(numbers: Path, mask: Path) -> tuple[Outlines, NDArray[np.int64], Any, Any]:

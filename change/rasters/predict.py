@@ -20,13 +20,14 @@ from change.common.command_line import check_threshold, refuse_idle
 from change.common.errors import OneLineParser, UserError
 from change.common.files import shipped_file
 from change.rasters.bands import ALPHA_CHOICES
-from change.rasters.polygons import VECTORS
+from change.rasters.jobs import require_local
+from change.rasters.polygons import LEAST_PIXELS, VECTORS
 
 CHECKPOINT = "checkpoints/buildings_r18.pth"
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 LIMIT = 2**31  # the values above must be less than this
 POLYGON_OPTIONS = ("min_area", "simplify")
-RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "vectors", *POLYGON_OPTIONS)
+RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "vectors", "aoi", *POLYGON_OPTIONS)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,6 +56,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         if not least <= value < LIMIT:
             raise UserError(f"--{name} {value}: choose {least} or more, and less than {LIMIT}")
     check_threshold(given.threshold)
+    if aoi := given.rasters.get("aoi"):
+        require_local(aoi)
+        if not aoi.exists():
+            raise UserError(f"--aoi {aoi}: there is no such file; check the path")
     if given.rasters.get("vectors") == "none":
         refuse_idle(given.rasters, POLYGON_OPTIONS, "--vectors none")
     return given
@@ -109,8 +114,13 @@ def make_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="take pixels at the same row and column as the same place, whatever the files say",
     )
+    rasters.add_argument("--aoi", type=Path, metavar="LAYER", help="vector file: predict only inside its polygons")
     rasters.add_argument("--vectors", choices=VECTORS, help="format of the polygons (default: gpkg)")
-    rasters.add_argument("--min_area", type=float, help="smallest polygon to keep, in square metres (default: 0)")
+    rasters.add_argument(
+        "--min_area",
+        type=float,
+        help=f"smallest polygon to keep, in square metres; 0 keeps all (default: {LEAST_PIXELS} pixels)",
+    )
     rasters.add_argument("--simplify", type=float, help="how far outlines may move, in pixels (default: 0)")
     return parser
 

@@ -82,7 +82,7 @@ def predict_jobs(given: argparse.Namespace) -> int:
 
 def input_paths(given: argparse.Namespace, jobs: Sequence[Job]) -> list[Path]:
     """Return the paths that no result may replace: the current folder, and every file that is read."""
-    paths = [Path.cwd(), given.before, given.checkpoint_path]
+    paths = [Path.cwd(), given.before, given.checkpoint_path, *filter(None, [given.rasters.get("aoi")])]
     for job in jobs:
         paths += [job.before, job.after]
     return paths

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from change.common.errors import UserError
+from change.rasters.area import area_bounds, inside_area, read_area
 from change.rasters.bands import Source, open_source
 from change.rasters.gdal import find_alpha_band, gdal_errors, geo, read_palette, reason
-from change.rasters.grids import find_overlap, find_shift
+from change.rasters.grids import Bounds, find_overlap, find_shift
 from change.rasters.places import find_fault
 from change.rasters.stretch import check_8_bit_levels, choose_stretch
 
@@ -175,6 +176,7 @@ class RasterPair:
         crs, transform: coordinate reference system (or None) and affine transform of the grid, as in rasterio.
         place: height, width, crs and transform as keyword arguments of `rasterio.open`.
         assumes_aligned: whether rows and columns are compared, whatever the files say about their places.
+        area: the area of interest as a multipolygon in `crs`, or None.
         fault: with `assumes_aligned`, what is wrong with the place of the first raster, which is then left out.
     """
 
@@ -187,6 +189,7 @@ class RasterPair:
         stretch: str = "auto",
         assume_aligned: bool = False,
         alpha: str = "auto",
+        aoi: Path | None = None,
     ) -> None:
         """Open two rasters.
 
@@ -197,9 +200,10 @@ class RasterPair:
             stretch: "none", percentiles such as "2,98", or "auto": "none" for 8 bits, else "2,98".
             assume_aligned: take pixels at the same row and column as the same place, whatever the files say.
             alpha: whether a band declared as alpha is transparency: yes, no, or auto, which looks at its levels.
+            aoi: vector file of the area of interest, to which the grid is cut.
 
         Raises:
-            UserError: if a file cannot be read, has no place on earth or no data, or if the two do not overlap.
+            UserError: if a file cannot be read, has no place on earth or no data, or if they do not overlap.
         """
         self.assumes_aligned = assume_aligned
         self.fault = ""
@@ -223,25 +227,56 @@ class RasterPair:
                     stack.callback(warped.close)
                 else:
                     other = shift_window(self.window, shift)
+            self.before = AlignedRaster(sources[0], window=self.window, stretch=stretch)
+            self.after = AlignedRaster(sources[1], window=other, stretch=stretch, warped=warped)
+            self.area = None if aoi is None else read_area(aoi, self.crs, before)
+            if aoi is not None:
+                self.cut_to_area(aoi, transform)
             self.height, self.width = int(self.window.height), int(self.window.width)
             self.transform = geo("rasterio.windows").transform(self.window, transform)
             self.place = {"height": self.height, "width": self.width, "crs": self.crs, "transform": self.transform}
-            self.before = AlignedRaster(sources[0], window=self.window, stretch=stretch)
-            self.after = AlignedRaster(sources[1], window=other, stretch=stretch, warped=warped)
             self.stack = stack.pop_all()
+
+    def cut_to_area(self, aoi: Path, transform: Any) -> None:
+        """Cut the windows of both rasters to the area, with a margin. The stretch remains that of the whole rasters.
+
+        Args:
+            aoi: its file, for the error.
+            transform: affine transform of the first raster.
+
+        Raises:
+            UserError: if no pixel lies in the area.
+        """
+        windows = geo("rasterio.windows")
+        placed = windows.transform(self.window, transform)
+        height, width = int(self.window.height), int(self.window.width)
+        bounds = area_bounds(self.area, placed, height=height, width=width)
+        rows = range(bounds.top, 0 if bounds.is_empty else bounds.bottom, ROWS)
+        ends = [min(row + ROWS, bounds.bottom) for row in rows]
+        if not any(
+            inside_area(self.area, placed, first=row, last=end, width=width).any()
+            for row, end in zip(rows, ends, strict=True)
+        ):
+            raise UserError(f"--aoi {aoi} does not overlap both rasters: give an area that does, or leave it out")
+        for raster in (self.before, self.after):
+            raster.window = part_of_window(raster.window, bounds)
+        self.window = self.before.window
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
         """Read the rows from `first` to before `last`.
 
         Returns:
-            Before and after, uint8 (1, 3, last - first, W), and bool (last - first, W), True where both hold data. Both
-            images are black elsewhere.
+            Before and after, uint8 (1, 3, last - first, W), black where either holds no data, and bool (last - first,
+            W), True where both hold data and the area of interest is, if there is one.
         """
         block = Block(top=first, left=0, height=last - first, width=self.width)
         before, before_data = self.before.read(block)
         after, after_data = self.after.read(block)
         data = before_data & after_data
-        return torch.from_numpy(before * data)[None], torch.from_numpy(after * data)[None], data
+        before, after = before * data, after * data
+        if self.area is not None:
+            data = data & inside_area(self.area, self.transform, first=first, last=last, width=self.width)
+        return torch.from_numpy(before)[None], torch.from_numpy(after)[None], data
 
     def close(self) -> None:
         """Close the files."""
@@ -292,6 +327,16 @@ def shift_window(window: Any, shift: tuple[int, int]) -> Any:
     columns, rows = shift
     return geo("rasterio.windows").Window(
         col_off=window.col_off + columns, row_off=window.row_off + rows, width=window.width, height=window.height
+    )
+
+
+def part_of_window(window: Any, bounds: Bounds) -> Any:
+    """Return the part of a rasterio Window that lies in `bounds`, which are relative to it."""
+    return geo("rasterio.windows").Window(
+        col_off=window.col_off + bounds.left,
+        row_off=window.row_off + bounds.top,
+        width=bounds.right - bounds.left,
+        height=bounds.bottom - bounds.top,
     )
 
 

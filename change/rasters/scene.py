@@ -1,12 +1,12 @@
 """One scene: from two rasters to the files of a folder.
 
     probability.tif  uint8: HIGHEST stands for probability 1, NO_DATA for no data at either date
-    mask.tif         uint8: 1 where changed, NO_DATA as above
-    changes.gpkg     polygons with area_m2, mean_probability and max_probability, in the raster's reference system;
-                     changes.geojson: the same in WGS 84
+    mask.tif         uint8 with a colour table: 1 where changed, NO_DATA as above
+    changes.gpkg     polygons in the raster's reference system, with id, area_m2, mean_probability, max_probability,
+                     before, after, before_date, after_date and checkpoint; changes.geojson: the same in WGS 84
     changes.qml      a style for the polygons in QGIS
-    preview.png      before, after and mask, small
-    report.html      a page with a before/after slider: the whole scene and its largest changes
+    preview.png      before and after with the outlines of the polygons, small
+    report.html      a page with a before/after slider, the largest changes, and how the result was made
     metadata.json    checkpoint, threshold, tiles, stretch, sizes, times
 
 The two rasters are cloud-optimised GeoTIFFs on the first raster's grid, cut to what both rasters cover. Reading,
@@ -32,22 +32,24 @@ from tqdm import tqdm
 
 from change.common.errors import UserError
 from change.common.files import write_whole
+from change.common.tiff import OWN_METADATA
 from change.evaluation.report import TEMPLATE
 from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
 from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, reason
-from change.rasters.look import look_at
-from change.rasters.numbering import Numbering
+from change.rasters.look import log_look, look_at
+from change.rasters.numbering import Changes, Numbering
 from change.rasters.places import is_on_earth
-from change.rasters.polygons import STYLE, change_polygons, write_vectors
+from change.rasters.polygons import LEAST_PIXELS, STYLE, add_texts, change_polygons, write_vectors
 from change.rasters.raster import AlignedRaster, RasterPair
 from change.rasters.result_folder import METADATA
 from change.rasters.rows import PredictWhereData, RowReader, predict_rows
-from change.rasters.scene_report import scene_cases, write_pictures
+from change.rasters.scene_report import Found, write_pictures
 
 log = logging.getLogger(__name__)
 
 HIGHEST, NO_DATA = 254, 255
+COLOURS = {0: (0, 0, 0, 255), 1: (255, 0, 0, 255), NO_DATA: (0, 0, 0, 0)}  # of the mask: red, green, blue, alpha
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,11 @@ class Settings:
         overlap: overlap of the tiles in pixels.
         batch: number of tiles predicted at once.
         bands, stretch, assume_aligned, alpha: as in `RasterPair`.
-        min_area: smallest area of a polygon, in square metres; smaller polygons are left out.
+        min_area: smallest area of a polygon, in square metres, or None for `LEAST_PIXELS`; smaller polygons are left
+            out.
         simplify: how far an outline may move, in pixels.
         vectors: the polygons' format: gpkg, geojson or none.
+        aoi: vector file of the area of interest; everything outside of it is no data.
     """
 
     threshold: float
@@ -73,9 +77,10 @@ class Settings:
     stretch: str = "auto"
     assume_aligned: bool = False
     alpha: str = "auto"
-    min_area: float = 0.0
+    min_area: float | None = None
     simplify: float = 0.0
     vectors: str = "gpkg"
+    aoi: Path | None = None
 
 
 class RawFiles(NamedTuple):
@@ -103,7 +108,7 @@ def predict_rasters(
         folder: exists and is empty.
         predict: for tiles, uint8 (B, 3, h, w) each.
         settings: how to predict, and what to write.
-        about: further entries of metadata.json, among them "precision" and "checkpoint".
+        about: further entries of metadata.json, as `ChangeDetector.describe` returns them.
         progress: show a progress bar.
 
     Returns:
@@ -122,15 +127,13 @@ def predict_rasters(
         contextlib.closing(RowReader(pair, settings.tile, settings.overlap)) as rows,
     ):
         polygons = wants_polygons(pair, settings)
-        look = look_at(pair)
-        warnings = list(look.warnings)
+        look = look_at(pair, about["checkpoint"].get("resolution"))
         if settings.vectors != "none" and not polygons and not pair.fault:  # the look reports a fault
-            warnings.append(
+            look.warnings.append(
                 f"{before} has no coordinate reference system on earth ({pair.crs}): no polygons are written"
             )
-        for warning in warnings:
-            log.warning("%s", warning)
-        metadata = describe(before, after, pair, settings) | about | {"look": look.facts, "warnings": warnings}
+        log_look(look)
+        metadata = describe(before, after, pair, settings) | about | look.metadata()
         try:
             with contextlib.closing(Numbering(folder / ".numbers.tif", pair.place)) as numbering:
                 writer = SceneWriter(rows, numbering, folder, settings=settings, metadata=metadata)
@@ -164,6 +167,7 @@ def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
         stretch=settings.stretch,
         assume_aligned=settings.assume_aligned,
         alpha=settings.alpha,
+        aoi=settings.aoi,
     )
 
 
@@ -191,7 +195,11 @@ def describe(before: Path, after: Path, pair: RasterPair, settings: Settings) ->
         "width": pair.width,
         "crs": pair.crs.to_string() if pair.crs else None,
         "transform": list(pair.transform)[:6],
+        "before_date": pair.before.source.date,
+        "after_date": pair.after.source.date,
         **asdict(settings),
+        "aoi": None if settings.aoi is None else str(settings.aoi),
+        "min_pixels": LEAST_PIXELS if settings.min_area is None else None,
         "stretched": {"before": ends(pair.before), "after": ends(pair.after)},
     }
 
@@ -235,13 +243,14 @@ class SceneWriter:
         name = Path(self.metadata["before"]).stem
         with (
             rasterio.open(self.raw.probability, "w", **profile) as probability,
-            rasterio.open(self.raw.mask, "w", **profile) as mask,
+            rasterio.open(self.raw.mask, "w", photometric="palette", **profile) as mask,
             ThreadPoolExecutor(1) as thread,
             tqdm(total=pair.height, desc=name, unit="row", leave=False, disable=not progress) as bar,
         ):
             probability.scales = (1 / HIGHEST,)
+            mask.write_colormap(1, COLOURS)
             for dataset in (probability, mask):
-                dataset.update_tags(PRX_CHANGE=json.dumps(self.metadata))
+                dataset.update_tags(**{OWN_METADATA: json.dumps(self.metadata)})
             writing: Future[None] | None = None
             count = 0
             for values, data in predict_rows(
@@ -283,28 +292,47 @@ class SceneWriter:
                 metadata["before"],
                 metadata["after"],
             )
-        with ThreadPoolExecutor(3) as threads:
+        with ThreadPoolExecutor(2) as threads:
             files = [threads.submit(write_cog, path, self.folder / path.name[1:]) for path in self.raw]
             changes = self.numbering.finish()
-            cases = threads.submit(scene_cases, self.rows, self.raw.mask, changes)
             metadata["pixels"]["changed"] = int(changes.pixels.sum())
+            order, areas = np.argsort(-changes.pixels[1:], kind="stable") + 1, None
             if polygons:
-                frame = change_polygons(
-                    self.numbering.path,
-                    self.raw.mask,
-                    changes,
-                    highest=HIGHEST,
-                    min_area=self.settings.min_area,
-                    simplify=self.settings.simplify,
-                )
-                pixel = abs(self.rows.pair.transform.determinant) ** 0.5
-                write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
-                metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+                frame = self.write_polygons(changes)
+                order, areas = frame["id"].to_numpy(), frame["area_m2"].to_numpy()
+            found = Found(self.numbering.path, changes, HIGHEST, order, areas)
+            write_pictures(self.rows, found, folder=self.folder, metadata=metadata)
             for file in files:
                 file.result()
-        write_pictures(cases.result(), self.folder, metadata)
         for path in (*self.raw, self.numbering.path):
             path.unlink()
+
+    def write_polygons(self, changes: Changes) -> Any:
+        """Write the numbered changes as polygons, count them in the metadata, and return them as a GeoDataFrame."""
+        frame = change_polygons(
+            self.numbering.path,
+            self.raw.mask,
+            changes,
+            highest=HIGHEST,
+            min_area=self.settings.min_area,
+            simplify=self.settings.simplify,
+        )
+        add_texts(frame, self.texts())
+        pixel = abs(self.rows.pair.transform.determinant) ** 0.5
+        write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
+        self.metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+        return frame
+
+    def texts(self) -> dict[str, str]:
+        """Return the attributes that all polygons share: files, dates and checkpoint."""
+        metadata = self.metadata
+        return {
+            "before": Path(metadata["before"]).name,
+            "after": Path(metadata["after"]).name,
+            "before_date": metadata["before_date"],
+            "after_date": metadata["after_date"],
+            "checkpoint": Path(metadata["checkpoint"].get("path", "")).name,
+        }
 
 
 def to_levels(

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from change.change_dataloader import Split, find_split, shared_images
 from change.checkpoint import Checkpoint
 from change.common import distributed
+from change.common.command_line import read_range
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
 from change.data.cache import DecodedCache, decode_pairs
@@ -300,6 +301,8 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     template = Checkpoint(config, {})
     if state is None:
         template = load_first_weights(network, options.network, options.start, train.changed)
+        given = read_range("resolution", options.data.resolution, "0.5 2")
+        template = replace(template, resolution=given or template.resolution)
     distributed.synchronise(network, precision.device)
     network.to(precision.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, options.optimizer, fused=precision.apex is None)

@@ -18,7 +18,14 @@ from change.common.errors import UserError, list_names
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = "prx-change-run/1"
-ADDED_LATER = ("average", "mean", "std", "threshold", "contents")  # fields that runs of earlier versions lack
+ADDED_LATER = (
+    "average",
+    "mean",
+    "std",
+    "threshold",
+    "contents",
+    "resolution",
+)  # fields that runs of earlier versions lack
 
 
 @dataclass
@@ -59,7 +66,7 @@ class RunState:
         lineage: the records of the passes before this one.
         images: hashes of the images trained on so far, sorted.
         average: state dict of the moving average; empty without --ema.
-        mean, std, threshold: values for the checkpoint that the run writes, see `Checkpoint`.
+        mean, std, threshold, resolution: values for the checkpoint that the run writes, see `Checkpoint`.
         contents: `Split.fingerprints` of the pairs of train and then of val.
     """
 
@@ -77,6 +84,7 @@ class RunState:
     std: tuple[float, ...] = IMAGENET_STD
     threshold: float = 0.5
     contents: list[str] = field(default_factory=list)
+    resolution: tuple[float, float] | None = None
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all. Raises UserError if it cannot be written."""
@@ -87,6 +95,7 @@ class RunState:
             "lineage": [asdict(record) for record in self.lineage],
             "mean": list(self.mean),
             "std": list(self.std),
+            "resolution": None if self.resolution is None else list(self.resolution),
         }
         save_tensors(content, path)
 
@@ -105,8 +114,8 @@ def read_state(path: Path) -> RunState:
     try:
         values["progress"] = Progress(**content["progress"])
         values["lineage"] = [PassRecord(**record) for record in content["lineage"]]
-        for name in ("mean", "std"):
-            if name in values:
+        for name in ("mean", "std", "resolution"):
+            if values.get(name) is not None:
                 values[name] = tuple(values[name])
     except TypeError as error:
         raise unfit_state_error(path, error) from error

@@ -333,6 +333,7 @@ class Training:
             std=self.template.std,
             threshold=self.template.threshold,
             contents=self.data.contents,
+            resolution=self.template.resolution,
         )
         if self.run.writes:
             state.save(self.run.state_path)
@@ -364,7 +365,12 @@ class Training:
             raise unfit_state_error(self.run.state_path, error) from error
         self.progress = state.progress
         self.template = replace(
-            self.template, lineage=state.lineage, mean=state.mean, std=state.std, threshold=state.threshold
+            self.template,
+            lineage=state.lineage,
+            mean=state.mean,
+            std=state.std,
+            threshold=state.threshold,
+            resolution=state.resolution,
         )
         self.images = set(state.images)
 

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from change.common.errors import UserError
-from change.common.pictures import error_map, mask_picture, panel, save_png
+from change.common.pictures import error_map, mask_picture, outline, outlined_panel, panel, save_png
 
 CHANGED = np.array([[True, True, False], [False, True, False]])
 MASK = np.array([[True, False, True], [False, True, True]])
@@ -35,6 +35,21 @@ def test_panel_layout(labelled: bool) -> None:
         left = index * (3 + GAP)
         np.testing.assert_array_equal(picture[:, left : left + 3], part)
         assert (picture[:, left + 3 : left + 3 + GAP] == 255).all()
+
+
+def test_outlines_lie_around_the_change() -> None:
+    """They are of the given width, hide no changed pixel, and leave the original as it is."""
+    picture = np.random.default_rng(0).integers(0, 200, (9, 9, 3), dtype=np.uint8)
+    changed, around = np.zeros((2, 9, 9), bool)
+    changed[3:6, 4] = around[1:8, 2:7] = True
+    before = picture.copy()
+    drawn = outline(picture, changed, (255, 210, 0), width=2)
+    expected = np.where((around & ~changed)[..., None], np.array([255, 210, 0], np.uint8), before)
+    np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_array_equal(picture, before)
+    panel_of_both = outlined_panel(picture, drawn, changed)
+    assert panel_of_both.shape == (9, 9 + GAP + 9, 3) and (panel_of_both[3:6, 4] == before[3:6, 4]).all()
+    assert (panel_of_both[2, [3, 9 + GAP + 3]] == (255, 210, 0)).all()
 
 
 def test_saved_pictures_hold_their_pixels(tmp_path: Path) -> None:

@@ -362,3 +362,35 @@ def test_what_is_missing_is_left_out(browser: Browser, tmp_path: Path, labelled:
     bare, wrong_there = opened(browser, tmp_path / "bare.html")
     assert bare.locator("h1").inner_text() == "Evaluation" and bare.locator("h2").count() == 0
     assert wrong == wrong_there == []
+
+
+def test_a_scene_has_its_own_headings(browser: Browser, tmp_path: Path) -> None:
+    """A report of a scene shows the scene, its largest changes with a scale bar each, and how it was made."""
+    chip = photo(np.full((40, 60, 3), 90, np.uint8), (60, 40))
+    size = {"width": 60, "height": 40, "before": chip, "after": chip, "scale": {"share": 0.5, "label": "20 m"}}
+    found = {"id": 7, "area": "1,234 m²", "pixels": 31, "mean": "0.80", "max": "0.99", "place": EVIL, **size}
+    scene = {
+        "scale": {"share": 0.25, "label": "1 km"},
+        "found": "All polygons",
+        "changes": [found, {**found, "id": 9, "area": None, "pixels": 1}],
+        "about": {"Before": {"file": EVIL}, "Prediction": {"threshold": 0.5}},
+    }
+    given = {"title": "Change from 1 to 2", "summary": "2 polygons", "scene": scene, "warnings": ["shifted"]}
+    rows = [{"image": "The whole scene", "predicted_share": 0.1}]
+    write_report(tmp_path / "r.html", given, rows, [case("The whole scene", 1, labelled=False)])
+    page, wrong = opened(browser, tmp_path / "r.html")
+    assert page.locator("h1").inner_text() == page.title() == "Change from 1 to 2"
+    assert page.locator("h2").all_inner_texts() == ["Scene", "Largest changes", "How it was made"]
+    assert page.locator("h4").all_inner_texts() == [
+        "The whole scene",
+        "Change 7: 1,234 m², 31 pixels",
+        "Change 9: 1 pixel",
+    ]
+    bars = page.locator(".scale")
+    assert bars.all_inner_texts() == ["1 km", *["20 m"] * 4]
+    stage, bar = page.locator(".stage").bounding_box(), bars.first.bounding_box()
+    assert stage and bar and bar["width"] == pytest.approx(0.25 * stage["width"], abs=1)
+    assert page.locator(".bar .key").inner_text().split("\n") == ["predicted change", "no data"]
+    assert page.locator(".tile, .rows").count() == 0 and "Warning: shifted" in page.locator("body").inner_text()
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert wrong == []

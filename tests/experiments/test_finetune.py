@@ -99,7 +99,7 @@ def test_published_values(capsys: pytest.CaptureFixture[str]) -> None:
         "checkpoint_path": f"{checkpoints}/buildings_r18.pth",
         "save_path": f"{results}/finetuned/d",
     }
-    longer = {**shared, "warmup": 1, "scale": "0.8 1.25"}
+    longer = {**shared, "warmup": 1, "scale": "0.8 1.25", "resolution": "0.5 2"}
     assert options_of(capsys, "d", LAND, "--nproc=2") == {
         **longer,
         "epoch": 130,

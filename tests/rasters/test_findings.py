@@ -58,6 +58,15 @@ def test_sentences(changed: int, polygons: dict[str, Any] | None, said: str) -> 
     assert describe_findings(metadata | ({} if polygons is None else {"polygons": polygons})) == said
 
 
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(2, "2 polygons of 4 pixels or more, 80 m²; 4 of "), (0, "(2.0%), but no polygon has 4 pixels or more (--min")],
+)
+def test_the_default_area_is_stated(count: int, said: str) -> None:
+    metadata = {"pixels": {"data": 200, "changed": 4}, "min_area": None, "min_pixels": 4}
+    assert said in describe_findings(metadata | {"polygons": {"count": count, "area_m2": 80.0}})
+
+
 def test_extremes(tmp_path: Path) -> None:
     assert describe_findings({"pixels": {"data": 0, "changed": 0}}) == (
         "nothing was compared: no place has data at both dates"

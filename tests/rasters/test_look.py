@@ -85,6 +85,37 @@ def test_pixels(tmp_path: Path) -> None:
     assert "1.tif are 0.556 m wide and 1.11 m high" in warning
 
 
+@pytest.mark.parametrize(
+    ("side", "trained_on", "said"),
+    [
+        (5.0, (0.5, 2.0), "5.0 m pixels: this checkpoint was trained on 0.5 to 2 m; expect misses"),
+        (0.2, (0.5, 2.0), "0.2 m pixels: this checkpoint was trained on 0.5 to 2 m; expect misses"),
+        (3.9, (0.5, 2.0), ""),
+        (0.26, (0.5, 2.0), ""),
+        (1.0, (0.3, 0.3), "1.0 m pixels: this checkpoint was trained on 0.3 m; expect misses"),
+        (99.0, None, ""),
+    ],
+)
+def test_resolution(tmp_path: Path, side: float, trained_on: tuple[float, float] | None, said: str) -> None:
+    """Pixels that are more than twice as fine or as coarse as those trained on are reported."""
+    path = write_raster(tmp_path / "1.tif", picture(), transform=from_origin(EAST, NORTH, side, side))
+    assert look_at(RasterPair(path, path), trained_on).warnings == ([said] if said else [])
+
+
+def test_bands_that_are_used(tmp_path: Path) -> None:
+    """They are named for rasters of more than three bands only."""
+    four = np.concatenate((picture(), picture(2)[:1]))
+    bare = write_raster(tmp_path / "1.tif", four, photometric="MINISBLACK")
+    rgba = write_raster(tmp_path / "2.tif", np.concatenate((picture(), np.full_like(four[:1], 255))))
+    notes = look_at(RasterPair(bare, rgba)).facts["notes"]
+    assert notes == [
+        f"bands 1, 2 and 3 of the 4 in {bare} are used as red, green and blue",
+        f"bands 1, 2 and 3 of the 4 in {rgba} are used as red, green and blue, and band 4 as transparency",
+    ]
+    assert look_at(RasterPair(bare, bare, bands=(4, 3, 2))).facts["notes"][0].startswith("bands 4, 3 and 2 of the 4")
+    assert look(tmp_path, picture(), picture()).facts["notes"] == []
+
+
 def test_missing_data(tmp_path: Path) -> None:
     image = picture()
     image[:, :, 100:] = 0
@@ -126,12 +157,13 @@ def test_where_it_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     border[:, :60] = 0
     paths = write_raster(tmp_path / "1.tif", image), write_raster(tmp_path / "2.tif", border)
     (tmp_path / "out").mkdir()
-    about: dict[str, Any] = {"precision": "float32", "checkpoint": {}}
+    about: dict[str, Any] = {"precision": "float32", "checkpoint": {"resolution": (0.1, 0.2)}}
     with caplog.at_level(logging.WARNING):
         predict_rasters(*paths, tmp_path / "out", predict=pixelwise, settings=Settings(0.5), about=about)
     metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
-    (warning,) = metadata["warnings"]
-    assert warning.startswith("20% of") and warning in caplog.messages
+    resolution, warning = metadata["warnings"]
+    assert resolution.startswith("2.0 m pixels: this checkpoint was trained on 0.1 to 0.2 m")
+    assert warning.startswith("20% of") and {warning, resolution} <= {*caplog.messages}
     assert metadata["look"]["after"]["no_data"] == 0
     assert warning in (tmp_path / "out" / "report.html").read_text()
 

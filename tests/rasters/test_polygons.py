@@ -17,7 +17,7 @@ from shapely import count_coordinates
 
 from change.rasters.gdal import geo
 from change.rasters.numbering import Numbering
-from change.rasters.polygons import change_polygons, write_vectors
+from change.rasters.polygons import add_texts, change_polygons, write_vectors
 from change.rasters.scene import NO_DATA
 from tests.rasters.drawn import GRID, UTM, WORLD, read_band, write_raster
 
@@ -63,9 +63,23 @@ def test_changes_across_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         expected = len(rows), levels[rows, columns].sum(), np.max(levels[rows, columns]), rows.sum(), columns.sum()
         fields = changes.pixels, changes.total, changes.highest, changes.rows, changes.columns
         assert tuple(field[number] for field in fields) == expected
+        box = changes.top[number], changes.left[number], changes.bottom[number] - 1, changes.right[number] - 1
+        assert box == (rows.min(), columns.min(), rows.max(), columns.max())
     frame = draw(highest=254, min_area=0, simplify=0)
     assert len(frame) == found - 1 and frame.is_valid.all()
     assert frame["area_m2"].sum() == pytest.approx(4 * changed.sum(), rel=0.002)
+
+
+def test_small_polygons(tmp_path: Path) -> None:
+    """By default, polygons of four pixels are kept and smaller ones are not, wherever they lie."""
+    changed = np.zeros((30, 30), np.uint8)
+    changed[2:4, 2:4] = changed[10, 10:13] = changed[20, 20:25] = 1
+    changed[[13, 14, 15, 16], [5, 6, 7, 8]] = 1  # four pixels that touch at corners
+    draw = polygons(tmp_path, changed, changed, from_origin(10, 60, 0.001, 0.001), WORLD)
+    whole, kept = (draw(highest=1, min_area=area, simplify=0) for area in (0, None))
+    assert len(whole) == 4 and len(kept) == 3
+    pixels = {int(number): int(draw.args[2].pixels[number]) for number in whole["id"]}
+    assert sorted(pixels.values()) == [3, 4, 4, 5] and {pixels[number] for number in kept["id"]} == {4, 5}
 
 
 def test_a_speckled_mask(tmp_path: Path) -> None:
@@ -87,10 +101,16 @@ def test_the_layer_does_not_depend_on_its_content(tmp_path: Path, kind: str) -> 
     changed[1, [2, 3], [2, 3]] = 1
     for mask in changed:
         frame = polygons(tmp_path, mask, mask, GRID, UTM)(highest=1, min_area=0, simplify=0)
+        add_texts(frame, {"before": "1.tif", "before_date": ""})
         write_vectors(frame, tmp_path, kind, pixel=2)
         info = geo("pyogrio").read_info(tmp_path / f"changes.{kind}")
         if mask.any() or kind == "gpkg":  # an empty GeoJSON file has no place for either
             assert info["geometry_type"] == "MultiPolygon"
-            assert list(info["fields"]) == ["area_m2", "mean_probability", "max_probability"]
+            types = {"id": "Integer64", "area_m2": "Real", "mean_probability": "Real", "max_probability": "Real"}
+            if kind == "geojson":
+                types["id"] = "Integer"  # the reader takes the narrowest type
+            expected = {**types, "before": "String", "before_date": "String"}
+            found = zip(info["fields"], info["ogr_types"], strict=True)
+            assert {name: name_of_type.removeprefix("OFT") for name, name_of_type in found} == expected
         assert info["features"] == min(1, mask.sum())
         (tmp_path / f"changes.{kind}").unlink()

@@ -16,12 +16,16 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
 from change.common.errors import UserError
+from change.data.archives import File
+from change.data.masks import read_mask
+from change.data.prepare import decode
 from change.rasters.jobs import find_jobs
 from change.rasters.predict import main, parse_arguments
 from change.rasters.predict_pairs import make_settings
 from change.rasters.scene import HIGHEST, NO_DATA, Settings, check_own_files, predict_rasters
 from tests.conftest import REPOSITORY, draw_pair, run_verb, verb
-from tests.rasters.drawn import EAST, GRID, NORTH, UTM, WORLD, noise, read_band, scene, write_raster
+from tests.rasters.drawn import EAST, GRID, NORTH, UTM, WORLD, noise, pixelwise, read_band, scene, write_raster
+from tests.rasters.test_scene import ABOUT
 from tests.test_quick_start import CHECKPOINT, SCENES
 
 
@@ -34,6 +38,8 @@ def test_rasters(tmp_path: Path) -> None:
     """Check the place and content of every file of a scene, and that the files agree."""
     out = tmp_path / "out"
     pair = scene(tmp_path / "in")
+    with rasterio.open(pair[0], "r+") as dataset:
+        dataset.update_tags(TIFFTAG_DATETIME="2019:05:04")
     assert main(arguments(*pair, "-o", out)) == 0
     names = {"probability.tif", "mask.tif", "changes.gpkg", "changes.qml", "preview.png", "report.html"}
     assert {path.name for path in out.iterdir()} == names | {"metadata.json"}
@@ -51,6 +57,27 @@ def test_rasters(tmp_path: Path) -> None:
     weighted = (frame["mean_probability"] * frame["area_m2"]).sum() / frame["area_m2"].sum()
     assert weighted == pytest.approx(levels[changed].mean() / HIGHEST, abs=0.002)
     assert frame["max_probability"].max() == levels.max() / HIGHEST
+    texts = frame[["before", "after", "before_date", "after_date", "checkpoint"]].drop_duplicates()
+    assert texts.to_numpy().tolist() == [["before.tif", "after.tif", "2019-05-04", "", CHECKPOINT.name]]
+    assert frame["id"].is_unique and metadata["min_pixels"] == 4
+
+
+def test_the_mask_has_colours(tmp_path: Path) -> None:
+    """Programs that show it do so in red; those that read levels get the same ones as before, also as a label."""
+    paths = write_raster(tmp_path / "1.tif", noise(64, 64)), write_raster(tmp_path / "2.tif", noise(64, 64, seed=1))
+    (tmp_path / "out").mkdir()
+    predict_rasters(*paths, tmp_path / "out", predict=pixelwise, settings=Settings(0.5), about=ABOUT)
+    expected = noise(64, 64)[0] / 510 + noise(64, 64, seed=1)[1] / 510 > 0.5
+    path = tmp_path / "out" / "mask.tif"
+    with rasterio.open(path) as dataset:
+        colours = dataset.colormap(1)
+        assert (colours[1], colours[255]) == ((255, 0, 0, 255), (0, 0, 0, 0))
+        assert np.array_equal(dataset.read(1), expected)
+    assert np.array_equal(read_mask(path, binary=True), expected)
+    cut = decode(File(path), is_mask=True)  # as `prepare --tile` does
+    assert cut.mode == "L" and np.array_equal(np.asarray(cut), expected)
+    shown = np.asarray(PIL.Image.open(path).convert("RGB"))
+    assert np.array_equal((shown == (255, 0, 0)).all(2), expected) and not shown[~expected].any()
 
 
 @pytest.mark.slow
@@ -225,6 +252,7 @@ RASTER_OPTIONS = [
     "--stretch=auto",
     "--assume_aligned",
     "--vectors=none",
+    f"--aoi={__file__}",
     "--min_area=0",
     "--simplify=1",
 ]

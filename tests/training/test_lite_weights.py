@@ -125,23 +125,33 @@ def test_the_normalisation_is_stored(tmp_path: Path) -> None:
 
 def test_training_from_imagenet(dataset: Path, tmp_path: Path) -> None:
     """The command that a user types; the checkpoint says which network it holds."""
-    options = {"backbone": LITE[0], "pretrained": "imagenet", "cropsize": 32, "epoch": 1, "workers": 0}
+    options = {
+        "backbone": LITE[0],
+        "pretrained": "imagenet",
+        "cropsize": 32,
+        "epoch": 1,
+        "workers": 0,
+        "resolution": "0.5 2",
+    }
     run_program("train.py", *train_arguments(dataset, tmp_path / "run", **options))
     checkpoint = load_checkpoint(tmp_path / "run" / "1.pth")
     assert checkpoint.config == NetworkConfig(LITE[0], width=32)
-    assert checkpoint.std == (128 / 255,) * 3
+    assert checkpoint.std == (128 / 255,) * 3 and checkpoint.resolution == (0.5, 2)
     assert checkpoint.lineage[0].options["pretrained"] == "imagenet"
 
 
 def test_the_next_pass_takes_encoder_and_width_of_the_checkpoint(dataset: Path, tmp_path: Path) -> None:
     """They need not be given again; others are refused."""
     config = NetworkConfig(LITE[0], width=64)
-    Checkpoint(config, build_network(config).state_dict(), mean=(0.5, 0.4, 0.3)).save(tmp_path / "base.pth")
+    Checkpoint(config, build_network(config).state_dict(), mean=(0.5, 0.4, 0.3), resolution=(1, 3)).save(
+        tmp_path / "base.pth"
+    )
     options = {"resume": True, "checkpoint_path": tmp_path / "base.pth", "cropsize": 32, "epoch": 1, "refine": True}
     result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", **options))
     assert result.returncode == 0, result.stderr
     found = load_checkpoint(tmp_path / "run" / "2.pth")
     assert found.config == NetworkConfig(LITE[0], width=64, refine=True) and found.mean == (0.5, 0.4, 0.3)
+    assert found.resolution == (1, 3)
     result = run_program("train.py", *train_arguments(dataset, tmp_path / "other", **options, backbone="resnet18"))
     assert result.returncode == 2 and "choose --backbone efficientnet_lite0, or other weights" in last_line(result)
 

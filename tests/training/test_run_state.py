@@ -29,6 +29,7 @@ STATE = RunState(
     mean=(0.1, 0.2, 0.3),
     std=(0.4, 0.5, 0.6),
     threshold=0.25,
+    resolution=(0.5, 2.0),
 )
 
 
@@ -43,11 +44,12 @@ def test_states_of_earlier_versions(tmp_path: Path) -> None:
     """They lack average, normalisation and threshold; the last two were always those of ImageNet and 0.5."""
     STATE.save(tmp_path / "state.pth")
     content = read_tensors(tmp_path / "state.pth")
-    for name in ("average", "mean", "std", "threshold"):
+    for name in ("average", "mean", "std", "threshold", "resolution"):
         del content[name]
     save_tensors(content, tmp_path / "old.pth")
     old = read_state(tmp_path / "old.pth")
     assert (old.average, old.threshold, old.mean) == ({}, 0.5, (0.485, 0.456, 0.406))
+    assert old.resolution is None
     for change, message in (
         ({"format": "prx-change-run/9"}, "no state that this version can continue"),
         ({"progress": {"novelty": 1}}, "does not fit this version"),

@@ -55,6 +55,7 @@ def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, rec
     """After three kills, weights, scores, losses and curves are those of an uninterrupted run, bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = {**HARD, "amp": amp, "ema": ema, "recipe": recipe, "epoch": 3, "train_batchsize": 1}  # 15 steps
+    options["resolution"] = "0.5 2"
     result = run_program("train.py", *train_arguments(dataset, whole, **options, workers=0))
     assert result.returncode == 0, result.stderr
 
@@ -75,7 +76,8 @@ def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, rec
     assert equal(*(read_tensors(folder / "run.state.pth")["average"] for folder in (whole, broken)))
     assert epochs(whole) == epochs(broken)
     kept = load_checkpoint(whole / "run.pth")
-    assert equal(kept.weights, load_checkpoint(broken / "run.pth").weights)
+    continued = load_checkpoint(broken / "run.pth")
+    assert equal(kept.weights, continued.weights) and kept.resolution == continued.resolution == (0.5, 2)
     if recipe == "scratch":  # keeps the averaged weights of the last epoch, not of the best one
         assert equal(kept.weights, read_tensors(whole / "run.state.pth")["average"]) and kept.lineage[-1].epoch == 3
         assert "last weights kept" in result.stderr

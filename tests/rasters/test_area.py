@@ -1,0 +1,118 @@
+"""The area of interest: what lies outside is no data, and layers that cannot be one are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from rasterio.transform import from_origin
+
+from change.common.errors import UserError
+from change.rasters.area import MARGIN
+from change.rasters.predict import main
+from change.rasters.raster import RasterPair
+from change.rasters.scene import NO_DATA, Settings, predict_rasters
+from tests.rasters.drawn import EAST, NORTH, noise, pixelwise, read_band, write_raster
+from tests.rasters.test_predict import arguments
+from tests.rasters.test_scene import ABOUT
+
+SIDE = 400
+CENTRE = shapely.Point(EAST + SIDE, NORTH - SIDE)  # of a raster of SIDE x SIDE pixels of 2 m
+RING = CENTRE.buffer(60).difference(CENTRE.buffer(20))
+
+
+def pair(folder: Path, offset: float) -> tuple[Path, Path]:
+    """Write two rasters of 16 bits, the second one shifted to the east by `offset` metres."""
+    dark = noise(SIDE, SIDE, seed=1).astype(np.uint16) * 3
+    dark[:, 150:250, 150:250] //= 2  # the stretch of the area is not that of the scene
+    first = write_raster(folder / "1.tif", dark)
+    grid = from_origin(EAST + offset, NORTH, 2, 2)
+    return first, write_raster(folder / "2.tif", noise(SIDE, SIDE, seed=2).astype(np.uint16) * 5, transform=grid)
+
+
+def layer(path: Path, *shapes: Any, crs: int | None = 32633, to: int | None = None) -> Path:
+    """Write a vector file of shapes, in their reference system or projected `to` another one."""
+    frame = geopandas.GeoDataFrame(geometry=list(shapes), crs=crs)
+    (frame.to_crs(to) if to else frame).to_file(path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [0, 4, 5])
+def test_a_ring(tmp_path: Path, offset: float) -> None:
+    """Inside, the result is that of the whole scene; outside is no data. The second raster may have another grid."""
+    paths = pair(tmp_path, offset)
+    aoi = layer(tmp_path / "ring.geojson", RING, to=4326)
+    results = []
+    for name, area, vectors in (("whole", None, "none"), ("part", aoi, "gpkg")):
+        (tmp_path / name).mkdir()
+        settings = Settings(0.5, 128, 16, aoi=area, vectors=vectors)
+        results.append(predict_rasters(*paths, tmp_path / name, predict=pixelwise, settings=settings, about=ABOUT))
+    with rasterio.open(tmp_path / "part" / "mask.tif") as dataset:
+        mask, transform = dataset.read(1), dataset.transform
+    with rasterio.open(tmp_path / "whole" / "mask.tif") as dataset:
+        left, top = round((transform.c - dataset.transform.c) / 2), round((dataset.transform.f - transform.f) / 2)
+    rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]]
+    x, y = transform.c + 2 * columns + 1, transform.f - 2 * rows - 1
+    inside = shapely.contains_xy(RING, x, y)
+    near = shapely.distance(RING.boundary, shapely.points(x, y)) < 0.01  # the layer has been projected twice
+    for file in ("mask", "probability"):
+        whole = read_band(tmp_path / "whole" / f"{file}.tif")
+        part = read_band(tmp_path / "part" / f"{file}.tif")
+        expected = np.where(inside, whole[top : top + part.shape[0], left : left + part.shape[1]], NO_DATA)
+        assert np.array_equal(part[~near], expected[~near]) and near.sum() < 5
+    assert mask.shape == pytest.approx((60 + 2 * MARGIN, 60 + 2 * MARGIN), abs=2)
+    assert results[1]["pixels"]["data"] == (mask != NO_DATA).sum() == pytest.approx(inside.sum(), abs=5)
+    assert results[1]["stretched"] == results[0]["stretched"] and results[1]["aoi"] == str(aoi)
+    frame = geopandas.read_file(tmp_path / "part" / "changes.gpkg")
+    assert len(frame) and frame.within(RING.buffer(2)).all()
+
+
+def test_the_surroundings_are_seen(tmp_path: Path) -> None:
+    """The network gets the images around the area, so that the area has no artificial edges."""
+    rasters = RasterPair(*pair(tmp_path, 0), aoi=layer(tmp_path / "ring.gpkg", RING))
+    before, _, data = rasters.rows(0, rasters.height)
+    assert not data[:MARGIN].any() and (before[0, :, :MARGIN] > 0).any(0).float().mean() > 0.9
+    rasters.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "crs", "said"),
+    [
+        ("far.gpkg", [shapely.box(0, 0, 1, 1)], 4326, "far.gpkg does not overlap both rasters"),
+        ("tiny.gpkg", [CENTRE.buffer(0.1).buffer(0)], 32633, "tiny.gpkg does not overlap both rasters"),
+        ("points.gpkg", [CENTRE], 32633, "points.gpkg holds no polygons"),
+        ("empty.gpkg", [], 32633, "empty.gpkg holds no polygons"),
+        ("nowhere.shp", [RING], None, "nowhere.shp has no coordinate reference system"),
+    ],
+)
+def test_layers_that_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shapes: list[Any], crs: int | None, said: str
+) -> None:
+    monkeypatch.setattr("change.rasters.predict_pairs.start_logging", lambda process: None)
+    aoi = layer(tmp_path / name, *shapes, crs=crs)
+    with pytest.raises(UserError, match=f"^--aoi .*{said}") as error:
+        main(arguments(*pair(tmp_path, 0), "-o", tmp_path / "out", "--aoi", aoi))
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_files_that_are_refused(tmp_path: Path) -> None:
+    """No file, no vector file, several layers, and rasters without a place."""
+    paths = pair(tmp_path, 0)
+    with pytest.raises(UserError, match=r"--aoi .*gone.gpkg: there is no such file"):
+        main(arguments(*paths, "-o", tmp_path / "out", "--aoi", tmp_path / "gone.gpkg"))
+    with pytest.raises(UserError, match=r"--aoi .*1.txt cannot be read as a vector file"):
+        (tmp_path / "1.txt").write_text("polygons")
+        RasterPair(*paths, aoi=tmp_path / "1.txt")
+    for name in "ab":
+        geopandas.GeoDataFrame(geometry=[RING], crs=32633).to_file(tmp_path / "two.gpkg", layer=name)
+    with pytest.raises(UserError, match=r"--aoi .*two.gpkg has 2 layers, a, b: save the one to use"):
+        RasterPair(*paths, aoi=tmp_path / "two.gpkg")
+    bare = write_raster(tmp_path / "bare.tif", noise(32, 32), crs=None)
+    with pytest.raises(UserError, match=r"--aoi needs .*bare.tif has no coordinate reference system"):
+        RasterPair(bare, bare, assume_aligned=True, aoi=layer(tmp_path / "ring.gpkg", RING))
