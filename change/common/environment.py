@@ -15,6 +15,7 @@ With --check first, nothing is installed: it is an error if the interpreter that
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import re
@@ -35,9 +36,8 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 TORCH = ("torch", "torchvision")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # exists while the driver is loaded
 
-# What the packages of requirements.txt take on Linux.
-CUDA_SIZE = "3.1 GB to download and 5.8 GB on disk, about 7 minutes at 100 Mbit/s"
-CPU_SIZE = "0.4 GB to download and 1.3 GB on disk, about 2 minutes at 100 Mbit/s"
+# GB to download and GB on disk on Linux: what requirements.txt names, and the packages of the other files.
+WITH_CUDA, WITHOUT_CUDA, OTHER_FILES = (3.1, 5.8), (0.4, 1.3), (0.3, 1.1)
 
 # A requirement is NAME or NAME>=VERSION, with a marker if only some versions of Python need it:
 # tomli>=2; python_version < "3.11"
@@ -141,15 +141,24 @@ def choose_source(python: str, files: list[str], missing: list[str]) -> Source:
     if index:
         torch = [f"{name}>={least}" for name, least in requirements(files) if name in TORCH]
         return Source(index, torch, f"PyTorch comes from {index}, as TORCH_INDEX says", "")
+    others = [OTHER_FILES] if len(files) > 1 else []
+    large, small = describe_size(WITH_CUDA, *others), describe_size(WITHOUT_CUDA, *others)
     if not sys.platform.startswith("linux"):  # the ordinary packages of other systems have no CUDA
-        return Source("", [], "", CPU_SIZE)
+        return Source("", [], "", small)
     if has_nvidia_gpu():
-        return Source("", [], "an NVIDIA GPU was found, so PyTorch comes with CUDA", CUDA_SIZE)
+        return Source("", [], "an NVIDIA GPU was found, so PyTorch comes with CUDA", large)
     if torch := find_cpu_packages(python):
         note = f"no NVIDIA GPU was found, so PyTorch comes without CUDA, from {CPU_INDEX}"
-        return Source(CPU_INDEX, torch, note, CPU_SIZE)
+        return Source(CPU_INDEX, torch, note, small)
     note = f"no NVIDIA GPU was found, but pip finds no CPU-only packages at {CPU_INDEX}, so it takes its own index"
-    return Source("", [], note, CUDA_SIZE)
+    return Source("", [], note, large)
+
+
+def describe_size(*parts: tuple[float, float]) -> str:
+    """Describe the size of an installation, and how long it takes with 100 Mbit/s and 30 seconds per GB on disk."""
+    download, disk = (sum(values) for values in zip(*parts, strict=True))
+    minutes = math.ceil((download * 80 + disk * 30) / 60)
+    return f"{download:.1f} GB to download and {disk:.1f} GB on disk, about {minutes} minutes at 100 Mbit/s"
 
 
 def has_nvidia_gpu() -> bool:

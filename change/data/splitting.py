@@ -51,7 +51,7 @@ def split_off_val(complete: Sequence[Files], share: float, seed: int = 0) -> Par
         UserError: If there are fewer than two pairs, or if training would refuse one of them.
     """
     if len(complete) < 2:
-        raise UserError(f"{len(complete)} pairs cannot be split into train and val: label at least two")
+        raise UserError(f"{len(complete)} pair cannot be split into train and val: give two or more")
     facts, refused = inspect_pairs(complete)
     if refused:
         raise UserError(list_names(finding.text for finding in refused))

@@ -24,6 +24,9 @@ from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
+CUDA_SIZE = "3.1 GB to download and 5.8 GB on disk, about 8 minutes at 100 Mbit/s"
+CPU_SIZE = "0.4 GB to download and 1.3 GB on disk, about 2 minutes at 100 Mbit/s"
+
 
 def make_wheel(folder: Path, name: str, version: str) -> None:
     """Write a wheel with one empty module."""
@@ -114,7 +117,7 @@ def version_in(python: str, package: str) -> str:
 def test_no_environment_makes_one_once(clone: Path) -> None:
     first = find(clone)
     assert first.returncode == 0, first.stderr
-    assert "installing torch, torchvision, small into" in first.stderr and environment.CUDA_SIZE in first.stderr
+    assert "installing torch, torchvision, small into" in first.stderr and CUDA_SIZE in first.stderr
     assert "Installing collected packages" in first.stderr  # pip is not quiet
     python = first.stdout.strip()
     assert Path(python) == clone / ".venv" / "bin" / "python"
@@ -137,7 +140,7 @@ def test_without_a_gpu_it_takes_cpu_packages(clone: Path, cpu_server: str) -> No
     assert result.returncode == 0, result.stderr
     announced = result.stderr.splitlines()[:2]
     assert announced[0] == f"no NVIDIA GPU was found, so PyTorch comes without CUDA, from {cpu_server}"
-    assert announced[1].endswith(environment.CPU_SIZE)
+    assert announced[1].endswith(CPU_SIZE)
     python = result.stdout.strip()
     assert version_in(python, "torch") == "2.8.0+cpu" and version_in(python, "torchvision") == "0.23.0+cpu"
     assert version_in(python, "small") == "1.1"
@@ -156,19 +159,22 @@ def test_where_torch_comes_from(clone: Path, cpu_server: str, tmp_path: Path) ->
         return result.stderr
 
     set_machine(clone, cpu_index=cpu_server, driver=True)
-    assert "--index-url" not in announced(clone) and environment.CUDA_SIZE in announced(clone)
+    assert "--index-url" not in announced(clone) and CUDA_SIZE in announced(clone)
     set_machine(clone, cpu_index=cpu_server, nvidia_smi="echo GPU 0: NVIDIA H100")
     assert "--index-url" not in announced(clone) and "an NVIDIA GPU was found" in announced(clone)
     set_machine(clone, cpu_index=cpu_server, nvidia_smi="echo No devices were found")
-    assert f"--index-url {cpu_server} torch==2.8.0+cpu torchvision" in announced(
-        clone
-    ) and environment.CPU_SIZE in announced(clone)
+    assert f"--index-url {cpu_server} torch==2.8.0+cpu torchvision" in announced(clone) and CPU_SIZE in announced(clone)
     set_machine(clone, cpu_index="http://127.0.0.1:9")
     assert "--index-url" not in announced(clone)
     assert "pip finds no CPU-only packages at http://127.0.0.1:9" in announced(clone)
     shutil.rmtree(clone.parent / "cpu" / "torchvision")
     set_machine(clone, cpu_index=cpu_server)
     assert "--index-url" not in announced(clone)
+
+
+def test_the_tests_need_more() -> None:
+    expected = "0.7 GB to download and 2.4 GB on disk, about 3 minutes at 100 Mbit/s"
+    assert environment.describe_size(environment.WITHOUT_CUDA, environment.OTHER_FILES) == expected
 
 
 def test_check_names_what_is_missing(clone: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_both_parts_have_change() -> None:
 
 
 def test_pairs_that_cannot_be_split(flat: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="1 pairs cannot be split into train and val: label at least two"):
+    with pytest.raises(UserError, match="1 pair cannot be split into train and val: give two or more"):
         split_off_val(files_of(flat, ["scene0_0"]), 0.2)
     shutil.copytree(flat, tmp_path / "copy")
     (tmp_path / "copy" / "B" / "scene1_0.png").write_bytes(b"no image")
