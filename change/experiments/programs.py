@@ -42,7 +42,7 @@ def verb_command(verb: str, *arguments: object) -> list[str]:
 
 
 def run(command: Sequence[str], dry_run: bool = False) -> int:
-    """Run a command and return its exit code: 128 plus the signal's number if a signal ended it.
+    """Run a command and return its exit code: 128 plus the signal's number if a signal ended it, or made it end.
 
     Ctrl-C and SIGTERM are left to the command, because train.py then saves its state. With `dry_run`, the command is
     printed instead.
@@ -56,7 +56,7 @@ def run(command: Sequence[str], dry_run: bool = False) -> int:
     with signals_left_to(process) as passed_on:
         code = process.wait()
     code = code if code >= 0 else 128 - code
-    return 128 + signal.SIGTERM if passed_on and code == 128 + signal.SIGINT else code
+    return 128 + signal.SIGTERM if passed_on and code else code
 
 
 @contextlib.contextmanager
