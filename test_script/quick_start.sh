@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write scores, masks, error maps and panels of the synthetic test_samples to results/qs.
+# Write scores, masks, error maps, panels and a report of the synthetic test_samples to results/qs.
 # For your own pairs: test_root=FOLDER bash quick_start.sh. FOLDER has A, B and, for scores, label.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -11,6 +11,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 : "${checkpoint_path:=$repo/checkpoints/buildings_r18.pth}"
 : "${save_result:=True}"
 : "${save_panels:=True}"
+: "${report:=True}"
 if [ -d "$test_root/label" ]; then
   : "${save_iou_map:=True}"
 fi

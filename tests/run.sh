@@ -5,15 +5,18 @@
 #   bash tests/run.sh quick     the same checks, without the tests marked slow
 #
 # Further arguments go to pytest. jobs=N runs the tests in N processes (default: 2); jobs=0 in one.
-# It uses the active environment, or .venv, which it creates if it does not exist.
+# It uses python if that is set, else the active environment, else .venv, which it creates or
+# completes. At the end, pytest says why tests were skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ "${1:-}" = quick ]; then
   set -- -m "not slow" "${@:2}"
 fi
-if [ -z "${python:-}" ]; then
-  requirements=(requirements.txt requirements-geo.txt)
-  requirements+=(tests/requirements-onnx.txt tests/requirements.txt)
+requirements=(requirements.txt requirements-geo.txt)
+requirements+=(tests/requirements-onnx.txt tests/requirements.txt)
+if [ -n "${python:-}" ]; then
+  "$python" -m change.common.environment --check "${requirements[@]}"
+else
   python="$(python3 -m change.common.environment "${requirements[@]}")"
 fi
 scripts="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')"
@@ -26,4 +29,4 @@ PATH="$scripts:$PATH" shellcheck -x train_script/*.sh test_script/*.sh tests/run
 
 # One thread per process: results then agree to the last bit, and the processes share the cores.
 export OMP_NUM_THREADS=1
-exec "$python" -m pytest -n "${jobs:-2}" --dist worksteal "$@"
+exec "$python" -m pytest -r s -n "${jobs:-2}" --dist worksteal "$@"

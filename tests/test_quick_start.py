@@ -33,6 +33,9 @@ def test_quick_start(tmp_path: Path) -> None:
     assert metrics["trained_on"] == []
     stems = {path.stem for path in (SAMPLES / "A").iterdir()}
     assert len(stems) == 3
+    report = tmp_path / "qs" / "report.html"
+    assert f"open {report} in a browser" in result.stdout
+    assert all(stem in report.read_text(encoding="utf-8") for stem in stems)
     for folder in ("pred", "iou_map", "panels"):
         assert {path.stem for path in (tmp_path / "qs" / folder).iterdir()} == stems
     triples = [

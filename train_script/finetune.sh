@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tune a checkpoint on your own labelled pairs: data=FOLDER bash finetune.sh
-# FOLDER has train and val, each with A, B and label. To begin, 20 pairs of 256 x 256 pixels are
-# enough.
+# FOLDER has A, B and label, or train and val with A, B and label each. Without val, a fifth of the
+# pairs is set aside for it. To begin, 20 pairs of 256 x 256 pixels are enough.
 # change/experiments/finetune.toml holds the values. The result is best.pth in save_path.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

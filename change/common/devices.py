@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,21 @@ def choose_amp(name: str, device: torch.device, training: bool = False) -> str:
 def count_cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware_name(device: torch.device) -> str:
+    """Name the hardware of a device: a GPU, or a CPU and the number of threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    threads = torch.get_num_threads()
+    plural = "s" if threads > 1 else ""
+    return f"{name}, {threads} thread{plural}" if device.type == "cpu" else f"{device.type} of {name}"
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -7,17 +7,23 @@ The last line on stdout is the path of an interpreter that has everything in the
 - otherwise, with PRX_SETUP=1, that of the active conda or virtual environment, into which the packages are installed.
   Without PRX_SETUP=1 nothing is installed, and the error shows the command that would do it.
 
-TORCH_INDEX names a package index to install torch and torchvision from. Only the standard library is used.
+On Linux without an NVIDIA GPU, torch and torchvision come from PyTorch's index of CPU-only packages if pip reaches it.
+TORCH_INDEX names another index for them. Only the standard library is used.
+
+With --check first, nothing is installed: it is an error if the interpreter that runs this lacks something.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -27,8 +33,11 @@ VENV = REPOSITORY / ".venv"
 OLDEST = (3, 10)
 PYTHON_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-SIZE = "about 5 GB on Linux, because torch includes CUDA packages"
-HINT = f"; without a GPU, set TORCH_INDEX={CPU_INDEX} for about 1 GB"
+TORCH = ("torch", "torchvision")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # exists while the driver is loaded
+
+# GB to download and GB on disk on Linux: what requirements.txt names, and the packages of the other files.
+WITH_CUDA, WITHOUT_CUDA, OTHER_FILES = (3.1, 5.8), (0.4, 1.3), (0.3, 1.1)
 
 # A requirement is NAME or NAME>=VERSION, with a marker if only some versions of Python need it:
 # tomli>=2; python_version < "3.11"
@@ -101,22 +110,120 @@ def find_missing_in(python: str, files: list[str]) -> list[str]:
     return [line for line in answer.stdout.splitlines() if line]
 
 
-def install_commands(python: str, files: list[str]) -> list[list[str]]:
-    """Return the pip commands that install the requirements: torch and torchvision first if TORCH_INDEX is set."""
+@dataclass(frozen=True)
+class Source:
+    """Where torch and torchvision come from.
+
+    Attributes:
+        index: The package index; empty for the one that pip uses for everything else.
+        packages: What to install from that index first.
+        note: Why this index was chosen, for the user; empty if there is nothing to say.
+        size: How much there is to install and how long it takes, for the user.
+    """
+
+    index: str
+    packages: list[str]
+    note: str
+    size: str
+
+
+def choose_source(python: str, files: list[str], missing: list[str]) -> Source:
+    """Choose where torch and torchvision come from, by TORCH_INDEX and by the hardware.
+
+    Args:
+        python: The interpreter whose pip installs the packages.
+        files: The requirement files.
+        missing: The requirements that are not met, as `find_missing` lists them.
+    """
+    index = os.environ.get("TORCH_INDEX", "")
+    if not any(re.match(r"torch\b", name) for name in missing):
+        return Source("", [], "", "")
+    if index:
+        torch = [f"{name}>={least}" for name, least in requirements(files) if name in TORCH]
+        return Source(index, torch, f"PyTorch comes from {index}, as TORCH_INDEX says", "")
+    others = [OTHER_FILES] if len(files) > 1 else []
+    large, small = describe_size(WITH_CUDA, *others), describe_size(WITHOUT_CUDA, *others)
+    if not sys.platform.startswith("linux"):  # the ordinary packages of other systems have no CUDA
+        return Source("", [], "", small)
+    if has_nvidia_gpu():
+        return Source("", [], "an NVIDIA GPU was found, so PyTorch comes with CUDA", large)
+    if torch := find_cpu_packages(python):
+        note = f"no NVIDIA GPU was found, so PyTorch comes without CUDA, from {CPU_INDEX}"
+        return Source(CPU_INDEX, torch, note, small)
+    note = f"no NVIDIA GPU was found, but pip finds no CPU-only packages at {CPU_INDEX}, so it takes its own index"
+    return Source("", [], note, large)
+
+
+def describe_size(*parts: tuple[float, float]) -> str:
+    """Describe the size of an installation, and how long it takes with 100 Mbit/s and 30 seconds per GB on disk."""
+    download, disk = (sum(values) for values in zip(*parts, strict=True))
+    minutes = math.ceil((download * 80 + disk * 30) / 60)
+    return f"{download:.1f} GB to download and {disk:.1f} GB on disk, about {minutes} minutes at 100 Mbit/s"
+
+
+def has_nvidia_gpu() -> bool:
+    """Return whether the NVIDIA driver is loaded or nvidia-smi lists a GPU. It does not need torch."""
+    if NVIDIA_DRIVER.exists():
+        return True
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    try:
+        answer = subprocess.run([program, "-L"], capture_output=True, encoding="utf-8", timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return answer.returncode == 0 and "GPU" in answer.stdout
+
+
+def find_cpu_packages(python: str) -> list[str]:
+    """Return torch and torchvision as pip finds them in CPU_INDEX; empty if it does not reach it or one is missing.
+
+    The newest version of torch is pinned, because pip may be configured to search other indexes as well.
+    """
+    where = ["--index-url", CPU_INDEX, "--retries", "0", "--timeout", "10"]
+    newest = []
+    for name in TORCH:
+        command = [python, "-m", "pip", "index", "versions", name, *where]
+        try:
+            answer = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        found = re.search(r"Available versions: .*?([\w.]+\+cpu)", answer.stdout)
+        if answer.returncode or found is None:
+            return []
+        newest.append(found[1])
+    return [f"torch=={newest[0]}", "torchvision"]
+
+
+def install_commands(python: str, files: list[str], source: Source | None = None) -> list[list[str]]:
+    """Return the pip commands that install the requirements.
+
+    Args:
+        python: The interpreter to install them for.
+        files: The requirement files.
+        source: Where torch and torchvision come from; by default, as everything else.
+    """
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     everything = [*pip, *[part for file in files for part in ("-r", str(REPOSITORY / file))]]
-    index = os.environ.get("TORCH_INDEX")
-    if not index:
+    if source is None or not source.index:
         return [everything]
-    torch = [f"{name}>={least}" for name, least in requirements(files) if name.startswith("torch")]
-    return [[*pip, "--index-url", index, *torch], everything]
+    return [[*pip, "--index-url", source.index, *source.packages], everything]
 
 
-def install(python: str, files: list[str]) -> None:
-    """Run pip, with its output on stderr. Exits with an error if it fails."""
-    for command in install_commands(python, files):
-        if subprocess.run([*command, "--quiet"], stdout=sys.stderr, check=False).returncode:
+def install(python: str, files: list[str], source: Source) -> None:
+    """Run pip, with its output and progress on stderr. Exits with an error if it fails."""
+    for command in install_commands(python, files, source):
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
             stop(f"pip failed; see its message above. To try again, run: {shlex.join(command)}")
+
+
+def announce(missing: list[str], place: str, source: Source) -> None:
+    """Say on stderr what will be installed where, how large it is and how long it takes."""
+    if source.note:
+        sys.stderr.write(f"{source.note}\n")
+    size = f": {source.size}" if source.size else ""
+    sys.stderr.write(f"installing {', '.join(missing)} into {place}, once{size}\n")
+    sys.stderr.flush()
 
 
 def stop(message: str) -> NoReturn:
@@ -125,31 +232,51 @@ def stop(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def main(files: list[str]) -> None:
+def check(files: list[str]) -> None:
+    """Exit with an error that lists what this interpreter lacks, if it lacks something."""
+    if missing := find_missing(files):
+        command = shlex.join(install_commands(sys.executable, files)[0])
+        stop(f"{sys.executable} lacks {', '.join(missing)}. Run: {command}")
+
+
+def refuse(missing: list[str], active: str, files: list[str]) -> NoReturn:
+    """Exit with an error that shows the commands which complete the active environment."""
+    source = choose_source(sys.executable, files, missing)
+    line = " && ".join(shlex.join(command) for command in install_commands(sys.executable, files, source))
+    remarks = "; ".join(text for text in (source.size, source.note) if text)
+    size = f" ({remarks})" if remarks else ""
+    stop(f"the active environment {active} lacks {', '.join(missing)}. Run: {line}{size}")
+
+
+def set_up(files: list[str]) -> str:
+    """Find or set up the interpreter and return its path."""
+    missing = find_missing(files)
+    active = os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
+    python, place = sys.executable, active
+    if missing and active and os.environ.get("PRX_SETUP") != "1":
+        refuse(missing, active, files)
+    if missing and not active:
+        python, place = str(VENV / "bin" / "python"), str(VENV)
+        missing = find_missing_in(python, files)
+        command = [sys.executable, "-m", "venv", place]
+        if missing and subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            stop(f"{VENV} could not be created; see the message above")
+    if missing:
+        source = choose_source(python, files, missing)
+        announce(missing, str(place), source)
+        install(python, files, source)
+    return python
+
+
+def main(arguments: list[str]) -> None:
     """Find or set up the interpreter and print its path."""
     if sys.version_info < OLDEST:
         running = f"{sys.executable} is Python {sys.version.split()[0]}"
         stop(f"{running}, but 3.10 or newer is needed: name another one, as in python=python3.12")
-    missing = find_missing(files)
-    active = os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
-    python = sys.executable
-    if missing and active:
-        if os.environ.get("PRX_SETUP") != "1":
-            line = " && ".join(shlex.join(command) for command in install_commands(python, files))
-            stop(f"the active environment {active} lacks {', '.join(missing)}. Run: {line} ({SIZE}{HINT})")
-        install(python, files)
-    elif missing:
-        python = str(VENV / "bin" / "python")
-        missing = find_missing_in(python, files)
-        if missing:
-            torch_from = os.environ.get("TORCH_INDEX")
-            size = f" (torch from {torch_from})" if torch_from else f" ({SIZE}{HINT})"
-            large = any(name.startswith("torch") for name in missing)
-            sys.stderr.write(f"installing {', '.join(missing)} into {VENV}, once{size if large else ''}\n")
-            if subprocess.run([sys.executable, "-m", "venv", str(VENV)], stdout=sys.stderr, check=False).returncode:
-                stop(f"{VENV} could not be created; see the message above")
-            install(python, files)
-    sys.stdout.write(python + "\n")
+    if arguments[:1] == ["--check"]:
+        check(arguments[1:])
+        return
+    sys.stdout.write(set_up(arguments) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,15 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless")
 
 
 class Console(logging.Handler):
-    """A handler that writes to stderr, above tqdm's progress bars."""
+    """A handler that writes to stderr, above tqdm's progress bars.
+
+    A record logged with extra={"only_in_file": True} is left out.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        tqdm.write(self.format(record), file=sys.stderr)
+        """Print one record, unless it is meant for the log file only."""
+        if not getattr(record, "only_in_file", False):
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def start_logging(process: int = 0) -> logging.handlers.MemoryHandler:

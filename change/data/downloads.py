@@ -35,7 +35,12 @@ class Download:
 
 
 def find_pairs(
-    source: Path, kinds: Mapping[str, str], list_folder: Path | None, shipped: Path, zips: contextlib.ExitStack
+    source: Path,
+    kinds: Mapping[str, str],
+    list_folder: Path | None,
+    shipped: Path,
+    zips: contextlib.ExitStack,
+    without_lists: str = "",
 ) -> dict[str, Pairs]:
     """Find the pairs of every split that has any, in natural order or in the order of the split's list.
 
@@ -49,6 +54,7 @@ def find_pairs(
             images is used, and `shipped` if that does not exist.
         shipped: The folder of the lists that come with the program.
         zips: The stack that closes the zip files.
+        without_lists: The split of pairs that neither folders nor lists assign to one; "" if that is an error.
 
     Raises:
         UserError: If there is no data set or more than one, if a pair lacks a file, or for the same reasons as `walk`.
@@ -62,20 +68,19 @@ def find_pairs(
             f"{source} has no images in folders {', '.join(missing)}: name its folders with --before, --after, --label"
         )
     if "" in found.tops:
-        splits = split_by_lists(found.pairs[""], choose_lists(found, list_folder, shipped))
+        lists = choose_lists(found, list_folder, shipped)
+        alone = {without_lists: in_natural_order(found.pairs[""])} if without_lists else {}
+        splits = split_by_lists(found.pairs[""], lists) if lists else alone
     elif list_folder:
         folders_there = ", ".join(found.tops)
         raise UserError(f"--list {list_folder}: {source} has folders for its splits ({folders_there}): leave it out")
     else:
-        splits = {
-            split: {name: files[name] for name in sorted(files, key=natural_order)}
-            for split, files in found.pairs.items()
-        }
+        splits = {split: in_natural_order(pairs) for split, pairs in found.pairs.items()}
     splits = {split: pairs for split, pairs in splits.items() if pairs}
     if not splits:
         raise UserError(
             f"{source} has no splits: it needs folders train, val, test, or lists train.txt, val.txt, test.txt; "
-            "--list names the folder of the lists"
+            "--list names the folder of the lists, and --val 0.2 splits the pairs"
         )
     lacking = [
         f"{name} in {folder} ({split})"
@@ -89,6 +94,11 @@ def find_pairs(
             f"{source}: no file for {list_names(lacking)}: every pair needs a file of its stem in each folder"
         )
     return splits
+
+
+def in_natural_order(pairs: Pairs) -> Pairs:
+    """Return pairs in the natural order of their stems."""
+    return {name: pairs[name] for name in sorted(pairs, key=natural_order)}
 
 
 def collect(source: Path, kinds: Mapping[str, str], zips: contextlib.ExitStack) -> Download:

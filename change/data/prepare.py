@@ -7,6 +7,8 @@ or, with --tile, PNG tiles STEM_Y_X, named after the row and the column of their
     ROOT/{train,val,test}/sources.json          what they were cut from, see `change.data.sources`
 SOURCE is never written to, and nothing in ROOT is overwritten. After an interruption, run the command again to complete
 ROOT.
+
+--val SHARE sets a share of the train pairs aside as val, see `change.data.splitting`.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from change.data.archives import File, is_hidden
 from change.data.downloads import Pairs, find_pairs, read_names
 from change.data.masks import FEW_BITS, has_levels_in_colour
 from change.data.sources import write_sources
+from change.data.splitting import set_val_aside
 
 KINDS = (BEFORE, AFTER, LABEL)
 
@@ -175,7 +178,8 @@ def refuse_strangers(pairs: Pairs, folder: Path, tile: int) -> None:
                 strange.append(path)
         if strange:
             raise UserError(
-                f"{list_names(strange)}: not from SOURCE; choose another ROOT, or give all parts as one SOURCE"
+                f"{list_names(strange)}: not from SOURCE, or now in another split; choose another ROOT, or give all "
+                "parts as one SOURCE"
             )
 
 
@@ -293,6 +297,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--after", default="", help="folder of the images after")
     parser.add_argument("--label", default="", help="folder of the masks, if there are any")
     parser.add_argument("--list", type=Path, help="folder of train.txt, val.txt, test.txt, which split SOURCE")
+    parser.add_argument(
+        "--val", metavar="SHARE", type=float, default=0.0, help="share of the train pairs to set aside as val: 0.2"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of --val (default: 0)")
     parser.add_argument("--tile", type=int, default=0, help="write tiles of this side (default: 0, whole images)")
     parser.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring tiles share (default: 0)")
     parser.add_argument("--list_path", type=Path, help="folder in which NAME with its lists is created (default: list)")
@@ -308,6 +316,10 @@ def check_values(given: argparse.Namespace, lists: Path) -> None:
     if given.tile < 0 or not 0 <= given.overlap < max(given.tile, 1):
         raise UserError(
             f"--tile {given.tile} --overlap {given.overlap}: choose a --tile of 1 or more, and a smaller --overlap"
+        )
+    if not 0 <= given.val < 1 or given.seed < 0:
+        raise UserError(
+            f"--val {given.val:g} --seed {given.seed}: choose a share above 0 and below 1, and a seed from 0"
         )
     if not given.source.exists():
         raise UserError(f"{given.source} does not exist: SOURCE is the download, a folder or a zip file")
@@ -334,7 +346,10 @@ def main(arguments: Sequence[str]) -> int:
     lists = lists_folder(given)
     check_values(given, lists)
     with contextlib.ExitStack() as zips:
-        splits = find_pairs(given.source, kinds, given.list, home_folder() / "list" / given.name, zips)
+        shipped = home_folder() / "list" / given.name
+        splits = find_pairs(given.source, kinds, given.list, shipped, zips, "train" if given.val else "")
+        if given.val:
+            splits = set_val_aside(splits, given.val, given.seed)
         for split, pairs in splits.items():
             refuse_strangers(pairs, given.root / split, given.tile)
         written = {

@@ -185,7 +185,8 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> dict[str, Any]:
         warnings.append("no run names groups: if images are parts of the same scene, the intervals are too narrow")
     if result.too_few:
         warnings.append(
-            f"{result.units} are too few units: with fewer than {TOO_FEW}, an interval is only a rough guide"
+            f"{result.units} are too few units to tell whether a difference is real: with fewer than {TOO_FEW}, an "
+            "interval is only a rough guide"
         )
     if min(len(a), len(b)) == 1:
         warnings.append("single run on a side: the intervals do not cover the effect of another training seed")
@@ -205,11 +206,14 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> dict[str, Any]:
 
 
 def entry(result: Difference, name: str) -> dict[str, float | bool | None]:
-    """Return one score of both sides and their difference; undefined values are None."""
+    """Return one score of both sides and their difference; undefined values are None.
+
+    "significant" is None if there are too few units to tell.
+    """
     values = {"a": result.a, "b": result.b, "difference": result.difference, "low": result.low, "high": result.high}
     return {
         **{key: or_none(value[name]) for key, value in values.items()},
-        "significant": result.significant(name),
+        "significant": None if result.too_few else result.significant(name),
     }
 
 
@@ -225,8 +229,8 @@ def format_comparison(result: dict[str, Any]) -> str:
         a, b, difference, low, high = (
             float("nan") if score[key] is None else 100 * score[key] for key in ("a", "b", "difference", "low", "high")
         )
-        verdict = "significant" if score["significant"] else "not significant"
-        lines.append(f"{name:<10}{a:>8.2f}{b:>8.2f}{difference:>+8.2f}   {low:+.2f} to {high:+.2f}, {verdict}")
+        verdict = {None: "", True: ", significant", False: ", not significant"}[score["significant"]]
+        lines.append(f"{name:<10}{a:>8.2f}{b:>8.2f}{difference:>+8.2f}   {low:+.2f} to {high:+.2f}{verdict}")
     return "\n".join(lines + [f"warning: {warning}" for warning in result["warnings"]]) + "\n"
 
 

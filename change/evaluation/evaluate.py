@@ -95,7 +95,10 @@ class Evaluation:
         if outputs.report:
             write_report(outputs.report, result, tally.rows, self.cases(tally, loader))
         table = format_table(result, self.settings, self.split, self.checkpoint)
-        sys.stdout.write("\n".join([*table, f"written to {outputs.folder}"]) + "\n")
+        written = [f"written to {outputs.folder}"]
+        if outputs.report:
+            written.append(f"to look at scores and images, open {outputs.report} in a browser")
+        sys.stdout.write("\n".join([*table, *written]) + "\n")
 
     def make_predict(self, network: PRXChange) -> Predict:
         """Return the function that predicts probabilities by the protocol of the settings."""

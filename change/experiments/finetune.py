@@ -2,19 +2,25 @@
 
 It trains one pass and writes best.pth to the folder of the run. After an interruption, run the same command again to
 continue. Options that are not given on the command line come from a TOML file, by default finetune.toml.
+
+If DATA has no val split, pairs of train are set aside, and their names are written to the lists split/train.txt and
+split/val.txt in the folder of the run.
 """
 
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from change.change_dataloader import SUFFIXES
-from change.common.errors import OneLineParser, UserError
-from change.common.files import PACKAGE, home_folder, shipped_file
+from change.change_dataloader import AFTER, BEFORE, LABEL, SUFFIXES
+from change.common.errors import OneLineParser, UserError, list_names
+from change.common.files import PACKAGE, home_folder, make_folder, shipped_file, write_whole
 from change.common.names import files_by_stem, read_list
+from change.data.splitting import split_off_val
 from change.experiments.programs import program_command, run, verb_command
 from change.experiments.settings import Options, Value, build, parse_options, read_toml, refuse_own
 
@@ -38,6 +44,7 @@ class FineTuning:
     train: Options  # options of train.py
     save_path: str = ""  # folder of the run; default: results/finetuned/NAME of the data set
     crops: int = 0  # crops to train on, rounded up to whole epochs, if epoch is not given
+    val: float = 0.2  # share of the pairs that is set aside if the data has no val split
     pack: bool = False  # whether to write packed.pth beside best.pth
     one_process: Options = field(default_factory=dict)  # more options of train.py if it runs in one process
 
@@ -46,6 +53,8 @@ class FineTuning:
             raise UserError("start is empty: name a checkpoint")
         if self.crops < 0:
             raise UserError(f"crops {self.crops}: choose 1 or more, or leave it out and set epoch in [train]")
+        if not 0 < self.val < 1:
+            raise UserError(f"val {self.val}: choose a share above 0 and below 1")
         if bool(self.crops) == ("epoch" in self.train):
             raise UserError("choose either crops or epoch in [train]")
         elsewhere = {"checkpoint_path": "use start", "save_path": "set it outside of [train]"}
@@ -115,6 +124,37 @@ def count_pairs(data: Path, lists: str) -> int:
         return 0
 
 
+def folder_without_val(data: Path, lists: str) -> Path | None:
+    """Return the folder of A, B and label whose pairs must be split, or None if there is a val split.
+
+    Args:
+        data: The data set.
+        lists: The folder of lists on the command line, or "".
+    """
+    if lists or (data / "val").is_dir() or (data / "list").is_dir():
+        return None
+    return next((folder for folder in (data / "train", data) if (folder / BEFORE).is_dir()), None)
+
+
+def set_pairs_aside(folder: Path, lists: Path, share: float) -> str:
+    """Write train.txt and val.txt for the pairs in `folder`, unless they exist; return what was done, in words.
+
+    Raises UserError if a pair lacks a file, or as `split_off_val` does.
+    """
+    if (lists / "val.txt").is_file():
+        return f"pairs set aside before: {lists / 'val.txt'}"
+    files = {sub: files_by_stem(folder / sub, SUFFIXES) for sub in (BEFORE, AFTER, LABEL) if (folder / sub).is_dir()}
+    lacking = [f"{sub}/{name}" for sub in (AFTER, LABEL) for name in files[BEFORE] if name not in files.get(sub, {})]
+    if lacking:
+        raise UserError(f"{folder}: no file for {list_names(lacking)}: every pair needs a file in A, B and label")
+    complete = [("train", name, {sub: files[sub][name] for sub in files}) for name in files[BEFORE]]
+    parts = split_off_val(complete, share)
+    make_folder(lists)
+    for name, names in (("train", parts.train), ("val", parts.val)):  # val last: it marks that both are there
+        write_whole(lists / f"{name}.txt", "".join(f"{stem}\n" for stem in names).encode())
+    return f"{parts.summary}; named in {lists / 'val.txt'}"
+
+
 def build_parser() -> OneLineParser:
     """Return the parser of the options that are not options of train.py."""
     parser = OneLineParser(
@@ -122,7 +162,7 @@ def build_parser() -> OneLineParser:
         description="Fine-tune a checkpoint on labelled pairs. Any option of train.py can be added.",
         allow_abbrev=False,
     )
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder of train and val, each with A, B and label")
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder of A, B and label, or of train and val")
     parser.add_argument("--settings", metavar="FILE", type=Path, default=DEFAULT, help="TOML file with other values")
     parser.add_argument("--nproc", default="1", help="training processes, or gpu: one for each GPU (default: 1)")
     parser.add_argument("--dry_run", action="store_true", help="print the commands instead of running them")
@@ -135,13 +175,23 @@ def main(arguments: Sequence[str]) -> int:
     tuning = build(FineTuning, read_toml(parsed.settings), str(parsed.settings))
     given = parse_options(rest)
     refuse_own(given, OWN)
-    options = tuning.train_options(parsed.data, given, parsed.nproc)
+    data, folder = parsed.data, tuning.folder(parsed.data, given)
+    whole = folder_without_val(data, str(given.get("list", "")))
+    if whole:
+        data, given = whole, {**given, "list": str(folder / "split")}
+        sys.stderr.write(f"{parsed.data} has no val split. {set_pairs_aside(whole, folder / 'split', tuning.val)}\n")
+    options = tuning.train_options(data, {"save_path": str(folder), **given}, parsed.nproc)
     if code := run(program_command("train.py", options, parsed.nproc), parsed.dry_run):
         return code
-    if not tuning.pack:
-        return 0
-    folder = tuning.folder(parsed.data, given)
-    packed = folder / "packed.pth"
+    weights = folder / f"{BEST}.pth"
+    if tuning.pack:
+        packed = folder / "packed.pth"
+        if not parsed.dry_run:
+            packed.unlink(missing_ok=True)
+        if code := run(verb_command("pack", weights, packed), parsed.dry_run):
+            return code
+        weights = packed
     if not parsed.dry_run:
-        packed.unlink(missing_ok=True)
-    return run(verb_command("pack", folder / f"{BEST}.pth", packed), parsed.dry_run)
+        command = shlex.join(["python", "-m", "change", "predict", "--checkpoint_path", str(weights)])
+        sys.stderr.write(f"to use the weights: {command} BEFORE AFTER -o OUT\n")
+    return 0

@@ -42,7 +42,7 @@ def verb_command(verb: str, *arguments: object) -> list[str]:
 
 
 def run(command: Sequence[str], dry_run: bool = False) -> int:
-    """Run a command and return its exit code: 128 plus the signal's number if a signal ended it.
+    """Run a command and return its exit code: 128 plus the signal's number if a signal ended it, or made it end.
 
     Ctrl-C and SIGTERM are left to the command, because train.py then saves its state. With `dry_run`, the command is
     printed instead.
@@ -53,27 +53,35 @@ def run(command: Sequence[str], dry_run: bool = False) -> int:
     paths = [str(CLONE), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     process = subprocess.Popen(command, env=environment)
-    with signals_left_to(process):
+    with signals_left_to(process) as passed_on:
         code = process.wait()
-    return code if code >= 0 else 128 - code
+    code = code if code >= 0 else 128 - code
+    return 128 + signal.SIGTERM if passed_on and code else code
 
 
 @contextlib.contextmanager
-def signals_left_to(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Ignore Ctrl-C, which a terminal sends to `process` too, and pass SIGTERM on; restore both handlers afterwards."""
+def signals_left_to(process: subprocess.Popen[Any]) -> Iterator[list[int]]:
+    """Ignore Ctrl-C, which a terminal sends to `process` too, and pass SIGTERM on; restore both handlers afterwards.
+
+    SIGTERM is passed on as Ctrl-C: it may have been sent to `process` as well, and a second SIGTERM would end that
+    without saving. Yields the signals that were passed on so far.
+    """
+    passed_on: list[int] = []
 
     def ignore(number: int, frame: FrameType | None) -> None:
         """Do nothing. Unlike SIG_IGN, a handler is not inherited by processes that are started now."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        if not passed_on:
+            process.send_signal(signal.SIGINT)
+        passed_on.append(number)
 
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, ignore),
         signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
     }
     try:
-        yield
+        yield passed_on
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

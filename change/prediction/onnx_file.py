@@ -145,6 +145,7 @@ def write_onnx(
     if TorchVersion(torch.__version__) < OLDEST:
         raise UserError(f"torch {torch.__version__} cannot export this network to ONNX: pip install 'torch>={OLDEST}'")
     onnx, runtime, _ = (import_optional(name, INSTALL) for name in ("onnx", "onnxruntime", "onnxscript"))
+    log.info("step 1 of 2: converting the network, which can take a minute or two")
     model = export_model(module, cases)
     # The exporter writes the newest version, which older runtimes refuse, among them that of the plugin Deepness.
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
@@ -152,7 +153,8 @@ def write_onnx(
     data = model.SerializeToString()
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     worst = 0.0
-    for case in cases:
+    for number, case in enumerate(cases, start=1):
+        log.info("step 2 of 2: comparing onnxruntime with PyTorch, input %d of %d", number, len(cases))
         with torch.no_grad():
             expected = module(*case.values()).numpy()
         found = session.run(None, {name: tensor.numpy() for name, tensor in case.items()})[0]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -57,6 +59,12 @@ def hand_over(checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig)
     }
     load_strict(network, {**added, **checkpoint.weights}, checkpoint.path)
     return list(added)
+
+
+def count_by_part(names: Iterable[str]) -> str:
+    """Count parameters by the part of the network that they belong to: "75 in decoder.stages, 8 in head"."""
+    parts = Counter(".".join(name.split(".")[:2]) for name in names)
+    return ", ".join(f"{count} in {part}" for part, count in parts.items())
 
 
 def check_succession(checkpoint: Checkpoint, config: NetworkConfig) -> None:
@@ -225,7 +233,7 @@ def load_first_weights(network: PRXChange, shape: NetworkOptions, start: StartOp
         checkpoint = load_checkpoint(Path(start.checkpoint_path))
         new = hand_over(checkpoint, network, config)
         log.info("start: %s; left out: %s", checkpoint.path, list_names(checkpoint.left_out) or "nothing")
-        log.info("new, with their own initialisation: %s", list_names(new, len(new)) or "nothing")
+        log.info("new, with their own initialisation: %s", count_by_part(new) or "nothing")
         return replace(checkpoint, config=config, weights={}, val_threshold=None, path=None, sha256="", left_out=[])
     if start.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, shape.backbone, start.pretrained))

@@ -4,7 +4,7 @@
     NAME.state.pth      everything that --continue_run needs, see change/training/run_state.py
     NAME.options.json   options and versions
     NAME.epochs.jsonl   one line per epoch
-    metrics.txt         every validation of every run in the folder
+    metrics.txt         every validation of every run in the folder, in percent
     log.txt             the log
     tensorboard/NAME/   curves and pictures
 
@@ -18,7 +18,6 @@ import contextlib
 import json
 import logging
 import logging.handlers
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from change.common.files import make_folder, write_whole
 from change.common.locks import hold_folder
 from change.common.logs import versions
 from change.evaluation.metrics import SCORES
+from change.evaluation.table import percent
 from change.training.run_state import read_state
 
 
@@ -174,14 +174,14 @@ class Run:
 
 
 def metrics_table(folder: Path) -> str:
-    """Return the text of metrics.txt: the scores of every validation of every run in a folder."""
+    """Return the text of metrics.txt: the scores of every validation of every run in a folder, in percent."""
     lines = [f"{'run':<8}{'epoch':>6}" + "".join(f"{name:>11}" for name in SCORES)]
     for path in sorted(folder.glob("*.epochs.jsonl")):
         run = path.name.removesuffix(".epochs.jsonl")
         for row in read_rows(path):
             if "val" in row:
-                scores = [math.nan if row["val"][name] is None else row["val"][name] for name in SCORES]
-                lines.append(f"{run:<8}{row['epoch']:>6}" + "".join(f"{score:>11.4f}" for score in scores))
+                scores = [percent(row["val"][name]) for name in SCORES]
+                lines.append(f"{run:<8}{row['epoch']:>6}" + "".join(f"{score:>11}" for score in scores))
     return "\n".join(lines) + "\n"
 
 

@@ -13,14 +13,12 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from change.checkpoint import PassRecord
@@ -33,35 +31,21 @@ from change.data.samples import Batch
 from change.evaluation.table import percent
 from change.options.train import TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
+from change.prediction.predictor import precision_name
 from change.prediction.threshold import NotFiniteError
 from change.training.build import Data, Parts
 from change.training.interruption import Interrupted, StopSignal
+from change.training.pace import Pace
 from change.training.run_folder import Run
 from change.training.run_state import Progress, RunState, unfit_state_error
 from change.training.schedule import Schedule, step_seed
+from change.training.step import LOSS_NAMES, Pending, weighted_parts
 from change.training.validation import Validation, validate
-from models.losses import Losses
 from models.padding import normalise
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 10  # steps between two reads of the losses, each of which waits for the device
-LOSS_NAMES = ("loss", *(f"loss_{name}" for name in Losses._fields[1:]))
-
-
-@dataclass
-class Pending:
-    """A step whose losses have not been read from the device.
-
-    Attributes:
-        names: the names of this process's pairs.
-        losses: the weighted losses of this process, in the order of `LOSS_NAMES`.
-        pairs: number of pairs of all processes.
-    """
-
-    names: list[str]
-    losses: Tensor
-    pairs: int
 
 
 class Training:
@@ -89,6 +73,7 @@ class Training:
             warmup=options.optimizer.warmup,
         )
         self.progress = Progress()
+        self.pace = Pace(options.run.epoch, len(data.train_loader), options.validation.val_epoch, self.precision.device)
         self.images = set(record.images)
         self.pending: list[Pending] = []
         self.saved_at = time.monotonic()
@@ -104,7 +89,7 @@ class Training:
         """Describe the device, the number format, the processes and the next epoch."""
         processes = f", {distributed.processes()} processes" if distributed.processes() > 1 else ""
         epoch = f"epoch {self.progress.epoch + 1} of {self.schedule.epochs}"
-        return f"{self.precision.device}, {self.precision.name}{processes}: {epoch}"
+        return f"{self.precision.device}, {precision_name(self.precision.name)}{processes}: {epoch}"
 
     def outcome(self) -> str:
         """Describe the result of a finished run."""
@@ -160,9 +145,11 @@ class Training:
             "seconds": round(seconds, 3),
             "pairs_per_second": round((at.pairs - pairs_before) / seconds, 3),
         }
+        self.pace.report(row, at.steps)
         last = at.epoch + 1 == self.schedule.epochs
         if last or (at.epoch + 1) % self.options.validation.val_epoch == 0:
-            row["val"] = self.validate()
+            with self.pace.validation():
+                row["val"] = self.validate()
         self.run.scalars({"train/pairs_per_second": row["pairs_per_second"]}, at.steps)
         save_freq = self.options.run.save_freq
         if save_freq and (at.epoch + 1) % save_freq == 0:
@@ -186,6 +173,7 @@ class Training:
                     pairs = (bar.format_dict["rate"] or 0) * loader.order.batch_size
                     bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {pairs:.1f} pairs/s")
                     self.run.scalars({"train/lr": lr}, at.steps)
+                    self.pace.measure(at.epoch, at.steps)
                 stop, save = self.agreed()
                 if stop:
                     self.interrupt(stop)
@@ -251,7 +239,7 @@ class Training:
         """Score val and return the scores. Keep the best weights or, with --keep last, those of every validation."""
         at, found = self.progress, self.score_val()
         values, scores = found.counts.scores(), found.counts.scores_or_none()
-        self.run.scalars({f"val/{name}": value for name, value in values.items()}, at.steps)
+        self.run.scalars({f"val/{name}": 100 * value for name, value in values.items()}, at.steps)
         text = ", ".join(f"{name} {percent(value)}" for name, value in scores.items())
         log.info("epoch %d/%d, val in percent: %s", at.epoch + 1, self.schedule.epochs, text)
         if found.seen and at.best_epoch == 0:
@@ -378,21 +366,10 @@ class Training:
         """Save the state and raise Interrupted with the command that continues it; `number` is that of the signal."""
         self.save_state()
         command = ["python", "train.py", "--continue_run", str(self.run.folder), "--best_name", self.run.name]
+        validated = self.progress.best_epoch > 0
+        weights = f"weights so far: {self.run.best_path}" if validated else "no weights yet, for lack of a validation"
         raise Interrupted(
             128 + number,
-            f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; continue with: "
+            f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; {weights}; continue with: "
             f"{shlex.join(command)}",
         )
-
-
-def weighted_parts(batch: Batch, share: BatchShare) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], float]]:
-    """Split a process's share of a batch into micro-batches: images and masks, and the weight of their mean loss.
-
-    A weight is the micro-batch's share of the pairs of the whole batch, so the weights of all micro-batches and
-    processes add up to 1. Pairs beyond `share.own` only fill up a micro-batch and have no weight.
-    """
-    left = share.own
-    for part in zip(*(tensor.tensor_split(share.parts) for tensor in batch[:3]), strict=True):
-        own = min(left, len(part[0]))
-        left -= own
-        yield part, own / share.pairs

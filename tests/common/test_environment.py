@@ -1,15 +1,19 @@
-"""Set-up in processes, with real virtual environments and pip; the package index is a folder of tiny packages."""
+"""Set-up in processes, with real virtual environments and pip; the package indexes are folders of tiny packages."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
+import http.server
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,9 @@ from change.common.environment import applies, find_missing, numbers, requiremen
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
+
+CUDA_SIZE = "3.1 GB to download and 5.8 GB on disk, about 8 minutes at 100 Mbit/s"
+CPU_SIZE = "0.4 GB to download and 1.3 GB on disk, about 2 minutes at 100 Mbit/s"
 
 
 def make_wheel(folder: Path, name: str, version: str) -> None:
@@ -45,26 +52,61 @@ def make_wheel(folder: Path, name: str, version: str) -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """Make a repository with two requirements, and two package indexes that have them."""
+    """Make a repository with three requirements, and two package indexes: pip's own, and one without CUDA."""
     place = tmp_path / "a clone"
     (place / "change" / "common").mkdir(parents=True)
-    shutil.copy(REPOSITORY / "change" / "common" / "environment.py", place / "change" / "common")
     for package in ("change", "change/common"):
         (place / package / "__init__.py").write_text("")
-    (place / "requirements.txt").write_text("torchlike>=2.6\nsmall>=1.0\n")
-    make_wheel(tmp_path / "index", "torchlike", "2.9.0")
+    (place / "requirements.txt").write_text("torch>=2.6\ntorchvision>=0.21\nsmall>=1.0\n")
+    for name, version, cpu_version in (("torch", "2.9.0", "2.8.0+cpu"), ("torchvision", "0.24.0", "0.23.0+cpu")):
+        make_wheel(tmp_path / "index", name, version)
+        make_wheel(tmp_path / "cpu", name, cpu_version)
     make_wheel(tmp_path / "index", "small", "1.1")
-    make_wheel(tmp_path / "cpu", "torchlike", "2.8.0")
+    set_machine(place, cpu_index=(tmp_path / "unreachable").as_uri())
     return place
 
 
-def find(clone: Path, python: str = sys.executable, **values: str) -> subprocess.CompletedProcess[str]:
+def set_machine(clone: Path, *, cpu_index: str, driver: bool = False, nvidia_smi: str = "exit 9") -> None:
+    """Give the clone's environment.py another index of CPU-only packages, and another machine to look at."""
+    source = (REPOSITORY / "change" / "common" / "environment.py").read_text()
+    replaced = source.replace(environment.CPU_INDEX, cpu_index)
+    replaced = replaced.replace(str(environment.NVIDIA_DRIVER), str(clone if driver else clone / "no driver"))
+    assert source.count(environment.CPU_INDEX) == source.count(str(environment.NVIDIA_DRIVER)) == 1
+    (clone / "change" / "common" / "environment.py").write_text(replaced)
+    program = clone.parent / "bin" / "nvidia-smi"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+    program.chmod(0o755)
+
+
+@pytest.fixture
+def cpu_server(clone: Path) -> Iterator[str]:
+    """Serve the index of CPU-only packages by HTTP, and return its URL."""
+    handler = functools.partial(QuietHandler, directory=str(clone.parent / "cpu"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """A handler that logs nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Do nothing."""
+
+
+def find(clone: Path, python: str = sys.executable, *first: str, **values: str) -> subprocess.CompletedProcess[str]:
     """Run the module as the scripts do, offline."""
     kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PRX_SETUP", "TORCH_INDEX")}
+    kept = {name: value for name, value in kept.items() if not name.startswith("PIP_")}
+    kept["PATH"] = os.pathsep.join([str(clone.parent / "bin"), kept["PATH"]])
     index = (clone.parent / "index").as_uri()
-    environment = {**kept, "PIP_INDEX_URL": index, "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull, **values}
-    command = [python, "-m", "change.common.environment", "requirements.txt"]
-    return subprocess.run(command, cwd=clone, capture_output=True, text=True, env=environment, check=False)
+    variables = {**kept, "PIP_INDEX_URL": index, "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull, **values}
+    command = [python, "-m", "change.common.environment", *first, "requirements.txt"]
+    return subprocess.run(command, cwd=clone, capture_output=True, text=True, env=variables, check=False)
 
 
 def version_in(python: str, package: str) -> str:
@@ -75,21 +117,81 @@ def version_in(python: str, package: str) -> str:
 def test_no_environment_makes_one_once(clone: Path) -> None:
     first = find(clone)
     assert first.returncode == 0, first.stderr
-    assert (
-        "installing torchlike, small into" in first.stderr and "5 GB" in first.stderr and "TORCH_INDEX" in first.stderr
-    )
+    assert "installing torch, torchvision, small into" in first.stderr and CUDA_SIZE in first.stderr
+    assert "Installing collected packages" in first.stderr  # pip is not quiet
     python = first.stdout.strip()
     assert Path(python) == clone / ".venv" / "bin" / "python"
-    assert version_in(python, "torchlike") == "2.9.0" and version_in(python, "small") == "1.1"
+    assert version_in(python, "torch") == "2.9.0" and version_in(python, "small") == "1.1"
     again = find(clone)
     assert again.stdout.strip() == python and again.stderr == ""
-    (clone / "requirements.txt").write_text("torchlike>=2.6\nsmall>=1.0\nlater>=1\n")
+    (clone / "requirements.txt").write_text("torch>=2.6\ntorchvision>=0.21\nsmall>=1.0\nlater>=1\n")
     make_wheel(clone.parent / "index", "later", "1.0")
     third = find(clone)
     assert third.returncode == 0 and version_in(python, "later") == "1.0"
-    assert "installing later into" in third.stderr and "5 GB" not in third.stderr
+    assert third.stderr.startswith(f"installing later into {clone / '.venv'}, once\n")
     inside = find(clone, python=python)
     assert inside.stdout.strip() == python and inside.stderr == ""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the ordinary packages have no CUDA")
+def test_without_a_gpu_it_takes_cpu_packages(clone: Path, cpu_server: str) -> None:
+    set_machine(clone, cpu_index=cpu_server)
+    result = find(clone)
+    assert result.returncode == 0, result.stderr
+    announced = result.stderr.splitlines()[:2]
+    assert announced[0] == f"no NVIDIA GPU was found, so PyTorch comes without CUDA, from {cpu_server}"
+    assert announced[1].endswith(CPU_SIZE)
+    python = result.stdout.strip()
+    assert version_in(python, "torch") == "2.8.0+cpu" and version_in(python, "torchvision") == "0.23.0+cpu"
+    assert version_in(python, "small") == "1.1"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the ordinary packages have no CUDA")
+def test_where_torch_comes_from(clone: Path, cpu_server: str, tmp_path: Path) -> None:
+    """A driver or a GPU means CUDA; so does an index that is not reached or that lacks one of the packages."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "mine")], check=True)
+    python = str(tmp_path / "mine" / "bin" / "python")
+
+    def announced(clone: Path) -> str:
+        """Return what is said in an active environment, where nothing is installed."""
+        result = find(clone, python, VIRTUAL_ENV=str(tmp_path / "mine"))
+        assert result.returncode == 2 and result.stderr.count("\n") == 1
+        return result.stderr
+
+    set_machine(clone, cpu_index=cpu_server, driver=True)
+    assert "--index-url" not in announced(clone) and CUDA_SIZE in announced(clone)
+    set_machine(clone, cpu_index=cpu_server, nvidia_smi="echo GPU 0: NVIDIA H100")
+    assert "--index-url" not in announced(clone) and "an NVIDIA GPU was found" in announced(clone)
+    set_machine(clone, cpu_index=cpu_server, nvidia_smi="echo No devices were found")
+    assert f"--index-url {cpu_server} torch==2.8.0+cpu torchvision" in announced(clone) and CPU_SIZE in announced(clone)
+    set_machine(clone, cpu_index="http://127.0.0.1:9")
+    assert "--index-url" not in announced(clone)
+    assert "pip finds no CPU-only packages at http://127.0.0.1:9" in announced(clone)
+    shutil.rmtree(clone.parent / "cpu" / "torchvision")
+    set_machine(clone, cpu_index=cpu_server)
+    assert "--index-url" not in announced(clone)
+
+
+def test_the_tests_need_more() -> None:
+    expected = "0.7 GB to download and 2.4 GB on disk, about 3 minutes at 100 Mbit/s"
+    assert environment.describe_size(environment.WITHOUT_CUDA, environment.OTHER_FILES) == expected
+
+
+def test_check_names_what_is_missing(clone: Path, tmp_path: Path) -> None:
+    """The tests and scripts of a chosen interpreter: nothing is installed, and only what is missing is named."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "mine")], check=True)
+    python = str(tmp_path / "mine" / "bin" / "python")
+    install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--find-links"]
+    for name in ("torch", "torchvision"):
+        subprocess.run([*install, str(tmp_path / "index" / name), name], check=True)
+    told = find(clone, python, "--check")
+    assert told.returncode == 2 and told.stdout == "" and told.stderr.count("\n") == 1
+    assert f"{python} lacks small. Run: " in told.stderr
+    active = find(clone, python, VIRTUAL_ENV=str(tmp_path / "mine"))
+    assert "lacks small. Run: " in active.stderr and "GB" not in active.stderr
+    subprocess.run([*install, str(tmp_path / "index" / "small"), "small"], check=True)
+    good = find(clone, python, "--check")
+    assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
 
 
 def test_active_environment_is_left_alone_unless_asked(clone: Path, tmp_path: Path) -> None:
@@ -98,7 +200,7 @@ def test_active_environment_is_left_alone_unless_asked(clone: Path, tmp_path: Pa
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         told = find(clone, python=python, **{variable: str(tmp_path / "mine")})
         assert told.returncode == 2 and told.stdout == "" and told.stderr.count("\n") == 1
-        assert "lacks torchlike, small" in told.stderr and f"{python} -m pip install" in told.stderr
+        assert "lacks torch, torchvision, small" in told.stderr and f"{python} -m pip install" in told.stderr
         assert shlex.quote(str(clone / "requirements.txt")) in told.stderr  # its folder has a space
         assert version_in(python, "small") == "" and not (clone / ".venv").exists()
     asked = find(clone, python=python, VIRTUAL_ENV=str(tmp_path / "mine"), PRX_SETUP="1")
@@ -110,7 +212,8 @@ def test_torch_from_its_own_index(clone: Path) -> None:
     result = find(clone, TORCH_INDEX=(clone.parent / "cpu").as_uri())
     assert result.returncode == 0, result.stderr
     python = result.stdout.strip()
-    assert version_in(python, "torchlike") == "2.8.0" and version_in(python, "small") == "1.1"
+    assert version_in(python, "torch") == "2.8.0+cpu" and version_in(python, "small") == "1.1"
+    assert f"PyTorch comes from {(clone.parent / 'cpu').as_uri()}, as TORCH_INDEX says" in result.stderr
 
 
 def test_pip_that_fails(clone: Path) -> None:
@@ -178,8 +281,8 @@ def test_a_requirement_of_another_form(
 
 def test_a_marker_keeps_a_package_out(clone: Path) -> None:
     """The package is neither asked for nor installed: the set-up reads markers as pip does."""
-    (clone / "requirements.txt").write_text('torchlike>=2.6\nabsent>=1; python_version < "3.0"\n')
+    (clone / "requirements.txt").write_text('small>=1.0\nabsent>=1; python_version < "3.0"\n')
     result = find(clone)
     assert result.returncode == 0, result.stderr
-    assert "installing torchlike into" in result.stderr
+    assert "installing small into" in result.stderr
     assert find(clone).stderr == ""

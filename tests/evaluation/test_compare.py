@@ -79,12 +79,29 @@ def test_finds_a_difference_and_writes_it(tmp_path: Path) -> None:
     for name, score in written["scores"].items():
         sides = (expected.a, expected.b, expected.difference, expected.low, expected.high)
         assert [score[key] for key in ("a", "b", "difference", "low", "high")] == [side[name] for side in sides]
-        assert score["significant"] == expected.significant(name)
+        assert score["significant"] is None  # 15 groups are too few to tell
         assert f"{100 * score['difference']:+.2f}" in lines[name]
-        assert ("not significant" in lines[name]) != score["significant"]
-    assert written["scores"]["recall"]["significant"] and written["scores"]["recall"]["difference"] > 0.08
+    assert "significant" not in result.stdout
+    assert expected.significant("recall") and written["scores"]["recall"]["difference"] > 0.08
     assert (written["unit"], written["units"], written["too_few"], written["images"]) == ("groups", 15, True, 60)
     assert len(written["warnings"]) == 2 and written["a"] == [str(folder) for folder in folders]
+
+
+@pytest.mark.parametrize(("units", "told"), [(30, True), (29, False)])
+def test_a_verdict_needs_enough_units(tmp_path: Path, units: int, told: bool) -> None:
+    """With 30 units or more, each difference is called significant or not, as its interval says."""
+    a, b = draw_images(0.6, units), draw_images(0.9, units, seed=4)
+    folders = [write_run(tmp_path / "a", a), write_run(tmp_path / "b", b)]
+    result = run_compare(*folders, "--json", tmp_path / "compare.json")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "compare.json").read_text())
+    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    for name, score in written["scores"].items():
+        apart = score["low"] > 0 or score["high"] < 0
+        assert score["significant"] == (apart if told else None)
+        assert lines[name].endswith(", significant") == (told and apart)
+        assert lines[name].endswith(", not significant") == (told and not apart)
+    assert (f"{units} are too few units" in result.stdout) == (not told)
 
 
 def test_folds_are_one_run(tmp_path: Path) -> None:

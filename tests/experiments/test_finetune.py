@@ -120,6 +120,38 @@ def test_published_values(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_pairs_without_val_are_split(tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str) -> None:
+    """A fifth of the pairs is set aside in lists, which a second call uses again; crops are counted without them."""
+    folder = write_pairs(tmp_path / "mine" / inside, 6)
+    where = f"--save_path={tmp_path / 'run'}"
+    options = options_of(capsys, tmp_path / "mine", where)
+    lists = tmp_path / "run" / "split"
+    assert (options["root"], options["list"], options["save_path"]) == (str(folder), str(lists), str(tmp_path / "run"))
+    assert options["epoch"] == 2400 / 5
+    val = (lists / "val.txt").read_text().split()
+    assert len(val) == 1 and sorted(val + (lists / "train.txt").read_text().split()) == ["0", "1", "2", "3", "4", "5"]
+    (lists / "val.txt").write_text("3\n")
+    assert options_of(capsys, tmp_path / "mine", where) == options
+    assert (lists / "val.txt").read_text() == "3\n"
+    assert main([str(tmp_path / "mine"), where, "--dry_run"]) == 0
+    assert f"mine has no val split. pairs set aside before: {lists / 'val.txt'}" in capsys.readouterr().err
+    default = options_of(capsys, tmp_path / "mine", "--list=names")
+    assert default["list"] == "names" and default["save_path"].endswith("results/finetuned/mine")
+
+
+def test_pairs_that_cannot_be_split(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "mine", 2)
+    (folder / "label" / "1.png").rename(folder / "label" / "2.png")
+    with pytest.raises(UserError, match="no file for label/1: every pair needs a file in A, B and label"):
+        main([str(folder), f"--save_path={tmp_path / 'run'}", "--dry_run"])
+    (folder / "label" / "2.png").write_bytes(b"no image")
+    (folder / "label" / "2.png").rename(folder / "label" / "1.png")
+    with pytest.raises(UserError, match=r"label/1\.png"):
+        main([str(folder), f"--save_path={tmp_path / 'run'}", "--dry_run"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_given_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--lr=1", "--no-cross", "--checkpoint_path=x.pth", "--save_path=out", "--workers=3", "--epoch=2"]
     options = options_of(capsys, "d", *given)
@@ -182,6 +214,7 @@ def test_options_that_fine_tuning_sets(option: str) -> None:
         ("crops = 3", "the key start is missing"),
         ('start = ""\ncrops = 3\n[train]', "start is empty: name a checkpoint"),
         ('start = "x"\ncrops = -3\n[train]', "crops -3: choose 1 or more"),
+        ('start = "x"\ncrops = 3\nval = 1\n[train]', "val 1: choose a share above 0 and below 1"),
         ('start = "x"\n[train]', r"choose either crops or epoch in \[train\]"),
         ('start = "x"\ncrops = 3\n[train]\nepoch = 3', r"choose either crops or epoch in \[train\]"),
         ('start = "x"\ncrops = 3\n[train]\nroot = "x"', "root cannot be chosen here: DATA"),

@@ -64,13 +64,16 @@ def test_padding(length: int) -> None:
 
 
 @exports
-def test_onnx(tmp_path: Path, source: Path) -> None:
-    """Any batch size, any image size, uint8 in, probabilities out."""
+def test_onnx(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Any batch size, any image size, uint8 in, probabilities out. Each step is reported when it begins."""
     out = tmp_path / "network.onnx"
     paths = [str(tmp_path / f"{date}.png") for date in ("before", "after")]
     for path, image in zip(paths, draw_pair(np.random.default_rng(9), 150, 110)[:2], strict=True):
         PIL.Image.fromarray(image).save(path)
     assert main([str(source), "-o", str(out), "--pair", *paths]) == 0
+    steps = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [step.partition(":")[0] for step in steps] == ["step 1 of 2", "step 2 of 2", "step 2 of 2"]
+    assert steps[-1].endswith("input 2 of 2")
     onnx.checker.check_model(out)
     assert onnx.load(out).ir_version == 8  # onnxruntime 1.17 refuses version 10
     graph = onnx.load(out).graph

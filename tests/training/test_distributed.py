@@ -20,7 +20,7 @@ from change.data.loaders import BatchShare, EpochOrder
 from change.data.samples import Batch
 from change.training.average import WeightAverage
 from change.training.precision import Precision
-from change.training.trainer import weighted_parts
+from change.training.step import weighted_parts
 from models.config import NetworkConfig
 from models.losses import TrainingLoss
 from models.network import build_network

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,8 @@ def test_a_stopped_run_leaves_weights(dataset: Path, tmp_path: Path) -> None:
     assert (refused.returncode, "it has no weights yet: validation writes run.pth" in last_line(refused)) == (2, True)
     wait_for((tmp_path / "run.pth").exists, process)
     process.terminate()
-    process.communicate(timeout=120)
+    _, output = process.communicate(timeout=120)
+    assert f"; weights so far: {tmp_path / 'run.pth'}; continue with: " in output
     (record,) = load_checkpoint(tmp_path / "run.pth").lineage
     assert record.epoch % 2 == 0
     refused = run_program("test.py", *given)
@@ -156,13 +158,23 @@ def test_three_passes(dataset: Path, tmp_path: Path) -> None:
         result = run_program("train.py", *train_arguments(dataset, folder, **options))
         assert result.returncode == 0, result.stderr
     new = next(line for line in result.stderr.splitlines() if line.startswith("new, with their own"))
-    assert new.count(".cross.") == new.count(",") == len([n for n in weights(folder, "best") if ".cross." in n])
+    counts = dict(part.split(" in ")[::-1] for part in new.partition(": ")[2].split(", "))
+    added = Counter(".".join(n.split(".")[:2]) for n in weights(folder, "best") if ".cross." in n)
+    assert counts == {part: str(count) for part, count in added.items()}
+    assert f"cpu, float32: epoch 1 of {passes[2]['epoch']}" in result.stderr
     best = load_checkpoint(folder / "best.pth")
     assert (best.config.refine, best.config.cross) == (True, True)
     assert [record.name for record in best.lineage] == ["base", "refine", "refine+cross"]
     assert all(len(record.images) == 10 and record.epoch == 1 for record in best.lineage)
     assert load_checkpoint(folder / "1_epoch1.pth").lineage[0].epoch == 1
-    assert len((folder / "metrics.txt").read_text().splitlines()) == 1 + 3
+    lines = (folder / "log.txt").read_text().splitlines()
+    assert sum(" epoch 1/1: loss " in line and line.endswith(" pairs/s") for line in lines) == len(passes)
+    table = [line.split() for line in (folder / "metrics.txt").read_text().splitlines()]
+    assert len(table) == 1 + 3
+    recorded = json.loads((folder / "best.epochs.jsonl").read_text().splitlines()[-1])["val"]["recall"]
+    assert table[-1][table[0].index("recall")] == f"{100 * recorded:.2f}"
+    ((_, drawn),) = curve(folder, "val/recall", "best")
+    assert drawn == pytest.approx(100 * recorded)
     again = run_program("train.py", *train_arguments(dataset, folder, **passes[0]))
     assert again.returncode == 2
     assert "holds a run named 1" in last_line(again)
