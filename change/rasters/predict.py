@@ -25,7 +25,7 @@ from change.common import distributed
 from change.common.command_line import refuse_idle
 from change.common.devices import AMP_CHOICES
 from change.common.errors import OneLineParser, UserError, list_names
-from change.common.files import shipped_file, write_folder
+from change.common.files import DEFAULT_CHECKPOINT, shipped_file, write_folder
 from change.common.locks import hold_folder
 from change.common.logs import start_logging
 from change.prediction.compiling import CHOICES as COMPILING
@@ -42,7 +42,6 @@ from change.rasters.scene import Settings, check_own_files, predict_rasters
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoints/buildings_r18.pth"
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 LIMIT = 2**31  # the values above must be less than this
 POLYGON_OPTIONS = ("min_area", "simplify")
@@ -163,7 +162,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             checkpoint is missing.
     """
     given = make_parser().parse_args(arguments)
-    given.checkpoint_path = given.checkpoint_path or shipped_file(CHECKPOINT)
+    given.checkpoint_path = given.checkpoint_path or shipped_file(DEFAULT_CHECKPOINT)
     given.rasters = {name: value for name, value in vars(given).items() if name in RASTER_OPTIONS}
     for name, least in LEAST.items():
         value = getattr(given, name, least)
@@ -187,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
-    parser.add_argument("--checkpoint_path", type=Path, help=f"weights to use (default: {CHECKPOINT})")
+    parser.add_argument("--checkpoint_path", type=Path, help=f"weights to use (default: {DEFAULT_CHECKPOINT})")
     parser.add_argument("--threshold", default="", help="a number, or val (default: that of the checkpoint)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or the number of a GPU (default: auto)")
     parser.add_argument(
