@@ -31,7 +31,7 @@ PLACE = re.compile(r"(?:change|models|tests|train_script|test_script|docs)/[\w./
 VARIABLE = re.compile(r"(?:^|\s)([A-Za-z_]\w*)=")
 PROGRAMS = ("train", "test", *VERBS, "tests.benchmark", "tests.benchmark_scenes")
 TAKE_TRAINING_OPTIONS = ("finetune", "experiment")
-FOREIGN = {"node_rank", "logdir"}  # options of other programs that sentences name
+FOREIGN = {"node_rank", "logdir", "gpus", "shm-size"}  # options of other programs that sentences name
 
 
 def text_of(name: str) -> str:
