@@ -102,8 +102,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name in options and options[name] not in choices:
             raise UserError(f"{name} {options[name]!r}: choose one of {', '.join(choices)}")
     for name in ("min_area", "simplify"):
-        if name in options and not 0 <= options[name] < math.inf:
-            raise UserError(f"{name} {options[name]}: choose 0 or more, and a finite number")
+        value = options.get(name)
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"{name} {value}: choose 0 or more, and a finite number")
     bands = options.get("bands")
     if bands is not None and (len(bands) != 3 or min(bands) < 1):
         raise UserError(f"bands {bands}: give three numbers from 1, such as (3, 2, 1)")
