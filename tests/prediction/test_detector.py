@@ -18,7 +18,7 @@ from torch import nn
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.errors import UserError
 from change.common.images import mode_and_bits
-from change.prediction.detector import OVERLAP, TILE, ChangeDetector
+from change.prediction.detector import ChangeDetector
 from change.prediction.threshold import NotFiniteError
 from change.prediction.tiles import Predict
 from models.padding import apply_to_any_size, normalise
@@ -219,7 +219,7 @@ def test_the_host_program_stays_as_it_was(tmp_path: Path) -> None:
 def test_the_default_is_the_shipped_checkpoint(detector: ChangeDetector) -> None:
     default = ChangeDetector(device="cpu")
     assert default.checkpoint.sha256 == detector.checkpoint.sha256
-    assert (default.tile, default.overlap, default.batch) == (TILE, OVERLAP, 1)
+    assert (default.tile, default.overlap, default.batch) == (1024, 256, 1)
 
 
 def test_overlap_of_a_whole_tile() -> None:
