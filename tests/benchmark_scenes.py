@@ -31,9 +31,8 @@ from rasterio.warp import Resampling, calculate_default_transform, reproject
 from rasterio.windows import Window
 
 from change.common.errors import OneLineParser, UserError, run_command
-from change.common.files import shipped_file
+from change.common.files import DEFAULT_CHECKPOINT, shipped_file
 from change.common.images import read_image
-from change.rasters.predict import CHECKPOINT
 
 FORMAT: dict[str, Any] = {"driver": "GTiff", "dtype": "uint8", "count": 3, "nodata": 0, "tiled": True}
 PLACE = 600_000, 3_400_000, 0.5  # east and north in UTM zone 14, metres per pixel
@@ -128,11 +127,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", type=int, default=12_000, help="side of the scene in pixels (default: 12000)")
     parser.add_argument("--tile", type=int, default=1024, help="side of the tiles in pixels (default: 1024)")
     parser.add_argument("--overlap", type=int, default=256, help="overlap of the tiles in pixels (default: 256)")
-    parser.add_argument("--checkpoint_path", type=Path, help=f"weights to use (default: {CHECKPOINT})")
+    parser.add_argument("--checkpoint_path", type=Path, help=f"weights to use (default: {DEFAULT_CHECKPOINT})")
     parser.add_argument("--device", default="auto", help="as for predict (default: auto)")
     parser.add_argument("--amp", default="auto", help="as for predict (default: auto)")
     options = parser.parse_args(arguments)
-    options.checkpoint_path = options.checkpoint_path or shipped_file(CHECKPOINT)
+    options.checkpoint_path = options.checkpoint_path or shipped_file(DEFAULT_CHECKPOINT)
     given = [f"--{name}={getattr(options, name)}" for name in ("tile", "overlap", "checkpoint_path", "device", "amp")]
     images = [sorted((options.data / date).iterdir()) for date in ("A", "B")]
     with tempfile.TemporaryDirectory() as scratch:

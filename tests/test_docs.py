@@ -9,11 +9,13 @@ import re
 from functools import cache
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 import change.__main__
 from change.__main__ import VERBS
 from tests.conftest import REPOSITORY, run_program, run_verb
+from tests.rasters.drawn import scene
 
 FOLDERS = ("", "list", "data", "checkpoints")  # with a README
 PAGES = sorted([REPOSITORY / folder / "README.md" for folder in FOLDERS] + list((REPOSITORY / "docs").rglob("*.md")))
@@ -29,7 +31,7 @@ PLACE = re.compile(r"(?:change|models|tests|train_script|test_script|docs)/[\w./
 VARIABLE = re.compile(r"(?:^|\s)([A-Za-z_]\w*)=")
 PROGRAMS = ("train", "test", *VERBS, "tests.benchmark", "tests.benchmark_scenes")
 TAKE_TRAINING_OPTIONS = ("finetune", "experiment")
-FOREIGN = {"node_rank", "logdir"}  # options of other programs that sentences name
+FOREIGN = {"node_rank", "logdir", "gpus", "shm-size"}  # options of other programs that sentences name
 
 
 def text_of(name: str) -> str:
@@ -58,10 +60,14 @@ def dead_links(page: Path, root: Path = REPOSITORY) -> list[str]:
     return dead
 
 
+def blocks(text: str, language: str) -> list[str]:
+    """Return the content of a page's code blocks in a language."""
+    return [body for found, body in FENCE.findall(text) if found == language]
+
+
 def commands(text: str) -> list[str]:
     """Return the commands of a page's bash blocks, with their continuation lines and without comments."""
-    blocks = [body for language, body in FENCE.findall(text) if language == "bash"]
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "\n".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
     return [part.strip() for line in lines for part in re.sub(r"(^|\s)#.*", "", line).split("&&") if part.strip()]
 
 
@@ -156,6 +162,29 @@ def test_variables_exist(name: str) -> None:
         before, script, _ = command.partition("bash ")
         wrong += [variable for variable in VARIABLE.findall(before) if script and variable not in known]
     assert wrong == []
+
+
+SNIPPETS = {f"{name}:{i}": code for name in NAMES for i, code in enumerate(blocks(text_of(name), "python"))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_python_snippets_run(name: str, tmp_path: Path) -> None:
+    """Every Python example runs as it is, in a folder that holds the files it names."""
+    pair = scene(tmp_path, 64, 64)
+    for date, path in zip("AB", pair, strict=True):
+        sample = tmp_path / "test_samples" / date / "0_0000.jpg"
+        sample.parent.mkdir(parents=True)
+        with PIL.Image.open(path) as image:
+            image.save(sample)
+            image.save(path.with_suffix(".png"))
+    (tmp_path / "snippet.py").write_text(SNIPPETS[name], encoding="utf-8")
+    done = run_program(tmp_path / "snippet.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_snippets() -> None:
+    assert {name.partition(":")[0] for name in SNIPPETS} >= {"README.md", "docs/rasters.md"}
 
 
 def test_a_dead_link_is_found(tmp_path: Path) -> None:

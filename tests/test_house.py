@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from functools import cache
 
 import pytest
 
+import change.detector
 from tests.conftest import REPOSITORY
 
 DATA = ("change.common", "change.change_dataloader", "change.data")
@@ -29,7 +31,7 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "change.options": OPTIONS,
     "change.prediction.tiles": ("change.prediction.tiles",),
     "change.prediction": PREDICTION,
-    "change.detector": (*PREDICTION, "change.detector"),
+    "change.detector": (*EVALUATION, *OPTIONS, "change.rasters", "change.detector"),
     "change.evaluation.metrics": ("change.evaluation.metrics", "change.evaluation.bootstrap"),
     "change.evaluation.bootstrap": ("change.evaluation.bootstrap",),
     "change.evaluation": EVALUATION,
@@ -39,6 +41,8 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "change.__main__": ("change", "models"),
     "change": (),  # the package itself, and every file that has no entry above
 }
+# Imported when a name is first used, and not by importing the module: a test below makes sure of that.
+ON_DEMAND = ("change", "change.detector")
 WRITES_TENSORBOARD = ("change.training", "change.experiments", "change.__main__")
 
 # Everything outside of this repository that `models` may import.
@@ -129,6 +133,8 @@ def reached(start: str, modules: dict[str, str]) -> dict[str, str]:
                 continue
             followed.add(module)
             for name in imported(modules[module], modules):
+                if (module, name) == ON_DEMAND:
+                    continue
                 found.setdefault(name, module)
                 if name in modules:
                     todo.append(name)
@@ -162,6 +168,7 @@ PLANTED = [
     ("change.common.errors", "import change.data.transforms"),
     ("change.common.files", "from change import data"),
     ("change.common.images", "import change"),
+    ("change.rasters.raster", "from change import ChangeDetector"),
     ("change.data.transforms", "import change.evaluation.evaluate"),
     ("change.data.groups", "import models.network"),
     ("change.data.folds", "import importlib\nimportlib.import_module('models.network')"),
@@ -178,7 +185,7 @@ PLANTED = [
     ("change.prediction.compiling", "from torch.utils.tensorboard import SummaryWriter"),
     ("change.prediction.predictor", "from torch.utils import tensorboard"),
     ("change.prediction.threshold", "exec('import change.training.trainer')"),
-    ("change.detector", "import change.evaluation.evaluate"),
+    ("change.detector", "import change.training.trainer"),
     ("change.evaluation.metrics", "import models.network"),
     ("change.evaluation.bootstrap", "import change.checkpoint"),
     ("change.evaluation.report", "import change.training.run_folder"),
@@ -194,6 +201,14 @@ PLANTED = [
 def test_imports_run_one_way() -> None:
     """The rule is transitive: what a module imports, what that imports, and so on."""
     assert complaints(read_modules()) == []
+
+
+def test_what_is_imported_on_demand() -> None:
+    """Importing `change` imports nothing else of ours, and not torch; the name then leads to `change.detector`."""
+    source = "import sys, change; print([n for n in sys.modules if n.split('.')[0] in ('change', 'models', 'torch')])"
+    done = subprocess.run([sys.executable, "-c", source], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "['change']\n"
+    assert change.ChangeDetector is change.detector.ChangeDetector and not hasattr(change, "Detector")
 
 
 def test_every_rule_has_its_module() -> None:

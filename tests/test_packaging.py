@@ -8,9 +8,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
+from change import ChangeDetector
 from change.checkpoint import load_checkpoint, network_for_prediction
 from tests.conftest import REPOSITORY, surroundings, write_pairs
 
@@ -122,6 +125,27 @@ def test_commands_work_from_another_folder(installed: Path, tmp_path: Path) -> N
     network, _ = network_for_prediction(load_checkpoint(REPOSITORY / "checkpoints" / "buildings_r18.pth"))
     assert weights.keys() == network.state_dict().keys()
     assert all(torch.equal(weights[name], weight) for name, weight in network.state_dict().items())
+
+
+# Predicts with the default checkpoint, from a folder without it.
+PYTHON = """
+from change import ChangeDetector
+detector = ChangeDetector(device="cpu")
+print(detector.checkpoint.path)
+print(detector.predict_rasters("A/0.png", "B/0.png", "out").changed)
+"""
+
+
+@pytest.mark.slow
+def test_python_interface(installed: Path, tmp_path: Path) -> None:
+    """The default checkpoint is the installed one, and predicts as that of the clone."""
+    write_pairs(tmp_path, 1)
+    path, changed = run([sys.executable, "-c", PYTHON], tmp_path, PYTHONPATH=str(installed)).splitlines()
+    assert Path(path).is_relative_to(installed)
+    detector = ChangeDetector(REPOSITORY / "checkpoints" / "buildings_r18.pth", device="cpu")
+    mask = detector.predict(tmp_path / "A" / "0.png", tmp_path / "B" / "0.png") > detector.threshold
+    assert int(changed) == mask.sum() > 0
+    assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "out" / "mask.png")) > 0, mask)
 
 
 # Imports every verb's module, then finds the pair of images that an export is compared on.

@@ -17,6 +17,7 @@ from change.common.errors import UserError
 PACKAGE = Path(__file__).resolve().parents[1]
 CLONE = PACKAGE.parent  # the repository, unless this is an installed package
 IS_CLONE = (CLONE / "train.py").is_file()
+DEFAULT_CHECKPOINT = "checkpoints/buildings_r18.pth"  # for `shipped_file`
 
 
 def shipped_file(place: str) -> Path:

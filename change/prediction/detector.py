@@ -1,4 +1,7 @@
-"""Change detection from Python: `ChangeDetector("checkpoints/buildings_r18.pth").predict(before, after)`."""
+"""From a checkpoint to the probabilities of a pair of images: `ChangeDetector().predict(before, after)`.
+
+The interface for users, which also predicts rasters, is in `change.detector`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.choices import OVERLAP, TILE
 from change.common.devices import DTYPES, choose_amp, choose_device
 from change.common.errors import UserError
+from change.common.files import DEFAULT_CHECKPOINT, shipped_file
 from change.common.images import Image, bits, read_opaque, split_alpha
 from change.common.tiff import have_different_grids, more_than_rgba
 from change.prediction.predictor import precision_name, predictor
@@ -23,7 +27,7 @@ from change.prediction.threshold import require_finite
 from change.prediction.tiles import Predict, sliding, symmetric
 
 Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[np.uint8]
-RASTERS = "`python -m change predict`"
+RASTERS = "`python -m change predict` or `predict_rasters`"
 
 
 class ChangeDetector:
@@ -34,13 +38,14 @@ class ChangeDetector:
         threshold: the checkpoint's threshold; a pixel is changed if its probability exceeds it.
         device: the device of the network.
         amp: the number format of the network: off (float32), bf16 or fp16.
+        tile, overlap, batch: as given.
         predict_tile: the function that predicts one batch of tiles, uint8 (B, 3, H, W) each, as probabilities float32
             (B, 1, H, W).
     """
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str] | None = None,
         *,
         device: str = "auto",
         amp: str = "off",
@@ -54,7 +59,8 @@ class ChangeDetector:
         """Load a checkpoint.
 
         Args:
-            checkpoint: file of weights, one of ours or a published one.
+            checkpoint: file of weights, one of ours or a published one; by default the one for buildings that comes
+                with the program.
             device: auto, cpu, cuda, mps or the number of a GPU.
             amp: number format: off (float32), bf16, fp16 or auto.
             tile: side of the tiles in pixels; larger images are predicted in tiles, which are blended.
@@ -72,7 +78,8 @@ class ChangeDetector:
             raise UserError(f"overlap {overlap}: choose 0 or more, and less than the tile, {tile}")
         self.device = choose_device(device)
         self.amp = choose_amp(amp, self.device)
-        self.checkpoint = load_checkpoint(Path(checkpoint))
+        self.tile, self.overlap, self.batch = tile, overlap, batch
+        self.checkpoint = load_checkpoint(shipped_file(DEFAULT_CHECKPOINT) if checkpoint is None else Path(checkpoint))
         self.threshold = self.checkpoint.threshold
         network, _ = network_for_prediction(self.checkpoint)
         each = predictor(

@@ -78,6 +78,13 @@ def require_local(path: Path) -> None:
         raise UserError(f"{address} is not a file on this machine: download or unpack it, and give its path")
 
 
+def check_layer(path: Path, option: str) -> None:
+    """Raise UserError unless a vector file, the value of `option`, exists on this machine."""
+    require_local(path)
+    if not path.exists():
+        raise UserError(f"{option} {path}: there is no such file; check the path")
+
+
 def read_pairs(path: Path, out: Path) -> list[Job]:
     """Read a text file of pairs: one per line, with paths relative to the file.
 

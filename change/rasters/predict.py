@@ -18,12 +18,11 @@ from pathlib import Path
 from change.common.choices import AMP_CHOICES, COMPILE_CHOICES, OVERLAP, TILE
 from change.common.command_line import check_threshold, refuse_idle
 from change.common.errors import OneLineParser, UserError
-from change.common.files import shipped_file
+from change.common.files import DEFAULT_CHECKPOINT, shipped_file
 from change.rasters.bands import ALPHA_CHOICES
-from change.rasters.jobs import require_local
+from change.rasters.jobs import check_layer
 from change.rasters.polygons import LEAST_PIXELS, VECTORS
 
-CHECKPOINT = "checkpoints/buildings_r18.pth"
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 LIMIT = 2**31  # the values above must be less than this
 POLYGON_OPTIONS = ("min_area", "simplify")
@@ -49,7 +48,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             checkpoint is missing.
     """
     given = make_parser().parse_args(arguments)
-    given.checkpoint_path = given.checkpoint_path or shipped_file(CHECKPOINT)
+    given.checkpoint_path = given.checkpoint_path or shipped_file(DEFAULT_CHECKPOINT)
     given.rasters = {name: value for name, value in vars(given).items() if name in RASTER_OPTIONS}
     for name, least in LEAST.items():
         value = getattr(given, name, least)
@@ -57,9 +56,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             raise UserError(f"--{name} {value}: choose {least} or more, and less than {LIMIT}")
     check_threshold(given.threshold)
     if aoi := given.rasters.get("aoi"):
-        require_local(aoi)
-        if not aoi.exists():
-            raise UserError(f"--aoi {aoi}: there is no such file; check the path")
+        check_layer(aoi, "--aoi")
     if given.rasters.get("vectors") == "none":
         refuse_idle(given.rasters, POLYGON_OPTIONS, "--vectors none")
     return given
@@ -77,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", "--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results")
-    parser.add_argument("--checkpoint_path", type=Path, help=f"weights to use (default: {CHECKPOINT})")
+    parser.add_argument("--checkpoint_path", type=Path, help=f"weights to use (default: {DEFAULT_CHECKPOINT})")
     parser.add_argument("--threshold", default="", help="a number, or val (default: that of the checkpoint)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or the number of a GPU (default: auto)")
     parser.add_argument(

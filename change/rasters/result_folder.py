@@ -49,7 +49,7 @@ def is_result(folder: Path) -> bool:
     return isinstance(metadata, dict) and {"threshold", "checkpoint"} <= metadata.keys()
 
 
-def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool) -> bool:
+def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool, option: str = "-o") -> bool:
     """Return whether the folder of a pair already holds a result; False for a missing or empty folder.
 
     If the program was killed after it had moved an earlier result aside, that result is put back first.
@@ -58,18 +58,19 @@ def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool) -> bool
         folder: absolute.
         kept: result of `folders_to_keep` for the files and folders that must not be deleted.
         overwrite: whether the folder will be replaced.
+        option: what names the folder, for the errors.
 
     Raises:
         UserError: if the folder must not be replaced: it is in `kept`, holds no result of this program, or, with
             `overwrite`, other files beside a result.
     """
     if not folder.name:
-        raise UserError(f"-o {folder}: choose a folder of its own")
+        raise UserError(f"{option} {folder}: choose a folder of its own")
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         old.replace(folder)
     if folder in kept:
-        raise UserError(f"-o {folder} holds {kept[folder]}: choose a folder of its own")
+        raise UserError(f"{option} {folder} holds {kept[folder]}: choose a folder of its own")
     if not folder.exists():
         return False
     if os.path.ismount(folder):
@@ -77,7 +78,7 @@ def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool) -> bool
     if folder.is_dir() and not any(folder.iterdir()):
         return False
     if not is_result(folder):
-        raise UserError(f"{folder} exists but holds no result of this program: choose another -o")
+        raise UserError(f"{folder} exists but holds no result of this program: choose another {option}")
     others = foreign_files(folder) if overwrite else []
     if others:
         raise UserError(

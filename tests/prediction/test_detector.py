@@ -176,7 +176,7 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, amp: str,
 HOST = """
 import logging, signal, sys, warnings
 import torch, torch._functorch.config
-import torchvision  # loading torch and its companions is not what is tested
+import torchvision, rasterio, geopandas  # loading torch and its companions is not what is tested
 
 def state():
     backends = torch.backends
@@ -198,20 +198,28 @@ def state():
 torch._functorch.config.activation_memory_budget = 0.5
 import numpy as np
 before = state()
-from change.detector import ChangeDetector
-detector = ChangeDetector(sys.argv[1], device="cpu", tile=64, overlap=16)
+from change import ChangeDetector
+detector = ChangeDetector(device="cpu", tile=64, overlap=16)
 image = np.zeros((70, 70, 3), np.uint8)
 detector.predict(image, image)
+detector.predict_rasters(*sys.argv[1:])
 after = state()
 print([name for name in before if before[name] != after[name]])
 """
 
 
-def test_the_host_program_stays_as_it_was() -> None:
+def test_the_host_program_stays_as_it_was(tmp_path: Path) -> None:
     """Importing and calling ChangeDetector changes no flag, filter, handler or logger."""
-    command = [sys.executable, "-c", HOST, str(CHECKPOINT)]
+    pair = [write_raster(tmp_path / f"{n}.tif", np.full((3, 70, 70), n, np.uint8)) for n in (1, 2)]
+    command = [sys.executable, "-c", HOST, *map(str, pair), str(tmp_path / "out")]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_default_is_the_shipped_checkpoint(detector: ChangeDetector) -> None:
+    default = ChangeDetector(device="cpu")
+    assert default.checkpoint.sha256 == detector.checkpoint.sha256
+    assert (default.tile, default.overlap, default.batch) == (1024, 256, 1)
 
 
 def test_overlap_of_a_whole_tile() -> None:
