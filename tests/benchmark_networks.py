@@ -14,8 +14,9 @@ Arithmetic, and memory traffic in float32 if each convolution reads its input on
     X-Cross, patch 8 (or 4)      7.2 GFLOP   0.07 GB (37.0 GFLOP, 0.14 GB)
 
 In total 44.6 GFLOP and 2.5 GB with patch 8, against 259 GFLOP and 1.5 GB of ResNet-18 with X-Cross. The floor is the
-larger of arithmetic / matrix rate and bytes / copy rate. With 175 GFLOP/s and 11.4 GB/s, as on one core with AVX-512,
-these are 0.25 s and 0.22 s, nearly equal: pointwise layers wait for the processor, depthwise layers for the memory.
+larger of arithmetic / matrix rate and bytes / copy rate. With 175 GFLOP/s and 11.4 GB/s, as measured once on one core
+with AVX-512, these are 0.25 s and 0.22 s, nearly equal: pointwise layers wait for the processor, depthwise layers for
+the memory.
 """
 
 from __future__ import annotations
