@@ -229,7 +229,7 @@ class RasterPair:
                     other = shift_window(self.window, shift)
             self.before = AlignedRaster(sources[0], window=self.window, stretch=stretch)
             self.after = AlignedRaster(sources[1], window=other, stretch=stretch, warped=warped)
-            self.area = None if aoi is None else read_area(aoi, self.crs, before)
+            self.area = None if aoi is None else read_area(aoi, first, self.fault)
             if aoi is not None:
                 self.cut_to_area(aoi, transform)
             self.height, self.width = int(self.window.height), int(self.window.width)
