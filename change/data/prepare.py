@@ -346,7 +346,9 @@ def main(arguments: Sequence[str]) -> int:
     lists = lists_folder(given)
     check_values(given, lists)
     with contextlib.ExitStack() as zips:
-        shipped = home_folder() / "list" / given.name
+        # Lists that an earlier run with --val wrote must not be taken for lists that come with the program.
+        may_be_own = given.val and given.name not in DATA_SETS
+        shipped = None if may_be_own else home_folder() / "list" / given.name
         splits = find_pairs(given.source, kinds, given.list, shipped, zips, "train" if given.val else "")
         if given.val:
             splits = set_val_aside(splits, given.val, given.seed)

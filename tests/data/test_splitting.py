@@ -101,15 +101,16 @@ def test_prepare(
     flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, form: str
 ) -> None:
     """`prepare --val` makes the same split from a folder, a zip file and a folder train, and keeps it when it runs
-    again; tiles follow their image."""
+    again, also beside the lists that it has written; tiles follow their image."""
     monkeypatch.setattr(change.data.prepare, "start_logging", lambda: None)
+    monkeypatch.setattr(change.data.prepare, "home_folder", lambda: tmp_path)
     caplog.set_level(logging.INFO)
     expected = split_off_val(files_of(flat, names_in(flat)), 0.3).val
     source = tmp_path / "download"
     shutil.copytree(flat, source / "train" if form == "train" else source)
     if form == "zip":
         source = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", source))
-    arguments = ["mine", str(source), str(tmp_path / "data"), f"--list_path={tmp_path / 'list'}", "--val=0.3"]
+    arguments = ["mine", str(source), str(tmp_path / "data"), "--val=0.3"]
     arguments += ["--before=A", "--after=B", "--label=label"]
     assert change.data.prepare.main(arguments) == 0
     assert names_in(tmp_path / "data" / "val") == expected
