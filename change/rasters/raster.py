@@ -257,7 +257,7 @@ class RasterPair:
             inside_area(self.area, placed, first=row, last=end, width=width).any()
             for row, end in zip(rows, ends, strict=True)
         ):
-            raise UserError(f"--aoi {aoi} does not overlap both rasters: give an area that does, or leave it out")
+            raise UserError(f"--aoi {aoi} holds no pixel that both rasters cover: give another area, or leave it out")
         for raster in (self.before, self.after):
             raster.window = part_of_window(raster.window, bounds)
         self.window = self.before.window

@@ -100,8 +100,8 @@ def test_a_continent(tmp_path: Path, system: int, place: tuple[float, float], ar
 @pytest.mark.parametrize(
     ("name", "shapes", "crs", "said"),
     [
-        ("far.gpkg", [shapely.box(0, 0, 1, 1)], 4326, "far.gpkg does not overlap both rasters"),
-        ("tiny.gpkg", [CENTRE.buffer(0.1).buffer(0)], 32633, "tiny.gpkg does not overlap both rasters"),
+        ("far.gpkg", [shapely.box(0, 0, 1, 1)], 4326, "far.gpkg holds no pixel that both rasters cover"),
+        ("tiny.gpkg", [CENTRE.buffer(0.1).buffer(0)], 32633, "tiny.gpkg holds no pixel that both rasters cover"),
         ("points.gpkg", [CENTRE], 32633, "points.gpkg holds no polygons"),
         ("empty.gpkg", [], 32633, "empty.gpkg holds no polygons"),
         ("nowhere.shp", [RING], None, "nowhere.shp has no coordinate reference system"),
