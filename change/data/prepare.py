@@ -298,7 +298,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--label", default="", help="folder of the masks, if there are any")
     parser.add_argument("--list", type=Path, help="folder of train.txt, val.txt, test.txt, which split SOURCE")
     parser.add_argument(
-        "--val", metavar="SHARE", type=float, default=0.0, help="share of the train pairs to set aside as val: 0.2"
+        "--val",
+        metavar="SHARE",
+        type=float,
+        default=0.0,
+        help="share of the train pairs to set aside as val, such as 0.2",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of --val (default: 0)")
     parser.add_argument("--tile", type=int, default=0, help="write tiles of this side (default: 0, whole images)")
