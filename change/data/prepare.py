@@ -45,7 +45,7 @@ from change.common.logs import start_logging
 from change.common.names import files_by_stem
 from change.data.archives import File, is_hidden
 from change.data.downloads import Pairs, find_pairs, read_names
-from change.data.masks import FEW_BITS, has_levels_in_colour
+from change.data.masks import FEW_BITS, has_levels_in_colour, refuse_no_data
 from change.data.sources import write_sources
 from change.data.splitting import set_val_aside
 
@@ -140,7 +140,8 @@ def decode(file: File, is_mask: bool) -> PIL.Image.Image:
 
     An orientation tag is followed.
 
-    Raises UserError for other images, and for a file that does not decode.
+    Raises UserError for other images, for a mask with pixels that are declared as no data, and for a file that does not
+    decode.
     """
     data = file.read()
     try:
@@ -148,6 +149,8 @@ def decode(file: File, is_mask: bool) -> PIL.Image.Image:
             depth, stored = bits(opened), stored_as(opened)  # before Pillow loads the pixels and forgets them
             levels_only = is_mask and has_levels_in_colour(opened)
             image = upright(opened).copy()
+            if is_mask:  # the tiles would not declare it
+                refuse_no_data(file, opened, np.asarray(image))
     except UNREADABLE as error:
         raise UserError(f"{file} cannot be decoded ({error}): replace the file") from error
     if is_mask and any(name in stored for name in FEW_BITS):
