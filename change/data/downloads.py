@@ -38,7 +38,7 @@ def find_pairs(
     source: Path,
     kinds: Mapping[str, str],
     list_folder: Path | None,
-    shipped: Path,
+    shipped: Path | None,
     zips: contextlib.ExitStack,
     without_lists: str = "",
 ) -> dict[str, Pairs]:
@@ -52,7 +52,7 @@ def find_pairs(
         kinds: The kind of the images in a folder, by the folder's name or the last parts of its path.
         list_folder: The folder of the lists, on disk or beside the images. By default, the folder "list" beside the
             images is used, and `shipped` if that does not exist.
-        shipped: The folder of the lists that come with the program.
+        shipped: The folder of the lists that come with the program, or None.
         zips: The stack that closes the zip files.
         without_lists: The split of pairs that neither folders nor lists assign to one; "" if that is an error.
 
@@ -135,12 +135,13 @@ def add(files: dict[str, File], kind: str, file: File) -> None:
         raise UserError(f"{other} and {file} share a stem and differ: keep one of them")
 
 
-def choose_lists(found: Download, list_folder: Path | None, shipped: Path) -> dict[str, File]:
+def choose_lists(found: Download, list_folder: Path | None, shipped: Path | None) -> dict[str, File]:
     """Choose the lists that split a download.
 
     Lists on disk come first if `list_folder` is given, otherwise lists beside the images come first.
     """
-    on_disk = lists_in(list_folder or shipped)
+    folder = list_folder or shipped
+    on_disk = lists_in(folder) if folder else {}
     beside = found.lists[found.tops[""] + normalise_folder((list_folder or Path("list")).parts)]
     if list_folder:
         return on_disk or beside

@@ -145,7 +145,7 @@ def level_of_colours(path: Path, image: PIL.Image.Image) -> NDArray[np.uint8]:
     return np.asarray(colours[..., 0])
 
 
-def refuse_no_data(path: Path, image: PIL.Image.Image, levels: NDArray[np.integer[Any]]) -> None:
+def refuse_no_data(path: object, image: PIL.Image.Image, levels: NDArray[np.integer[Any]]) -> None:
     """Raise UserError if a mask holds a level other than 0 that it declares as no data, in TIFF or PNG."""
     declared: Any = getattr(image, "tag_v2", {}).get(NO_DATA, image.info.get("transparency"))
     if isinstance(declared, tuple):  # a colour

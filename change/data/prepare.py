@@ -45,7 +45,7 @@ from change.common.logs import start_logging
 from change.common.names import files_by_stem
 from change.data.archives import File, is_hidden
 from change.data.downloads import Pairs, find_pairs, read_names
-from change.data.masks import FEW_BITS, has_levels_in_colour
+from change.data.masks import FEW_BITS, has_levels_in_colour, refuse_no_data
 from change.data.sources import write_sources
 from change.data.splitting import set_val_aside
 
@@ -140,7 +140,8 @@ def decode(file: File, is_mask: bool) -> PIL.Image.Image:
 
     An orientation tag is followed.
 
-    Raises UserError for other images, and for a file that does not decode.
+    Raises UserError for other images, for a mask with pixels that are declared as no data, and for a file that does not
+    decode.
     """
     data = file.read()
     try:
@@ -148,6 +149,8 @@ def decode(file: File, is_mask: bool) -> PIL.Image.Image:
             depth, stored = bits(opened), stored_as(opened)  # before Pillow loads the pixels and forgets them
             levels_only = is_mask and has_levels_in_colour(opened)
             image = upright(opened).copy()
+            if is_mask:  # the tiles would not declare it
+                refuse_no_data(file, opened, np.asarray(image))
     except UNREADABLE as error:
         raise UserError(f"{file} cannot be decoded ({error}): replace the file") from error
     if is_mask and any(name in stored for name in FEW_BITS):
@@ -298,7 +301,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--label", default="", help="folder of the masks, if there are any")
     parser.add_argument("--list", type=Path, help="folder of train.txt, val.txt, test.txt, which split SOURCE")
     parser.add_argument(
-        "--val", metavar="SHARE", type=float, default=0.0, help="share of the train pairs to set aside as val: 0.2"
+        "--val",
+        metavar="SHARE",
+        type=float,
+        default=0.0,
+        help="share of the train pairs to set aside as val, such as 0.2",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of --val (default: 0)")
     parser.add_argument("--tile", type=int, default=0, help="write tiles of this side (default: 0, whole images)")
@@ -346,7 +353,9 @@ def main(arguments: Sequence[str]) -> int:
     lists = lists_folder(given)
     check_values(given, lists)
     with contextlib.ExitStack() as zips:
-        shipped = home_folder() / "list" / given.name
+        # Lists that an earlier run with --val wrote must not be taken for lists that come with the program.
+        may_be_own = given.val and given.name not in DATA_SETS
+        shipped = None if may_be_own else home_folder() / "list" / given.name
         splits = find_pairs(given.source, kinds, given.list, shipped, zips, "train" if given.val else "")
         if given.val:
             splits = set_val_aside(splits, given.val, given.seed)

@@ -51,7 +51,7 @@ def split_off_val(complete: Sequence[Files], share: float, seed: int = 0) -> Par
         UserError: If there are fewer than two pairs, or if training would refuse one of them.
     """
     if len(complete) < 2:
-        raise UserError(f"{len(complete)} pair cannot be split into train and val: give two or more")
+        raise UserError(f"train and val need one pair each, and there is {len(complete)}: give two or more")
     facts, refused = inspect_pairs(complete)
     if refused:
         raise UserError(list_names(finding.text for finding in refused))
@@ -89,7 +89,7 @@ def with_change(facts: Sequence[PairFacts]) -> set[int]:
 
 
 def choose_groups(groups: Sequence[Sequence[int]], marked: set[int], aim: int, seed: int) -> tuple[set[int], int]:
-    """Choose groups for val at random, until they hold about `aim` pairs.
+    """Choose groups for val at random, each of which brings the number of pairs nearer to `aim`.
 
     Draws are repeated until both parts hold a pair with change, if that is possible.
 
@@ -108,13 +108,14 @@ def choose_groups(groups: Sequence[Sequence[int]], marked: set[int], aim: int, s
         order = np.random.default_rng((seed, attempt)).permutation(len(groups))
         chosen, held = [], 0
         for group in (groups[number] for number in order):
-            if held + len(group) <= aim:
+            more = held + len(group)
+            if abs(more - aim) < abs(held - aim) and more < count:
                 chosen.append(group)
-                held += len(group)
-        if not chosen:  # every group has more pairs than val should get
+                held = more
+        if not chosen:  # every group has at least twice as many pairs as val should get
             chosen = [min(groups, key=len)]
         pairs = {number for group in chosen for number in group}
-        if marked & pairs and marked - pairs and len(pairs) < count:
+        if marked & pairs and marked - pairs:
             break
     return {number for group in chosen for number in group}, len(chosen)
 
@@ -129,7 +130,8 @@ def set_val_aside(splits: dict[str, Pairs], share: float, seed: int) -> dict[str
     """
     if "val" in splits or "train" not in splits:
         raise UserError(
-            f"--val {share:g}: SOURCE has the splits {', '.join(splits)}: only train can be split, into two"
+            f"--val {share:g} divides a train split without val, but SOURCE has the splits {', '.join(splits)}: "
+            "leave it out"
         )
     pairs = splits["train"]
     with tempfile.TemporaryDirectory() as folder:

@@ -141,9 +141,14 @@ def set_pairs_aside(folder: Path, lists: Path, share: float) -> str:
 
     Raises UserError if a pair lacks a file, or as `split_off_val` does.
     """
-    if (lists / "val.txt").is_file():
-        return f"pairs set aside before: {lists / 'val.txt'}"
     files = {sub: files_by_stem(folder / sub, SUFFIXES) for sub in (BEFORE, AFTER, LABEL) if (folder / sub).is_dir()}
+    if (lists / "val.txt").is_file():
+        listed = {
+            name for split in ("train", "val") for name in read_list(lists / f"{split}.txt", SUFFIXES, files[BEFORE])
+        }
+        others = [name for name in files[BEFORE] if name not in listed]
+        left_out = f"; in neither list, so left out: {list_names(others)}" if others else ""
+        return f"pairs set aside before: {lists / 'val.txt'}{left_out}"
     lacking = [f"{sub}/{name}" for sub in (AFTER, LABEL) for name in files[BEFORE] if name not in files.get(sub, {})]
     if lacking:
         raise UserError(f"{folder}: no file for {list_names(lacking)}: every pair needs a file in A, B and label")

@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 
 from change.common.errors import UserError
 from change.rasters.gdal import geo
-from change.rasters.grids import Bounds, apply_affine
-from change.rasters.places import polygonal_parts
+from change.rasters.grids import EDGE, Bounds, apply_affine
+from change.rasters.places import ROUND, polygonal_parts
 
 MARGIN = 128  # pixels around the area that the grid keeps, so that the network sees the surroundings
 PIECES = 256  # straight edges are split into at least this number of pieces per extent before they are projected
 
 
-def read_area(path: Path, crs: Any, raster: Path) -> Any:
-    """Read the polygons of a vector file, as one multipolygon in the reference system of a raster.
+def read_area(path: Path, dataset: Any, fault: str = "") -> Any:
+    """Read the polygons of a vector file near a raster, as one multipolygon in the raster's reference system.
 
     Args:
         path: file that GDAL can read, with one layer.
-        crs: reference system of the raster, or None.
-        raster: its path, for the error.
+        dataset: the raster.
+        fault: what is wrong with its place, as `find_fault` returns it.
 
     Raises:
         UserError: if the file cannot be read, has several layers, no polygons or no reference system, or if the raster
-            has none.
+            has no reference system or a wrong place in it.
     """
     geopandas, shapely = geo("geopandas"), geo("shapely")
     frame = read_layer(path)
@@ -38,17 +38,46 @@ def read_area(path: Path, crs: Any, raster: Path) -> Any:
         raise UserError(f"--aoi {path} holds no polygons: give a vector file with the area of interest")
     if frame.crs is None:
         raise UserError(f"--aoi {path} has no coordinate reference system: assign it, as ogr2ogr -a_srs does")
-    if crs is None:
-        raise UserError(f"--aoi needs to know where the pixels lie: {raster} has no coordinate reference system")
-    left, bottom, right, top = shapely.bounds(area)
-    finer = shapely.segmentize(area, max(right - left, top - bottom) / PIECES)  # straight edges may become curves
-    parts = geopandas.GeoSeries(shapely.get_parts(finer), crs=frame.crs)
+    if fault or dataset.crs is None:
+        why = fault or "has no coordinate reference system: assign it"
+        raise UserError(f"--aoi needs to know where the pixels lie, but {dataset.name} {why}")
     try:
-        placed = parts.to_crs(crs.to_wkt()).to_numpy()
+        area = cut_to_surroundings(area, frame.crs, dataset)
+        left, bottom, right, top = shapely.bounds(area)
+        if not area.is_empty:
+            area = shapely.segmentize(area, max(right - left, top - bottom) / PIECES)  # straight edges become curves
+        placed = geopandas.GeoSeries(shapely.get_parts(area), crs=frame.crs).to_crs(dataset.crs.to_wkt()).to_numpy()
     except RuntimeError as error:  # pyproj's errors
-        raise UserError(f"--aoi {path} cannot be projected to {crs}, the system of {raster} ({error})") from error
+        system = f"{dataset.crs}, the system of {dataset.name}"
+        raise UserError(f"--aoi {path} cannot be projected to {system} ({error})") from error
     finite = np.isfinite(shapely.bounds(placed)).all(1)  # the others lie where the raster's system has no place
     return polygonal_parts(shapely.union_all(shapely.make_valid(placed[finite])))
+
+
+def cut_to_surroundings(area: Any, crs: Any, dataset: Any) -> Any:
+    """Cut an area to the surroundings of a raster, because many reference systems have no place for a continent.
+
+    Args:
+        area: multipolygon in `crs`.
+        crs: its reference system, as pyproj's CRS.
+        dataset: the raster.
+
+    Returns:
+        The area in a rectangle around the raster. It is not cut if the raster has no such rectangle in `crs`, as at the
+        date line.
+    """
+    shapely = geo("shapely")
+    columns, rows = np.meshgrid(np.linspace(0, dataset.width, EDGE), np.linspace(0, dataset.height, EDGE))
+    transformer = geo("pyproj").Transformer.from_crs(dataset.crs.to_wkt(), crs, always_xy=True)
+    x, y = transformer.transform(*apply_affine(dataset.transform, columns.ravel(), rows.ravel()))
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return area
+    margin = max(np.ptp(x), np.ptp(y)) / 4
+    near = shapely.box(x.min() - margin, y.min() - margin, x.max() + margin, y.max() + margin)
+    longitudes = *shapely.bounds(area)[::2], *shapely.bounds(near)[::2]
+    if crs.is_geographic and max(map(abs, longitudes)) > ROUND / 2:
+        return area
+    return polygonal_parts(shapely.intersection(area, near))
 
 
 def read_layer(path: Path) -> Any:

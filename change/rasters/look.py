@@ -86,7 +86,7 @@ def look_at(pair: RasterPair, trained_on: Sequence[float] | None = None) -> Look
     }
     warnings = (
         place_warnings(pair)
-        + resolution_warnings(sizes[0], trained_on)
+        + resolution_warnings(pair.before.path, sizes[0], trained_on)
         + size_warnings(pair, sizes)
         + shift_warnings(pair.before.path, pair.after.path, moved, sizes[0])
     )
@@ -202,7 +202,7 @@ def place_warnings(pair: RasterPair) -> list[str]:
     return []
 
 
-def resolution_warnings(size: tuple[float, float] | None, trained_on: Sequence[float] | None) -> list[str]:
+def resolution_warnings(path: Path, size: tuple[float, float] | None, trained_on: Sequence[float] | None) -> list[str]:
     """Report pixels of the grid that are much finer or coarser than those that the checkpoint was trained on."""
     if size is None or trained_on is None:
         return []
@@ -211,7 +211,7 @@ def resolution_warnings(size: tuple[float, float] | None, trained_on: Sequence[f
     if finest / BEYOND <= side <= coarsest * BEYOND:
         return []
     lengths = f"{finest:g} m" if finest == coarsest else f"{finest:g} to {coarsest:g} m"
-    return [f"{format_length(side)} pixels: this checkpoint was trained on {lengths}; expect misses"]
+    return [f"{path} has pixels of {format_length(side)}, but this checkpoint was trained on {lengths}: expect misses"]
 
 
 def size_warnings(pair: RasterPair, sizes: list[tuple[float, float] | None]) -> list[str]:

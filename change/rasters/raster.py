@@ -229,7 +229,7 @@ class RasterPair:
                     other = shift_window(self.window, shift)
             self.before = AlignedRaster(sources[0], window=self.window, stretch=stretch)
             self.after = AlignedRaster(sources[1], window=other, stretch=stretch, warped=warped)
-            self.area = None if aoi is None else read_area(aoi, self.crs, before)
+            self.area = None if aoi is None else read_area(aoi, first, self.fault)
             if aoi is not None:
                 self.cut_to_area(aoi, transform)
             self.height, self.width = int(self.window.height), int(self.window.width)
@@ -257,7 +257,7 @@ class RasterPair:
             inside_area(self.area, placed, first=row, last=end, width=width).any()
             for row, end in zip(rows, ends, strict=True)
         ):
-            raise UserError(f"--aoi {aoi} does not overlap both rasters: give an area that does, or leave it out")
+            raise UserError(f"--aoi {aoi} holds no pixel that both rasters cover: give another area, or leave it out")
         for raster in (self.before, self.after):
             raster.window = part_of_window(raster.window, bounds)
         self.window = self.before.window

@@ -98,7 +98,9 @@ def mark_area(pair: RasterPair, overviews: Sequence[Image]) -> list[Image]:
     if pair.area is None:
         return list(overviews)
     height, width = overviews[0].shape[:2]
-    reduced = pair.transform @ geo("rasterio.transform").Affine.scale(pair.width / width, pair.height / height)
+    a, b, c, d, e, f = tuple(pair.transform)[:6]  # multiplied here: affine does it with * before its version 3
+    across, down = pair.width / width, pair.height / height
+    reduced = geo("rasterio.transform").Affine(a * across, b * down, c, d * across, e * down, f)
     inside = inside_area(pair.area, reduced, first=0, last=height, width=width)
     return [outline(overview, inside, WHITE) for overview in overviews]
 

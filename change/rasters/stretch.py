@@ -64,7 +64,7 @@ def choose_stretch(text: str, levels: NDArray[Any], valid: NDArray[np.bool_]) ->
 def inside_fences(levels: NDArray[Any]) -> NDArray[np.bool_]:
     """Find the levels (N,) within three interquartile ranges of the quartiles; the others are odd.
 
-    Clouds and undeclared nodata are far outside, and a few per cent of them would determine a percentile. All levels
+    Clouds and undeclared nodata are far outside, and a few percent of them would determine a percentile. All levels
     count if the quartiles are equal. Source: Tukey, "Exploratory Data Analysis", 1977 (outer fences).
     """
     first, third = np.percentile(levels, (25, 75)).tolist()

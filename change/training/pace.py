@@ -45,8 +45,9 @@ class Pace:
             rest = self.seconds_left(epoch, done)
             if rest:
                 steps, place = done - self.began[0], hardware_name(self.device)
-                text = "about %s to go without validations, measured over %d steps on %s"
-                log.info(text, format_duration(rest), steps, place)
+                without = "" if self.validations else " without validations"
+                text = "about %s to go%s, measured over %d steps on %s"
+                log.info(text, format_duration(rest), without, steps, place)
 
     def seconds_left(self, epoch: int, done: int) -> float | None:
         """Estimate the seconds until the end of the run; None if nothing has been measured yet.

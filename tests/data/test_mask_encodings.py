@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from change.change_dataloader import find_split
 from change.common.errors import UserError
+from change.data.archives import File
 from change.data.check import main as check
 from change.data.masks import read_mask
+from change.data.prepare import decode
 from tests.conftest import write_pairs
 from tests.data.helpers import Array, palette, save, user_error
 
@@ -176,6 +178,17 @@ def test_masks_that_are_refused(tmp_path: Path, suffix: str, write: Writer, reas
     errors = errors_of_check(root.parent, tmp_path / "out")
     assert len(errors) == 3
     assert all(reason in text for text in errors)
+
+
+@pytest.mark.parametrize("name", ["255 as no data", "255 as no data, PNG"])
+def test_no_data_is_not_cut_into_tiles(tmp_path: Path, name: str) -> None:
+    """`prepare --tile` refuses it too: the tiles would not say that it is no data."""
+    suffix, write, reason = REFUSED[name]
+    root = write_pairs(tmp_path, 3)
+    write_masks(root, suffix, write)
+    path = root / "label" / f"0{suffix}"
+    message = user_error(lambda: decode(File(path), is_mask=True))
+    assert str(path) in message and reason in message
 
 
 def test_a_type_that_pillow_cannot_read(tmp_path: Path) -> None:

@@ -79,8 +79,16 @@ def test_both_parts_have_change() -> None:
         assert len(choose_groups(groups, {3}, 4, seed)[0]) == 4
 
 
+def test_large_places() -> None:
+    """A place with more pairs than val should get is better than a single pair, and train keeps a place."""
+    groups = [[0], list(range(1, 34)), list(range(34, 67)), list(range(67, 100))]
+    for seed in range(20):
+        assert len(choose_groups(groups, set(range(100)), 20, seed)[0]) in (33, 34)
+        assert len(choose_groups(groups, set(range(100)), 99, seed)[0]) in (67, 99)
+
+
 def test_pairs_that_cannot_be_split(flat: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="1 pair cannot be split into train and val: give two or more"):
+    with pytest.raises(UserError, match="train and val need one pair each, and there is 1: give two or more"):
         split_off_val(files_of(flat, ["scene0_0"]), 0.2)
     shutil.copytree(flat, tmp_path / "copy")
     (tmp_path / "copy" / "B" / "scene1_0.png").write_bytes(b"no image")
@@ -93,15 +101,16 @@ def test_prepare(
     flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, form: str
 ) -> None:
     """`prepare --val` makes the same split from a folder, a zip file and a folder train, and keeps it when it runs
-    again; tiles follow their image."""
+    again, also beside the lists that it has written; tiles follow their image."""
     monkeypatch.setattr(change.data.prepare, "start_logging", lambda: None)
+    monkeypatch.setattr(change.data.prepare, "home_folder", lambda: tmp_path)
     caplog.set_level(logging.INFO)
     expected = split_off_val(files_of(flat, names_in(flat)), 0.3).val
     source = tmp_path / "download"
     shutil.copytree(flat, source / "train" if form == "train" else source)
     if form == "zip":
         source = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", source))
-    arguments = ["mine", str(source), str(tmp_path / "data"), f"--list_path={tmp_path / 'list'}", "--val=0.3"]
+    arguments = ["mine", str(source), str(tmp_path / "data"), "--val=0.3"]
     arguments += ["--before=A", "--after=B", "--label=label"]
     assert change.data.prepare.main(arguments) == 0
     assert names_in(tmp_path / "data" / "val") == expected

@@ -131,11 +131,16 @@ def test_pairs_without_val_are_split(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert options["epoch"] == 2400 / 5
     val = (lists / "val.txt").read_text().split()
     assert len(val) == 1 and sorted(val + (lists / "train.txt").read_text().split()) == ["0", "1", "2", "3", "4", "5"]
-    (lists / "val.txt").write_text("3\n")
+    other = (lists / "train.txt").read_text().split()[0]
+    (lists / "val.txt").write_text(f"{other}\n")
     assert options_of(capsys, tmp_path / "mine", where) == options
-    assert (lists / "val.txt").read_text() == "3\n"
+    assert (lists / "val.txt").read_text() == f"{other}\n"
     assert main([str(tmp_path / "mine"), where, "--dry_run"]) == 0
-    assert f"mine has no val split. pairs set aside before: {lists / 'val.txt'}" in capsys.readouterr().err
+    said = f"mine has no val split. pairs set aside before: {lists / 'val.txt'}"
+    assert f"{said}; in neither list, so left out: {val[0]}\n" in capsys.readouterr().err
+    (lists / "val.txt").write_text(f"{val[0]}\n")
+    assert main([str(tmp_path / "mine"), where, "--dry_run"]) == 0
+    assert f"{said}\n" in capsys.readouterr().err
     default = options_of(capsys, tmp_path / "mine", "--list=names")
     assert default["list"] == "names" and default["save_path"].endswith("results/finetuned/mine")
 

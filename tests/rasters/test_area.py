@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
-from rasterio.transform import from_origin
+from pyproj import Transformer
+from rasterio.crs import CRS
+from rasterio.transform import Affine, from_origin
 
 from change.common.errors import UserError
 from change.rasters.area import MARGIN
@@ -82,10 +84,24 @@ def test_the_surroundings_are_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("system", "place", "area"),
+    [(32633, (15, 50), (-10, 0, 179, 80)), (5514, (15, 50), (-10, 35, 40, 70)), (3413, (-45, 85), (-180, 60, 180, 90))],
+)
+def test_a_continent(tmp_path: Path, system: int, place: tuple[float, float], area: tuple[float, ...]) -> None:
+    """The area may be larger than the part of the earth for which the raster's reference system is made."""
+    x, y = Transformer.from_crs(4326, system, always_xy=True).transform(*place)
+    grid = {"crs": CRS.from_epsg(system), "transform": from_origin(x, y, 2, 2)}
+    first, second = (write_raster(tmp_path / f"{seed}.tif", noise(40, 50, seed=seed), **grid) for seed in (0, 1))
+    rasters = RasterPair(first, second, aoi=layer(tmp_path / "continent.gpkg", shapely.box(*area), crs=4326))
+    assert (rasters.height, rasters.width) == (40, 50) and rasters.rows(0, 40)[2].all()
+    rasters.close()
+
+
+@pytest.mark.parametrize(
     ("name", "shapes", "crs", "said"),
     [
-        ("far.gpkg", [shapely.box(0, 0, 1, 1)], 4326, "far.gpkg does not overlap both rasters"),
-        ("tiny.gpkg", [CENTRE.buffer(0.1).buffer(0)], 32633, "tiny.gpkg does not overlap both rasters"),
+        ("far.gpkg", [shapely.box(0, 0, 1, 1)], 4326, "far.gpkg holds no pixel that both rasters cover"),
+        ("tiny.gpkg", [CENTRE.buffer(0.1).buffer(0)], 32633, "tiny.gpkg holds no pixel that both rasters cover"),
         ("points.gpkg", [CENTRE], 32633, "points.gpkg holds no polygons"),
         ("empty.gpkg", [], 32633, "empty.gpkg holds no polygons"),
         ("nowhere.shp", [RING], None, "nowhere.shp has no coordinate reference system"),
@@ -113,6 +129,9 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         geopandas.GeoDataFrame(geometry=[RING], crs=32633).to_file(tmp_path / "two.gpkg", layer=name)
     with pytest.raises(UserError, match=r"--aoi .*two.gpkg has 2 layers, a, b: save the one to use"):
         RasterPair(*paths, aoi=tmp_path / "two.gpkg")
+    placeless = write_raster(tmp_path / "placeless.tif", noise(32, 32), transform=Affine.identity())
+    with pytest.raises(UserError, match=r"--aoi needs .*placeless.tif has a coordinate reference system but no place"):
+        RasterPair(placeless, placeless, assume_aligned=True, aoi=layer(tmp_path / "ring.gpkg", RING))
     bare = write_raster(tmp_path / "bare.tif", noise(32, 32), crs=None)
     with pytest.raises(UserError, match=r"--aoi needs .*bare.tif has no coordinate reference system"):
         RasterPair(bare, bare, assume_aligned=True, aoi=layer(tmp_path / "ring.gpkg", RING))

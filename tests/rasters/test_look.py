@@ -88,18 +88,19 @@ def test_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("side", "trained_on", "said"),
     [
-        (5.0, (0.5, 2.0), "5.0 m pixels: this checkpoint was trained on 0.5 to 2 m; expect misses"),
-        (0.2, (0.5, 2.0), "0.2 m pixels: this checkpoint was trained on 0.5 to 2 m; expect misses"),
+        (5.0, (0.5, 2.0), "1.tif has pixels of 5.0 m, but this checkpoint was trained on 0.5 to 2 m: expect misses"),
+        (0.2, (0.5, 2.0), "1.tif has pixels of 0.2 m, but this checkpoint was trained on 0.5 to 2 m: expect misses"),
         (3.9, (0.5, 2.0), ""),
         (0.26, (0.5, 2.0), ""),
-        (1.0, (0.3, 0.3), "1.0 m pixels: this checkpoint was trained on 0.3 m; expect misses"),
+        (1.0, (0.3, 0.3), "1.tif has pixels of 1.0 m, but this checkpoint was trained on 0.3 m: expect misses"),
         (99.0, None, ""),
     ],
 )
 def test_resolution(tmp_path: Path, side: float, trained_on: tuple[float, float] | None, said: str) -> None:
     """Pixels that are more than twice as fine or as coarse as those trained on are reported."""
     path = write_raster(tmp_path / "1.tif", picture(), transform=from_origin(EAST, NORTH, side, side))
-    assert look_at(RasterPair(path, path), trained_on).warnings == ([said] if said else [])
+    expected = [str(tmp_path / said)] if said else []
+    assert look_at(RasterPair(path, path), trained_on).warnings == expected
 
 
 def test_bands_that_are_used(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_where_it_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         predict_rasters(*paths, tmp_path / "out", predict=pixelwise, settings=Settings(0.5), about=about)
     metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
     resolution, warning = metadata["warnings"]
-    assert resolution.startswith("2.0 m pixels: this checkpoint was trained on 0.1 to 0.2 m")
+    assert resolution.startswith(f"{paths[0]} has pixels of 2.0 m, but this checkpoint was trained on 0.1 to 0.2 m:")
     assert warning.startswith("20% of") and {warning, resolution} <= {*caplog.messages}
     assert metadata["look"]["after"]["no_data"] == 0
     assert warning in (tmp_path / "out" / "report.html").read_text()

@@ -54,6 +54,18 @@ def test_the_time_to_go(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages[1:] == [f"epoch 4/10: {losses}, lr 2.00e-04, 8.2 pairs/s, {left} to go"]
 
 
+def test_validations_count_once_one_was_measured(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """4 epochs of 2 steps: the losses are first read at the end of an epoch, so a validation precedes the estimate."""
+    caplog.set_level(logging.INFO)
+    run = Pace(4, 2, 1, torch.device("cpu"))
+    run.measure(0, 2)
+    with run.validation():
+        clock.now += 20
+    clock.now += 10
+    run.measure(1, 4)
+    assert caplog.messages[0].startswith(f"about {20 + 3 * 20} s to go, measured over 2 steps on ")
+
+
 def test_lines_of_fast_epochs_are_in_the_file_only(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """The console shows one line in ten seconds. The last epoch has no time to go."""
     caplog.set_level(logging.INFO)
