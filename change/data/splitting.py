@@ -76,10 +76,10 @@ def choose_parts(facts: Sequence[PairFacts], share: float, seed: int) -> Parts:
         how = f"the last of {len(facts)} pairs that show one place"
     else:
         chosen, used = choose_groups(groups, with_change(facts), aim, seed)
-        how = f"{used} of {len(groups)} groups of connected tiles"
+        how = f"{used} of {len(groups)} groups of connected tiles, drawn with seed {seed}"
     val = [fact.pair.name for number, fact in enumerate(facts) if number in chosen]
     train = [fact.pair.name for number, fact in enumerate(facts) if number not in chosen]
-    return Parts(train, val, f"val: {len(val)} of {len(facts)} pairs, {how} (seed {seed})")
+    return Parts(train, val, f"{len(val)} of {len(facts)} pairs become val: {how}")
 
 
 def with_change(facts: Sequence[PairFacts]) -> set[int]:

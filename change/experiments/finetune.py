@@ -170,7 +170,9 @@ def build_parser() -> OneLineParser:
     parser.add_argument("data", metavar="DATA", type=Path, help="folder of A, B and label, or of train and val")
     parser.add_argument("--settings", metavar="FILE", type=Path, default=DEFAULT, help="TOML file with other values")
     parser.add_argument("--nproc", default="1", help="training processes, or gpu: one for each GPU (default: 1)")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands instead of running them")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the commands instead of running them; lists of val are written"
+    )
     return parser
 
 

@@ -302,6 +302,14 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     if state is None:
         template = load_first_weights(network, options.network, options.start, train.changed)
         given = read_range("resolution", options.data.resolution, "0.5 2")
+        if template.resolution and not given:
+            smallest, largest = template.resolution
+            log.info(
+                "the weights will be taken to be for images of %g to %g m per pixel, as those they start from; "
+                "--resolution states that of your images",
+                smallest,
+                largest,
+            )
         template = replace(template, resolution=given or template.resolution)
     distributed.synchronise(network, precision.device)
     network.to(precision.device).to(memory_format=torch.channels_last)

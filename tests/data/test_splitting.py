@@ -55,7 +55,10 @@ def test_places_stay_together(flat: Path, share: float, expected: int) -> None:
     assert len(parts.val) == expected and sorted(parts.train + parts.val) == names
     assert not scenes_of(parts.train) & scenes_of(parts.val)
     assert split_off_val(files_of(flat, names[::-1]), share) == parts
-    assert f"val: {expected} of 8 pairs, {expected // ROWS} of 4 groups" in parts.summary
+    assert (
+        f"{expected} of 8 pairs become val: {expected // ROWS} of 4 groups of connected tiles, drawn with seed"
+        in parts.summary
+    )
 
 
 def test_the_seed_decides(flat: Path) -> None:

@@ -10,10 +10,14 @@ import torch
 import torchvision
 
 from models.config import ENCODERS, STRIDES, NetworkConfig, encoder_name
-from models.encoders import build_encoder, encode_dates
+from models.encoders import BUILDERS, build_encoder, encode_dates
 from models.network import build_network
 from models.unet import UNetDecoder
 from models.xcross import StochasticDepth
+
+
+def test_every_encoder_has_a_name_and_a_width() -> None:
+    assert tuple(BUILDERS) == ENCODERS
 
 
 @pytest.mark.parametrize("name", ENCODERS)
