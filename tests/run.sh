@@ -29,4 +29,4 @@ PATH="$scripts:$PATH" shellcheck -x train_script/*.sh test_script/*.sh tests/run
 
 # One thread per process: results then agree to the last bit, and the processes share the cores.
 export OMP_NUM_THREADS=1
-exec "$python" -m pytest -r s -n "${jobs:-2}" --dist worksteal "$@"
+exec "$python" -m pytest -r fEs -n "${jobs:-2}" --dist worksteal "$@"
