@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
@@ -29,7 +30,9 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write("\n".join(["usage: python -m change VERB ...; VERB --help lists its options", "", *lines, ""]))
         return 0
     if not arguments or arguments[0] not in VERBS:
-        raise UserError(f"python -m change VERB: choose one of {', '.join(VERBS)}; VERB --help lists its options")
+        close = difflib.get_close_matches(arguments[0], VERBS, n=1) if arguments else []
+        verb = f"{arguments[0]}: did you mean {close[0]}? Otherwise" if close else "VERB:"
+        raise UserError(f"python -m change {verb} choose one of {', '.join(VERBS)}; VERB --help lists its options")
     module, _ = VERBS[arguments[0]]
     code: int = importlib.import_module(module).main(arguments[1:])
     return code

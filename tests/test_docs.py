@@ -210,3 +210,5 @@ def test_help_lists_the_verbs() -> None:
         assert shown.returncode == 0 and all(f"  {verb} " in shown.stdout for verb in VERBS)
     wrong = run_verb("paint")
     assert wrong.returncode == 2 and "choose one of prepare, check" in wrong.stderr
+    typo = run_verb("predcit")
+    assert typo.returncode == 2 and "predcit: did you mean predict?" in typo.stderr

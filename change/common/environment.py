@@ -260,7 +260,7 @@ def set_up(files: list[str]) -> str:
         missing = find_missing_in(python, files)
         command = [sys.executable, "-m", "venv", place]
         if missing and subprocess.run(command, stdout=sys.stderr, check=False).returncode:
-            stop(f"{VENV} could not be created; see the message above")
+            stop(f"{VENV} could not be created; see the message above, remove {VENV}, and run this again")
     if missing:
         source = choose_source(python, files, missing)
         announce(missing, str(place), source)

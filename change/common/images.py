@@ -150,6 +150,8 @@ def mode_and_bits(path: Path) -> tuple[str, int]:
 
 def undecodable(path: Path, error: Exception) -> UserError:
     """Return the error for a file that Pillow does not decode; a sound TIFF file may have more bits or bands."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"no file at {path}: check the path")
     if more := more_than_rgba(path):
         return UserError(f"{path} has {more}: convert it to RGB of 8 bits")
     return UserError(f"{path} cannot be decoded ({error}): replace the file")

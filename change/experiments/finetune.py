@@ -21,7 +21,7 @@ from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import PACKAGE, home_folder, make_folder, shipped_file, write_whole
 from change.common.names import files_by_stem, read_list
 from change.data.splitting import split_off_val
-from change.experiments.programs import program_command, run, verb_command
+from change.experiments.programs import find_program, program_command, run, verb_command
 from change.experiments.settings import Options, Value, build, parse_options, read_toml, refuse_own
 
 BEST = "best"  # --best_name of the run
@@ -182,6 +182,7 @@ def main(arguments: Sequence[str]) -> int:
     tuning = build(FineTuning, read_toml(parsed.settings), str(parsed.settings))
     given = parse_options(rest)
     refuse_own(given, OWN)
+    find_program("train.py")  # before anything is written
     data, folder = parsed.data, tuning.folder(parsed.data, given)
     whole = folder_without_val(data, str(given.get("list", "")))
     if whole:

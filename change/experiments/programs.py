@@ -9,11 +9,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from change.common.errors import UserError
 from change.common.files import CLONE
+
+
+def find_program(program: str) -> Path:
+    """Return the path of train.py or test.py. Raises UserError if this is an installed package, which has neither."""
+    path = CLONE / program
+    if not path.is_file():
+        raise UserError(
+            f"{program} is not part of the installed package: clone the repository of PRX-Change, and run this there"
+        )
+    return path
 
 
 def program_command(program: str, options: Mapping[str, object], nproc: str = "1") -> list[str]:
@@ -27,11 +38,7 @@ def program_command(program: str, options: Mapping[str, object], nproc: str = "1
     Raises:
         UserError: If this is an installed package, which has neither program.
     """
-    path = CLONE / program
-    if not path.is_file():
-        raise UserError(
-            f"{program} is not part of the installed package: clone the repository of PRX-Change, and run this there"
-        )
+    path = find_program(program)
     launcher = [] if nproc == "1" else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
     return [sys.executable, *launcher, str(path), *(f"--{name}={value}" for name, value in options.items())]
 

@@ -34,7 +34,9 @@ EXPECTED: dict[Any, tuple[type | tuple[type, ...], str]] = {
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file. Raises UserError if it is missing or not valid."""
     if not path.is_file():
-        raise UserError(f"no settings at {path}: name a TOML file such as change/experiments/ablation.toml")
+        raise UserError(
+            f"no settings at {path}: name a TOML file, such as ablation.toml in change/experiments of a clone"
+        )
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of TOML or of UTF-8

@@ -101,7 +101,7 @@ def look_at(pair: RasterPair, trained_on: Sequence[float] | None = None) -> Look
             "odd_levels": round(raster.stretch.odd, 4),
         }
         warnings += band_warnings(raster) + level_warnings(raster, squares, missing)
-    return Look(facts, warnings)
+    return Look(facts, warnings + same_warnings(pair.before.path, pair.after.path, *seen))
 
 
 def look_at_pictures(before: Path, after: Path, images: Sequence[NDArray[np.uint8]], data: NDArray[np.bool_]) -> Look:
@@ -118,7 +118,7 @@ def look_at_pictures(before: Path, after: Path, images: Sequence[NDArray[np.uint
     ]
     seen = [Seen([image[part] for part in parts], [data[part] for part in parts]) for image in images]
     moved = measure_shift(*seen)
-    warnings = shift_warnings(before, after, moved, None)
+    warnings = shift_warnings(before, after, moved, None) + same_warnings(before, after, *seen)
     for path, squares in zip((before, after), seen, strict=True):
         warnings += picture_warnings(path, squares)
     return Look({"shift": describe_shift(moved)}, warnings)
@@ -244,6 +244,13 @@ def shift_warnings(first: Path, second: Path, moved: Shift | None, size: tuple[f
         f"{second} is shifted by about {moved.x:+.1f} columns and {moved.y:+.1f} rows{metres} against "
         f"{first}: expect false changes along edges; align the dates first"
     ]
+
+
+def same_warnings(first: Path, second: Path, before: Seen, after: Seen) -> list[str]:
+    """Report dates that show the same pixels, as if one file had been given twice."""
+    if all(np.array_equal(one, other) for one, other in zip(before.images, after.images, strict=True)):
+        return [f"{first} and {second} show the same pixels, so no change can be found: give two dates"]
+    return []
 
 
 def band_notes(raster: AlignedRaster) -> list[str]:

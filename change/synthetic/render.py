@@ -8,6 +8,7 @@ for tests and demonstrations. Scores on them say nothing about real imagery.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from tqdm import tqdm
 
 from change.common.errors import OneLineParser, UserError
 from change.common.files import write_folder
+from change.common.logs import start_logging
 from change.common.pictures import mask_picture, save_png
 from change.synthetic.builder import Builder
 from change.synthetic.canvas import Canvas, Crowns, Field, draw_look, draw_second_look, expose, noise
 from change.synthetic.world import BOTH, Building, Colour, Points, Rectangle, Tree, World, tint
+
+log = logging.getLogger(__name__)
 
 # Two colours of each material, which are mixed in patches: in the wet season and in the dry season.
 MATERIALS: dict[str, tuple[tuple[Colour, Colour], tuple[Colour, Colour]]] = {
@@ -301,5 +305,8 @@ def main(arguments: Sequence[str]) -> int:
     for name, least in (("count", 1), ("size", 64), ("seed", 0)):
         if getattr(given, name) < least:
             raise UserError(f"--{name} {getattr(given, name)}: choose {least} or more")
+    start_logging()
+    log.info("drawing %d scenes of %d x %d pixels", given.count, given.size, given.size)
     write_samples(given.out, given.count, given.size, given.seed)
+    log.info("written to %s", given.out)
     return 0

@@ -60,7 +60,10 @@ def options_for_continued_run(saved: Mapping[str, Any], given: Mapping[str, Any]
         f"--{name} {new[name]!r}, was {old[name]!r}" for name in given if name not in fixed and new[name] != old[name]
     ]
     if differing:
-        raise UserError(f"--continue_run continues a run with its own options: leave out {'; '.join(differing)}")
+        raise UserError(
+            f"--continue_run continues a run with its own options: leave out {'; '.join(differing)}, or start another "
+            "run with another --save_path"
+        )
     changed = {name: value for name, value in given.items() if name in MAY_CHANGE}
     options = from_flat(TrainOptions, {**old, **changed})
     refuse_without_effect(TrainOptions, changed, to_flat(options))

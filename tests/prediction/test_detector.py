@@ -89,7 +89,7 @@ GOOD = np.zeros((32, 48, 3), np.uint8)
         (GOOD[..., 0], r"before is uint8 \(32, 48\)"),
         (GOOD.astype(np.float32), "before is float32"),
         (GOOD[:0], "before is uint8"),
-        ("nowhere.png", "nowhere.png cannot be decoded"),
+        ("nowhere.png", "no file at .*nowhere.png: check the path"),
     ],
 )
 def test_wrong_images(detector: ChangeDetector, before: Any, said: str) -> None:

@@ -27,6 +27,13 @@ def picture(seed: int = 1) -> NDArray[np.uint8]:
     return np.ascontiguousarray(draw_pair(np.random.default_rng(seed), SIZE, SIZE)[0].transpose(2, 0, 1))
 
 
+def touched(image: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy in which one level differs: another image, the same to the eye."""
+    image = image.copy()
+    image[0, 0, 0] ^= 64
+    return image
+
+
 def look(folder: Path, first: NDArray[Any], second: NDArray[Any], grid: Affine = GRID, **options: Any) -> Look:
     """Look at two rasters, the second on `grid`."""
     paths = write_raster(folder / "1.tif", first), write_raster(folder / "2.tif", second, transform=grid)
@@ -80,7 +87,8 @@ def test_pixels(tmp_path: Path) -> None:
     facts, warnings = look(tmp_path, image, image[:, :30, :30], coarse)
     assert facts["after_is_warped"]
     assert any("2.tif (20 m) are 10 times as large as those of" in warning for warning in warnings)
-    paths = [write_raster(tmp_path / f"{i}.tif", image, WORLD, from_origin(10, 60, 1e-5, 1e-5)) for i in (1, 2)]
+    place = (WORLD, from_origin(10, 60, 1e-5, 1e-5))
+    paths = write_raster(tmp_path / "1.tif", image, *place), write_raster(tmp_path / "2.tif", touched(image), *place)
     (warning,) = look_at(RasterPair(*paths)).warnings
     assert "1.tif are 0.556 m wide and 1.11 m high" in warning
 
@@ -98,9 +106,11 @@ def test_pixels(tmp_path: Path) -> None:
 )
 def test_resolution(tmp_path: Path, side: float, trained_on: tuple[float, float] | None, said: str) -> None:
     """Pixels that are more than twice as fine or as coarse as those trained on are reported."""
-    path = write_raster(tmp_path / "1.tif", picture(), transform=from_origin(EAST, NORTH, side, side))
+    grid = from_origin(EAST, NORTH, side, side)
+    images = picture(), touched(picture())
+    paths = [write_raster(tmp_path / f"{i}.tif", image, transform=grid) for i, image in enumerate(images, start=1)]
     expected = [str(tmp_path / said)] if said else []
-    assert look_at(RasterPair(path, path), trained_on).warnings == expected
+    assert look_at(RasterPair(*paths), trained_on).warnings == expected
 
 
 def test_bands_that_are_used(tmp_path: Path) -> None:
@@ -115,6 +125,13 @@ def test_bands_that_are_used(tmp_path: Path) -> None:
     ]
     assert look_at(RasterPair(bare, bare, bands=(4, 3, 2))).facts["notes"][0].startswith("bands 4, 3 and 2 of the 4")
     assert look(tmp_path, picture(), picture()).facts["notes"] == []
+
+
+def test_the_same_image_twice(tmp_path: Path) -> None:
+    """Nothing can change: a file was probably given twice."""
+    (warning,) = look(tmp_path, picture(), picture()).warnings
+    assert "2.tif show the same pixels, so no change can be found" in warning
+    assert look(tmp_path, picture(), touched(picture())).warnings == []
 
 
 def test_missing_data(tmp_path: Path) -> None:
@@ -138,17 +155,18 @@ def test_levels(tmp_path: Path) -> None:
     cloudy[:, :90, :90] = 16000
     warnings = look(tmp_path, deep, cloudy).warnings
     assert any("% of the levels of" in text and "2.tif lie far outside the others" in text for text in warnings)
-    assert look(tmp_path, deep, deep).warnings == []
+    assert look(tmp_path, deep, touched(deep)).warnings == []
 
 
 def test_ignored_places(tmp_path: Path) -> None:
     """With --assume_aligned, places that differ are reported, and impossible ones are left out of the result."""
     image = picture()
-    (warning,) = look(tmp_path, image, image, from_origin(EAST + 2, NORTH, 2, 2), assume_aligned=True).warnings
+    (warning,) = look(tmp_path, image, touched(image), from_origin(EAST + 2, NORTH, 2, 2), assume_aligned=True).warnings
     assert "lie on different grids, which is ignored" in warning
-    assert look(tmp_path, image, image, assume_aligned=True).warnings == []
+    assert look(tmp_path, image, touched(image), assume_aligned=True).warnings == []
     bad = write_raster(tmp_path / "bad.tif", image, UTM, Affine.identity())
-    (warning,) = look_at(RasterPair(bad, bad, assume_aligned=True)).warnings
+    other = write_raster(tmp_path / "other.tif", touched(image), UTM, Affine.identity())
+    (warning,) = look_at(RasterPair(bad, other, assume_aligned=True)).warnings
     assert "bad.tif has a coordinate reference system but no place in it" in warning and "no polygons" in warning
 
 
@@ -186,11 +204,13 @@ def test_pictures(tmp_path: Path) -> None:
 
 def test_a_scene_without_a_place(tmp_path: Path) -> None:
     """It is reported with the other warnings, unless no polygons are wanted."""
-    path = write_raster(tmp_path / "1.tif", picture(), CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]'))
+    place = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    path = write_raster(tmp_path / "1.tif", picture(), place)
+    other = write_raster(tmp_path / "2.tif", touched(picture()), place)
     about: dict[str, Any] = {"precision": "float32", "checkpoint": {}}
     for vectors, count in (("gpkg", 1), ("none", 0)):
         (tmp_path / vectors).mkdir()
         settings = Settings(0.5, vectors=vectors)
-        found = predict_rasters(path, path, tmp_path / vectors, predict=pixelwise, settings=settings, about=about)
+        found = predict_rasters(path, other, tmp_path / vectors, predict=pixelwise, settings=settings, about=about)
         assert len(found["warnings"]) == count and not (tmp_path / vectors / "changes.gpkg").exists()
         assert all("1.tif has no coordinate reference system on earth" in text for text in found["warnings"])
