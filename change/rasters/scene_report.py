@@ -148,8 +148,10 @@ def list_change(
     chips = {}
     for date, raster in (("before", pair.before), ("after", pair.after)):
         image = np.ascontiguousarray(raster.read(block)[0].transpose(1, 2, 0))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-        chips[date] = photo(outline(outline(np.asarray(image, np.uint8), others, WHITE), own, YELLOW, 2), size)
+        chip = np.asarray(
+            cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), np.uint8
+        )
+        chips[date] = photo(outline(outline(chip, others, WHITE), own, YELLOW, 2), size)
     return {
         "id": number,
         "area": None if found.areas is None else format_area(float(found.areas[index])),
