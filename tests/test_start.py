@@ -42,6 +42,7 @@ def test_help_and_wrong_arguments(program: list[str]) -> None:
         (("test.py", "--test_root=a"), "error: --checkpoint_path is missing"),
         (("test.py", "--test_root=a", "--checkpoint_path=b", "--threshold=2"), "error: --threshold 2: choose"),
         (("-m", "change", "predict", "a", "b", "-o", "c", "--tile=1"), "error: --tile 1: choose 32 or more"),
+        (("-m", "change", "predict", "a.tif", "b.tif", "-o", "c"), "error: no file at a.tif: check the path"),
     ],
 )
 def test_wrong_values(arguments: tuple[str, ...], error: str) -> None:

@@ -20,7 +20,7 @@ from change.common.command_line import check_threshold, refuse_idle
 from change.common.errors import OneLineParser, UserError
 from change.common.files import DEFAULT_CHECKPOINT, shipped_file
 from change.rasters.bands import ALPHA_CHOICES
-from change.rasters.jobs import check_layer
+from change.rasters.jobs import check_layer, find_jobs
 from change.rasters.polygons import LEAST_PIXELS, VECTORS
 
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
@@ -32,6 +32,7 @@ RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "vectors", "aoi
 def main(arguments: Sequence[str]) -> int:
     """Predict every pair that the command line names; return the exit code."""
     given = parse_arguments(arguments)
+    find_jobs(given.before, given.after, given.out)  # reports a missing file at once
     from change.rasters.predict_pairs import predict_all  # here, because importing torch takes seconds
 
     return predict_all(given)
