@@ -305,6 +305,7 @@ def main(arguments: Sequence[str]) -> int:
     for name, least in (("count", 1), ("size", 64), ("seed", 0)):
         if getattr(given, name) < least:
             raise UserError(f"--{name} {getattr(given, name)}: choose {least} or more")
+    refuse_existing(given.out)
     start_logging()
     log.info("drawing %d scenes of %d x %d pixels", given.count, given.size, given.size)
     write_samples(given.out, given.count, given.size, given.seed)
