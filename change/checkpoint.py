@@ -274,7 +274,7 @@ def read_resolution(stored: Any) -> tuple[float, float] | None:
         return None
     finest, coarsest = (float(length) for length in stored)
     if not 0 < finest <= coarsest < math.inf:
-        raise ValueError(f"the resolution {stored} is no range of lengths")
+        raise ValueError(f"the resolution {stored} is not a range of lengths")
     return finest, coarsest
 
 

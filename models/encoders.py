@@ -113,7 +113,8 @@ class ResNetEncoder(Encoder):
         self.layer2 = build_stage(block, 64 * wide, 128, second, stride=2)
         self.layer3 = build_stage(block, 128 * wide, 256, third, stride=2)
         self.layer4 = build_stage(block, 256 * wide, 512, fourth, stride=2)
-        nn.Linear(512 * wide, CLASSES)  # not kept; with its random numbers drawn, a seed gives torchvision's weights
+        # Discarded. It draws as many random numbers as torchvision, so that a seed gives the same weights.
+        nn.Linear(512 * wide, CLASSES)
         initialise(self)
         self.project, self.out_channels = projections([64 * wide, 128 * wide, 256 * wide, 512 * wide], width)
 

@@ -16,7 +16,7 @@ DROP = 0.1  # probability with which attention weights, activations of the MLP a
 
 
 class StochasticDepth(nn.Module):
-    """Drop a residual branch for random images of a batch in training, and enlarge it for the others.
+    """Drop a residual branch for random images of a batch in training, and scale it up for the others.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
     """

@@ -5,8 +5,8 @@
 #   bash tests/run.sh quick     the same checks, without the tests marked slow
 #
 # Further arguments go to pytest. jobs=N runs the tests in N processes (default: 2); jobs=0 in one.
-# It uses python if that is set, else the active environment, else .venv, which it creates or
-# completes. At the end, pytest says why tests were skipped.
+# It uses the interpreter in the variable python, else the active environment, else .venv, which it
+# creates or completes. At the end, pytest says why tests were skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ "${1:-}" = quick ]; then

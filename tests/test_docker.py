@@ -30,7 +30,7 @@ def copied() -> list[str]:
 
 
 def is_ignored(path: str) -> bool:
-    """Tell whether .dockerignore leaves a file out. The last pattern that matches it or a folder around it counts."""
+    """Return whether .dockerignore leaves a file out. The last pattern that matches it or a folder around it counts."""
     ignored = False
     places = [path, *map(str, PurePosixPath(path).parents)][:-1]
     for line in IGNORE.splitlines():

@@ -18,8 +18,8 @@ unset best_name
 log_environment python nproc epoch1 epoch2 epoch3 "${train_options[@]}"
 export save_path="${save_path:-$repo/results/$dataset/train}"
 
-# Setting up an environment can take minutes. It is done here, because a pass could not be stopped
-# during it.
+# Setting up an environment can take minutes. It is done here, because a pass cannot be
+# stopped meanwhile.
 find_python
 export python
 

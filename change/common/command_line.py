@@ -200,9 +200,9 @@ def check_threshold(text: str) -> None:
 
 
 def read_range(name: str, text: str, example: str) -> tuple[float, float] | None:
-    """Read one positive number or two in ascending order, the value of option `name`; None for "".
+    """Read the value of option `name`: one positive number, or two in ascending order.
 
-    Raises UserError for anything else.
+    Returns None for "". Raises UserError for anything else.
     """
     if not text:
         return None

@@ -142,7 +142,7 @@ def synchronise(network: nn.Module, device: torch.device) -> None:
         from timm.layers.norm_act import convert_sync_batchnorm
 
         convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        network.train(network.training)  # timm 1.0.3 leaves the new ones in training mode
+        network.train(network.training)  # timm 1.0.3 leaves the new layers in training mode
 
 
 def average_statistics(network: nn.Module) -> None:

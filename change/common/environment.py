@@ -10,7 +10,8 @@ The last line on stdout is the path of an interpreter that has everything in the
 On Linux without an NVIDIA GPU, torch and torchvision come from PyTorch's index of CPU-only packages if pip reaches it.
 TORCH_INDEX names another index for them. Only the standard library is used.
 
-With --check first, nothing is installed: it is an error if the interpreter that runs this lacks something.
+With --check as the first argument, nothing is installed. It is then an error if the running interpreter lacks a
+package.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 TORCH = ("torch", "torchvision")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # exists while the driver is loaded
 
-# GB to download and GB on disk on Linux: what requirements.txt names, and the packages of the other files.
+# GB to download and GB on disk on Linux: for requirements.txt with and without CUDA, and for the other files.
 WITH_CUDA, WITHOUT_CUDA, OTHER_FILES = (3.1, 5.8), (0.4, 1.3), (0.3, 1.1)
 
 # A requirement is NAME or NAME>=VERSION, with a marker if only some versions of Python need it:
@@ -112,13 +113,13 @@ def find_missing_in(python: str, files: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where torch and torchvision come from.
+    """The source of torch and torchvision.
 
     Attributes:
         index: The package index; empty for the one that pip uses for everything else.
-        packages: What to install from that index first.
-        note: Why this index was chosen, for the user; empty if there is nothing to say.
-        size: How much there is to install and how long it takes, for the user.
+        packages: The packages to install from that index first.
+        note: A message to the user about the choice of the index; may be empty.
+        size: A message to the user about the size and duration of the installation; may be empty.
     """
 
     index: str
@@ -150,7 +151,7 @@ def choose_source(python: str, files: list[str], missing: list[str]) -> Source:
     if torch := find_cpu_packages(python):
         note = f"no NVIDIA GPU was found, so PyTorch comes without CUDA, from {CPU_INDEX}"
         return Source(CPU_INDEX, torch, note, small)
-    note = f"no NVIDIA GPU was found, but pip finds no CPU-only packages at {CPU_INDEX}, so it takes its own index"
+    note = f"no NVIDIA GPU was found, but pip finds no CPU-only packages at {CPU_INDEX}, so its default index is used"
     return Source("", [], note, large)
 
 
@@ -176,7 +177,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def find_cpu_packages(python: str) -> list[str]:
-    """Return torch and torchvision as pip finds them in CPU_INDEX; empty if it does not reach it or one is missing.
+    """Return requirements for torch and torchvision in CPU_INDEX; empty if it is unreachable or lacks one of them.
 
     The newest version of torch is pinned, because pip may be configured to search other indexes as well.
     """
@@ -201,7 +202,7 @@ def install_commands(python: str, files: list[str], source: Source | None = None
     Args:
         python: The interpreter to install them for.
         files: The requirement files.
-        source: Where torch and torchvision come from; by default, as everything else.
+        source: The source of torch and torchvision; by default the index that pip uses for everything else.
     """
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     everything = [*pip, *[part for file in files for part in ("-r", str(REPOSITORY / file))]]
@@ -218,7 +219,7 @@ def install(python: str, files: list[str], source: Source) -> None:
 
 
 def announce(missing: list[str], place: str, source: Source) -> None:
-    """Say on stderr what will be installed where, how large it is and how long it takes."""
+    """Report on stderr what will be installed and where, its size, and how long the installation takes."""
     if source.note:
         sys.stderr.write(f"{source.note}\n")
     size = f": {source.size}" if source.size else ""
@@ -233,7 +234,7 @@ def stop(message: str) -> NoReturn:
 
 
 def check(files: list[str]) -> None:
-    """Exit with an error that lists what this interpreter lacks, if it lacks something."""
+    """Exit with an error that lists the packages that this interpreter lacks, if there are any."""
     if missing := find_missing(files):
         command = shlex.join(install_commands(sys.executable, files)[0])
         stop(f"{sys.executable} lacks {', '.join(missing)}. Run: {command}")

@@ -93,7 +93,7 @@ def upright(image: PIL.Image.Image) -> PIL.Image.Image:
     Pillow itself only does so for TIFF.
     """
     if isinstance(image, PIL.TiffImagePlugin.TiffImageFile) and orientation(image) > 4:
-        image.filename = ""  # else Pillow would memory-map an image on its side with the wrong width
+        image.filename = ""  # otherwise Pillow would memory-map a rotated image with the wrong width
     image.load()
     return PIL.ImageOps.exif_transpose(image) if orientation(image) != 1 else image
 

@@ -56,9 +56,9 @@ def outlined_panel(before: Image, after: Image, changed: NDArray[np.bool_]) -> I
 
 
 def outline(picture: Image, changed: NDArray[np.bool_], color: tuple[int, int, int], width: int = 1) -> Image:
-    """Draw lines of `width` pixels around what is changed, bool (H, W), in a copy of a picture, RGB (H, W, 3).
+    """Draw lines of `width` pixels around the change, bool (H, W), in a copy of a picture, RGB (H, W, 3).
 
-    The lines lie outside of it, so they hide no changed pixel.
+    The lines lie outside the change, so they hide no changed pixel.
     """
     grown = cv2.dilate(changed.view(np.uint8), np.ones((2 * width + 1, 2 * width + 1), np.uint8)) > 0
     drawn = np.array(picture, np.uint8)
@@ -67,7 +67,7 @@ def outline(picture: Image, changed: NDArray[np.bool_], color: tuple[int, int, i
 
 
 def side_by_side(parts: Sequence[Image]) -> Image:
-    """Place pictures of one height side by side, with white gaps."""
+    """Place pictures of the same height side by side, with white gaps."""
     gap = np.full((parts[0].shape[0], GAP, 3), 255, np.uint8)
     return np.asarray(np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=1), np.uint8)
 

@@ -273,11 +273,11 @@ def log_rule(name: str, masks: Sequence[LevelCounts], binary: bool, changed: flo
     if changed == 0:
         log.warning("%s: %d pairs; no mask marks any change: check the label folder", name, len(masks))
     elif not binary:
-        log.info("%s: %d pairs; masks: changed is above half of the type's range", name, len(masks))
+        log.info("%s: %d pairs; masks: levels above half of the type's range are read as changed", name, len(masks))
     elif any(mask.maximum > 1 and mask.highest == 1 for mask in masks):
-        log.info("%s: %d pairs; masks: changed is 1, no mask exceeds it", name, len(masks))
+        log.info("%s: %d pairs; masks: 1 is read as changed, no mask has a higher level", name, len(masks))
     else:
-        log.info("%s: %d pairs; masks: one-bit files, changed is 1", name, len(masks))
+        log.info("%s: %d pairs; masks: one-bit files, 1 is read as changed", name, len(masks))
     if warning := mostly_marked(name, changed):
         log.warning("%s", warning)
     several = [mask for mask in masks if not mask.lossy and len(mask.counts) > 2]

@@ -149,7 +149,7 @@ def decode(file: File, is_mask: bool) -> PIL.Image.Image:
             depth, stored = bits(opened), stored_as(opened)  # before Pillow loads the pixels and forgets them
             levels_only = is_mask and has_levels_in_colour(opened)
             image = upright(opened).copy()
-            if is_mask:  # the tiles would not declare it
+            if is_mask:  # the tiles would not declare their nodata
                 refuse_no_data(file, opened, np.asarray(image))
     except UNREADABLE as error:
         raise UserError(f"{file} cannot be decoded ({error}): replace the file") from error
@@ -326,7 +326,7 @@ def check_values(given: argparse.Namespace, lists: Path) -> None:
         )
     if not 0 <= given.val < 1 or given.seed < 0:
         raise UserError(
-            f"--val {given.val:g} --seed {given.seed}: choose a share above 0 and below 1, and a seed from 0"
+            f"--val {given.val:g} --seed {given.seed}: choose a share above 0 and below 1, and a seed of 0 or more"
         )
     if not given.source.exists():
         raise UserError(f"{given.source} does not exist: SOURCE is the download, a folder or a zip file")

@@ -51,7 +51,9 @@ def split_off_val(complete: Sequence[Files], share: float, seed: int = 0) -> Par
         UserError: If there are fewer than two pairs, or if training would refuse one of them.
     """
     if len(complete) < 2:
-        raise UserError(f"train and val need one pair each, and there is {len(complete)}: give two or more")
+        raise UserError(
+            f"train and val need one pair each, but the number of pairs is {len(complete)}: give two or more"
+        )
     facts, refused = inspect_pairs(complete)
     if refused:
         raise UserError(list_names(finding.text for finding in refused))
@@ -69,7 +71,7 @@ def choose_parts(facts: Sequence[PairFacts], share: float, seed: int) -> Parts:
     if len(groups) == 1:  # the last pairs in natural order: for tiles named by row, these touch the fewest others
         chosen = set(range(len(facts) - aim, len(facts)))
         log.warning(
-            "all %d pairs show one place: train and val touch each other, so scores on val will be too good; "
+            "all %d pairs show one place: train and val touch each other, so scores on val will be too high; "
             "add pairs from another place",
             len(facts),
         )

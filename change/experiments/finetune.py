@@ -147,17 +147,17 @@ def set_pairs_aside(folder: Path, lists: Path, share: float) -> str:
             name for split in ("train", "val") for name in read_list(lists / f"{split}.txt", SUFFIXES, files[BEFORE])
         }
         others = [name for name in files[BEFORE] if name not in listed]
-        left_out = f"; in neither list, so left out: {list_names(others)}" if others else ""
-        return f"pairs set aside before: {lists / 'val.txt'}{left_out}"
+        left_out = f"; left out, because neither list names them: {list_names(others)}" if others else ""
+        return f"The lists of an earlier call are used: {lists / 'val.txt'}{left_out}"
     lacking = [f"{sub}/{name}" for sub in (AFTER, LABEL) for name in files[BEFORE] if name not in files.get(sub, {})]
     if lacking:
         raise UserError(f"{folder}: no file for {list_names(lacking)}: every pair needs a file in A, B and label")
     complete = [("train", name, {sub: files[sub][name] for sub in files}) for name in files[BEFORE]]
     parts = split_off_val(complete, share)
     make_folder(lists)
-    for name, names in (("train", parts.train), ("val", parts.val)):  # val last: it marks that both are there
+    for name, names in (("train", parts.train), ("val", parts.val)):  # val last: if it exists, both do
         write_whole(lists / f"{name}.txt", "".join(f"{stem}\n" for stem in names).encode())
-    return f"{parts.summary}; named in {lists / 'val.txt'}"
+    return f"{parts.summary}; listed in {lists / 'val.txt'}"
 
 
 def build_parser() -> OneLineParser:
@@ -171,7 +171,9 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--settings", metavar="FILE", type=Path, default=DEFAULT, help="TOML file with other values")
     parser.add_argument("--nproc", default="1", help="training processes, or gpu: one for each GPU (default: 1)")
     parser.add_argument(
-        "--dry_run", action="store_true", help="print the commands instead of running them; lists of val are written"
+        "--dry_run",
+        action="store_true",
+        help="print the commands instead of running them; the lists of a new val split are still written",
     )
     return parser
 

@@ -70,7 +70,7 @@ def run(command: Sequence[str], dry_run: bool = False) -> int:
 def signals_left_to(process: subprocess.Popen[Any]) -> Iterator[list[int]]:
     """Ignore Ctrl-C, which a terminal sends to `process` too, and pass SIGTERM on; restore both handlers afterwards.
 
-    SIGTERM is passed on as Ctrl-C: it may have been sent to `process` as well, and a second SIGTERM would end that
+    SIGTERM is passed on as Ctrl-C: it may have been sent to `process` as well, and a second SIGTERM would end it
     without saving. Yields the signals that were passed on so far.
     """
     passed_on: list[int] = []

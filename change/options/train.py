@@ -64,9 +64,9 @@ class DataOptions:
     list: Folder = option("", "folder of the lists train.txt and val.txt; default ROOT/list if there is no ROOT/train")
     trainsize: int = option(0, "resize val images to this square if they differ from it; 0: keep their size")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
-    resolution: Numbers = option("", 'metres per pixel of images, "0.5" or "0.5 2"; default: as in --checkpoint_path')
+    resolution: Numbers = option("", 'metres per pixel of images, "0.5" or "0.5 2"; default: that of --checkpoint_path')
     cache: str = option("off", "decode every pair once, into files or memory", choices=("off", "disk", "device"))
-    cache_path: Folder = option("", "folder of these files; default ROOT/.cache", needs="cache=disk")
+    cache_path: Folder = option("", "folder of the cached files; default ROOT/.cache", needs="cache=disk")
 
     def __post_init__(self) -> None:
         require_at_least(self, 0, "trainsize")

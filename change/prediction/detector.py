@@ -163,7 +163,7 @@ def rgb(picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:
     """
     if isinstance(picture, (str, os.PathLike)):
         if more := more_than_rgba(Path(picture)):
-            raise UserError(f"{picture} has {more}: {RASTERS} reads it, or convert it to 8-bit RGB")
+            raise UserError(f"{picture} has {more}: use {RASTERS}, or convert it to 8-bit RGB")
         return read_opaque(Path(picture))
     if isinstance(picture, PIL.Image.Image):
         if bits(picture) > 8:

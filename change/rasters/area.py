@@ -50,12 +50,14 @@ def read_area(path: Path, dataset: Any, fault: str = "") -> Any:
     except RuntimeError as error:  # pyproj's errors
         system = f"{dataset.crs}, the system of {dataset.name}"
         raise UserError(f"--aoi {path} cannot be projected to {system} ({error})") from error
-    finite = np.isfinite(shapely.bounds(placed)).all(1)  # the others lie where the raster's system has no place
+    finite = np.isfinite(shapely.bounds(placed)).all(1)  # the others are outside the domain of the raster's system
     return polygonal_parts(shapely.union_all(shapely.make_valid(placed[finite])))
 
 
 def cut_to_surroundings(area: Any, crs: Any, dataset: Any) -> Any:
-    """Cut an area to the surroundings of a raster, because many reference systems have no place for a continent.
+    """Cut an area to the surroundings of a raster.
+
+    Many reference systems cannot represent a whole continent.
 
     Args:
         area: multipolygon in `crs`.

@@ -98,7 +98,7 @@ def check_bands(raster: Any, path: Path, bands: Sequence[int]) -> str:
     missing = [band for band in bands if not 1 <= band <= count]
     if missing:
         remedy = "--bands 1,1,1 reads it as grey" if count == 1 else f"choose --bands from 1 to {count}"
-        raise UserError(f"{path} has {count} band{'s' * (count > 1)}, not {missing[0]}: {remedy}")
+        raise UserError(f"{path} has {count} band{'s' * (count > 1)}, so band {missing[0]} does not exist: {remedy}")
     kinds = sorted({str(raster.dtypes[band - 1]) for band in bands})
     if any("complex" in kind for kind in kinds):
         raise UserError(f"{path} holds complex numbers: give an image")

@@ -117,9 +117,9 @@ def read_palette(dataset: Any) -> NDArray[np.uint8] | None:
 
 
 def read_date(dataset: Any) -> str:
-    """Read when a raster was taken, in ISO 8601 such as "2020-07-15" or "2020-07-15T10:30:00"; "" if it does not say.
+    """Read the date of a raster, in ISO 8601 such as "2020-07-15" or "2020-07-15T10:30:00"; "" if there is none.
 
-    The time of acquisition, which GDAL collects for many satellites, comes before the date of the TIFF file.
+    The time of acquisition, which GDAL collects for many satellites, takes precedence over the date of the TIFF file.
     """
     for namespace, name in DATES:
         found = DATE.match(dataset.tags(ns=namespace).get(name, "").strip())

@@ -50,7 +50,7 @@ def find_overlap(first: Any, second: Any, *, before: Path, after: Path) -> Bound
     except gdal_errors() as error:
         raise UserError(
             f"{after} in {second.crs} cannot be projected to {first.crs}, the system of {before} ({reason(error)}): "
-            "assign the right one, or add --assume_aligned if their pixels coincide"
+            "assign the right one, or add --assume_aligned if the pixels of both rasters coincide"
         ) from error
     columns, rows = apply_affine(~first.transform, x[valid], y[valid])
     bounds = Bounds(0, 0, 0, 0)

@@ -156,7 +156,7 @@ def read_pair(line: str, folder: Path, out: Path, *, place: str) -> Job:
     parts = split_line(line, folder)
     if len(parts) not in (2, 3):
         raise UserError(
-            f"{place}: write BEFORE TAB AFTER, optionally with TAB NAME; commas and semicolons also separate"
+            f"{place}: write BEFORE TAB AFTER, optionally with TAB NAME; commas or semicolons can replace the tabs"
         )
     for part in parts[:2]:
         require_local(Path(part))

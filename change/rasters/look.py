@@ -1,6 +1,6 @@
-"""Inspect both rasters before the prediction, for what a user should know before trusting the result.
+"""Inspect both rasters before the prediction, and warn about anything that may make the result less reliable.
 
-Faults that make the result meaningless are errors when the rasters are opened. Anything odd that may be right is a
+Faults that make the result meaningless are errors when the rasters are opened. Anything unusual that may be right is a
 warning here: pixels of other sizes or shapes, dates that are shifted, missing data, bands and levels that may mean
 something else. All figures come from a few squares at full resolution, so the look costs little in large scenes.
 """
@@ -51,7 +51,7 @@ class Look(NamedTuple):
     """The result of a look.
 
     Attributes:
-        facts: what was measured, for metadata.json; its "notes" are sentences about what is in order.
+        facts: measurements for metadata.json; its "notes" are sentences that call for no action.
         warnings: one sentence each.
     """
 
@@ -64,7 +64,7 @@ class Look(NamedTuple):
 
 
 def look_at(pair: RasterPair, trained_on: Sequence[float] | None = None) -> Look:
-    """Look at two open rasters before they are predicted.
+    """Inspect two open rasters before they are predicted.
 
     Args:
         pair: the rasters.
@@ -254,7 +254,7 @@ def same_warnings(first: Path, second: Path, before: Seen, after: Seen) -> list[
 
 
 def band_notes(raster: AlignedRaster) -> list[str]:
-    """Say which bands are used of a raster that has more than three."""
+    """Report which bands of a raster with more than three are used."""
     source = raster.source
     count = source.dataset.count
     if count <= len(ROLES):
@@ -265,7 +265,7 @@ def band_notes(raster: AlignedRaster) -> list[str]:
 
 
 def band_warnings(raster: AlignedRaster) -> list[str]:
-    """Report bands that are declared as something else than what they are used for."""
+    """Report bands that are declared as something other than what they are used for."""
     source, warnings = raster.source, []
     if source.rejected_alpha:
         warnings.append(
@@ -289,23 +289,23 @@ def level_warnings(raster: AlignedRaster, seen: Seen, missing: float) -> list[st
     path, warnings = raster.path, []
     if missing > EMPTY:
         alpha = f" or transparent (band {raster.source.alpha})" if raster.source.alpha else ""
-        warnings.append(f"about {missing:.0%} of {path} is nodata, masked{alpha} in the area that both cover")
+        warnings.append(f"about {missing:.0%} of {path} is nodata, masked{alpha} in the area that both rasters cover")
     if raster.stretch.odd >= ODD:
         low, high = min(raster.stretch.low), max(raster.stretch.high)
         warnings.append(
-            f"{raster.stretch.odd:.1%} of the levels of {path} lie far outside the others and do not count for the "
-            f"stretch ({low:.6g} to {high:.6g}): clouds, or nodata that is not declared"
+            f"{raster.stretch.odd:.1%} of the levels of {path} lie far outside the others, so the stretch "
+            f"({low:.6g} to {high:.6g}) ignores them: they may be clouds or undeclared nodata"
         )
     return warnings + picture_warnings(path, seen)
 
 
 def picture_warnings(path: Path, seen: Seen) -> list[str]:
-    """Report an image that, as the network sees it, is almost uniform, or has entirely black or white parts."""
+    """Report an image that looks almost uniform to the network, or that has entirely black or white parts."""
     pixels = np.concatenate([image[data] for image, data in zip(seen.images, seen.data, strict=True)])
     if not len(pixels):
         return []
     if float(pixels.mean(1).std()) < FLAT:
-        return [f"{path} is almost uniform to the network: check the file and --stretch"]
+        return [f"{path} looks almost uniform to the network: check the file and --stretch"]
     warnings = []
     for level, name in ((0, "black"), (255, "white")):
         share = float((pixels == level).all(1).mean())

@@ -28,13 +28,13 @@ from change.rasters.scene import Settings
 
 @dataclass(frozen=True)
 class Summary:
-    """What was found in a pair, and where the files are. `str(summary)` is the line that `predict` reports.
+    """The changes found in a pair, and the paths of the files. `str(summary)` is the line that `predict` reports.
 
     Attributes:
         folder: the folder of the result, absolute.
         files: the files in it, by name.
         polygons: number of polygons; None if none are written, as for images without a place on earth.
-        area_m2: area of the polygons in square metres; None likewise.
+        area_m2: area of the polygons in square metres; None if `polygons` is.
         compared: number of pixels that hold data at both dates.
         changed: number of those that changed.
         warnings: what is unusual about the input.
@@ -112,7 +112,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise UserError(f"{name} {value}: choose 0 or more, and a finite number")
     bands = options.get("bands")
     if bands is not None and (len(bands) != 3 or min(bands) < 1):
-        raise UserError(f"bands {bands}: give three numbers from 1, such as (3, 2, 1)")
+        raise UserError(f"bands {bands}: give three numbers of 1 or more, such as (3, 2, 1)")
 
 
 def summarise(folder: Path) -> Summary:

@@ -49,8 +49,8 @@ def find_fault(dataset: Any) -> str:
         abs(transform.e) + abs(transform.d) if dataset.crs.is_geographic else 0.0
     )  # pixels may be centred on a pole
     if not valid.any():
-        extent = f"{x.min():.8g} to {x.max():.8g} and {y.min():.8g} to {y.max():.8g}"
-        return f"has coordinates from {extent}, where {name} has no place: {ASSIGN}"
+        extent = f"x from {x.min():.8g} to {x.max():.8g} and y from {y.min():.8g} to {y.max():.8g}"
+        return f"has {extent}, which are not valid coordinates in {name}: {ASSIGN}"
     if np.abs(latitude[valid]).max() > 90 + beyond:
         low, high = latitude[valid].min(), latitude[valid].max()
         return f"has latitudes from {low:.8g} to {high:.8g} in {name}: {ASSIGN}"

@@ -267,7 +267,7 @@ class RasterPair:
 
         Returns:
             Before and after, uint8 (1, 3, last - first, W), black where either holds no data, and bool (last - first,
-            W), True where both hold data and the area of interest is, if there is one.
+            W), True where both hold data and, if there is an area of interest, inside it.
         """
         block = Block(top=first, left=0, height=last - first, width=self.width)
         before, before_data = self.before.read(block)
@@ -303,7 +303,7 @@ def check_reference_systems(first: Any, second: Any, *, before: Path, after: Pat
     if missing:
         raise UserError(
             f"{' and '.join(missing)} {'has' if len(missing) == 1 else 'have'} no coordinate reference system: "
-            "assign it, or add --assume_aligned if their pixels coincide"
+            "assign it, or add --assume_aligned if the pixels of both rasters coincide"
         )
     for path, dataset in rasters:
         if fault := find_fault(dataset):

@@ -5,7 +5,7 @@
     changes.gpkg     polygons in the raster's reference system, with id, area_m2, mean_probability, max_probability,
                      before, after, before_date, after_date and checkpoint; changes.geojson: the same in WGS 84
     changes.qml      a style for the polygons in QGIS
-    preview.png      before and after with the outlines of the polygons, small
+    preview.png      before and after with the outlines of the polygons, reduced in size
     report.html      a page with a before/after slider, the largest changes, and how the result was made
     metadata.json    checkpoint, threshold, tiles, stretch, sizes, times
 

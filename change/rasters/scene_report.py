@@ -98,7 +98,7 @@ def mark_area(pair: RasterPair, overviews: Sequence[Image]) -> list[Image]:
     if pair.area is None:
         return list(overviews)
     height, width = overviews[0].shape[:2]
-    a, b, c, d, e, f = tuple(pair.transform)[:6]  # multiplied here: affine does it with * before its version 3
+    a, b, c, d, e, f = tuple(pair.transform)[:6]  # multiplied here, because affine uses * only before version 3
     across, down = pair.width / width, pair.height / height
     reduced = geo("rasterio.transform").Affine(a * across, b * down, c, d * across, e * down, f)
     inside = inside_area(pair.area, reduced, first=0, last=height, width=width)
@@ -206,7 +206,7 @@ def scale_bar(pixels: int, side: float | None, most: float) -> dict[str, Any]:
     """Choose a scale bar for a picture that is `pixels` wide.
 
     Args:
-        pixels: in pixels of the scene.
+        pixels: width of the picture in pixels of the scene.
         side: width of a pixel on the ground in metres; None gives a bar in pixels.
         most: its maximum length as a share of the picture.
 
@@ -233,17 +233,17 @@ def summarise(metadata: dict[str, Any], side: float | None) -> str:
 
 
 def describe_list(count: int, metadata: dict[str, Any]) -> str:
-    """Say what the list of changes holds; `count` is the number of changes that are shown."""
+    """Describe the list of changes; `count` is the number of changes that are shown."""
     if not count:
         return ""
     kind = "polygons" if "polygons" in metadata else "connected changes"
     which = f"The {LISTED} largest of {count:,} {kind}" if count > LISTED else f"All {kind}, the largest first"
-    ids = " Numbers are those of the attribute id." if "polygons" in metadata else ""
+    ids = " Each is numbered by its attribute id." if "polygons" in metadata else ""
     return f"{which}.{ids} Each one is outlined in yellow, the others near it in white."
 
 
 def describe_making(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Collect how the result was made, as tables with a title each."""
+    """Collect titled tables that describe how the result was made."""
     checkpoint, pixels = metadata["checkpoint"], metadata["min_pixels"]
     resolution = checkpoint.get("resolution")
     dates = {}
@@ -273,5 +273,5 @@ def describe_making(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def join(values: Iterable[float]) -> str:
-    """Join numbers with commas; equal ones are given once."""
+    """Join numbers with commas, without duplicates."""
     return ", ".join(dict.fromkeys(f"{value:.6g}" for value in values))

@@ -77,7 +77,7 @@ class Data:
                 "choose the --root of the run"
             )
         if not state.contents:
-            log.warning("%s does not record with which files the run began: they are not compared", path)
+            log.warning("%s does not record which files the run began with, so they are not compared", path)
             return
         keys = [f"{split.name}/{pair.name}" for split in (self.train, self.val) for pair in split.pairs]
         for what, part in (("images", slice(0, 16)), ("masks", slice(16, 32))):
@@ -305,8 +305,8 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
         if template.resolution and not given:
             smallest, largest = template.resolution
             log.info(
-                "the weights will be taken to be for images of %g to %g m per pixel, as those they start from; "
-                "--resolution states that of your images",
+                "the ground resolution of the initial weights is kept: %g to %g m per pixel; "
+                "if that of your images differs, state it with --resolution",
                 smallest,
                 largest,
             )

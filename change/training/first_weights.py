@@ -233,7 +233,7 @@ def load_first_weights(network: PRXChange, shape: NetworkOptions, start: StartOp
         checkpoint = load_checkpoint(Path(start.checkpoint_path))
         new = hand_over(checkpoint, network, config)
         log.info("start: %s; left out: %s", checkpoint.path, list_names(checkpoint.left_out) or "nothing")
-        log.info("new, with their own initialisation: %s", count_by_part(new) or "nothing")
+        log.info("newly initialised: %s", count_by_part(new) or "nothing")
         return replace(checkpoint, config=config, weights={}, val_threshold=None, path=None, sha256="", left_out=[])
     if start.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, shape.backbone, start.pretrained))

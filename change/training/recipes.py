@@ -1,4 +1,4 @@
-"""The options of a new run: those on the command line, of the recipe, and the defaults. Nothing here needs torch."""
+"""The options of a new run, from the command line, the recipe and the defaults. Nothing here needs torch."""
 
 from __future__ import annotations
 

@@ -367,7 +367,7 @@ class Training:
         self.save_state()
         command = ["python", "train.py", "--continue_run", str(self.run.folder), "--best_name", self.run.name]
         validated = self.progress.best_epoch > 0
-        weights = f"weights so far: {self.run.best_path}" if validated else "no weights yet, for lack of a validation"
+        weights = f"weights so far: {self.run.best_path}" if validated else "no weights yet: no validation has run"
         raise Interrupted(
             128 + number,
             f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}; {weights}; continue with: "

@@ -67,7 +67,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def set_machine(clone: Path, *, cpu_index: str, driver: bool = False, nvidia_smi: str = "exit 9") -> None:
-    """Give the clone's environment.py another index of CPU-only packages, and another machine to look at."""
+    """Give the clone's environment.py another index of CPU-only packages, and make it see another machine."""
     source = (REPOSITORY / "change" / "common" / "environment.py").read_text()
     replaced = source.replace(environment.CPU_INDEX, cpu_index)
     replaced = replaced.replace(str(environment.NVIDIA_DRIVER), str(clone if driver else clone / "no driver"))
@@ -148,12 +148,12 @@ def test_without_a_gpu_it_takes_cpu_packages(clone: Path, cpu_server: str) -> No
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the ordinary packages have no CUDA")
 def test_where_torch_comes_from(clone: Path, cpu_server: str, tmp_path: Path) -> None:
-    """A driver or a GPU means CUDA; so does an index that is not reached or that lacks one of the packages."""
+    """A driver or a GPU means CUDA; so does an index that is unreachable or that lacks one of the packages."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "mine")], check=True)
     python = str(tmp_path / "mine" / "bin" / "python")
 
     def announced(clone: Path) -> str:
-        """Return what is said in an active environment, where nothing is installed."""
+        """Return the error in an active environment, into which nothing is installed."""
         result = find(clone, python, VIRTUAL_ENV=str(tmp_path / "mine"))
         assert result.returncode == 2 and result.stderr.count("\n") == 1
         return result.stderr

@@ -55,7 +55,7 @@ def test_mask_rules(
         split = find_split(root, "")
     assert split.binary == binary
     (message,) = caplog.messages
-    assert ("changed is 1" in message, "above half" in message) == (binary, not binary)
+    assert ("1 is read as changed" in message, "above half" in message) == (binary, not binary)
     for pair, mask in zip(split.pairs, expected, strict=True):
         assert pair.mask is not None
         np.testing.assert_array_equal(read_mask(pair.mask, split.binary), mask)

@@ -91,7 +91,9 @@ def test_large_places() -> None:
 
 
 def test_pairs_that_cannot_be_split(flat: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="train and val need one pair each, and there is 1: give two or more"):
+    with pytest.raises(
+        UserError, match="train and val need one pair each, but the number of pairs is 1: give two or more"
+    ):
         split_off_val(files_of(flat, ["scene0_0"]), 0.2)
     shutil.copytree(flat, tmp_path / "copy")
     (tmp_path / "copy" / "B" / "scene1_0.png").write_bytes(b"no image")
@@ -103,8 +105,10 @@ def test_pairs_that_cannot_be_split(flat: Path, tmp_path: Path) -> None:
 def test_prepare(
     flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, form: str
 ) -> None:
-    """`prepare --val` makes the same split from a folder, a zip file and a folder train, and keeps it when it runs
-    again, also beside the lists that it has written; tiles follow their image."""
+    """`prepare --val` makes the same split from a folder, a zip file and a folder train.
+
+    It keeps the split when it runs again, also beside the lists that it has written. Tiles follow their image.
+    """
     monkeypatch.setattr(change.data.prepare, "start_logging", lambda: None)
     monkeypatch.setattr(change.data.prepare, "home_folder", lambda: tmp_path)
     caplog.set_level(logging.INFO)
@@ -132,7 +136,7 @@ def test_prepare(
     [
         ("splits", "--val=0.3", "SOURCE has the splits train, val"),
         ("flat", "--val=1", "choose a share above 0 and below 1"),
-        ("flat", "--seed=-1", "and a seed from 0"),
+        ("flat", "--seed=-1", "and a seed of 0 or more"),
         ("flat", "--tile=0", "--val 0.2 splits the pairs"),
     ],
 )

@@ -136,8 +136,8 @@ def test_pairs_without_val_are_split(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert options_of(capsys, tmp_path / "mine", where) == options
     assert (lists / "val.txt").read_text() == f"{other}\n"
     assert main([str(tmp_path / "mine"), where, "--dry_run"]) == 0
-    said = f"mine has no val split. pairs set aside before: {lists / 'val.txt'}"
-    assert f"{said}; in neither list, so left out: {val[0]}\n" in capsys.readouterr().err
+    said = f"mine has no val split. The lists of an earlier call are used: {lists / 'val.txt'}"
+    assert f"{said}; left out, because neither list names them: {val[0]}\n" in capsys.readouterr().err
     (lists / "val.txt").write_text(f"{val[0]}\n")
     assert main([str(tmp_path / "mine"), where, "--dry_run"]) == 0
     assert f"{said}\n" in capsys.readouterr().err

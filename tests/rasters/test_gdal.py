@@ -1,4 +1,4 @@
-"""What the metadata of a raster file says about its date."""
+"""The date of a raster, read from the metadata of its file."""
 
 from __future__ import annotations
 

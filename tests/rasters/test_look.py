@@ -28,7 +28,7 @@ def picture(seed: int = 1) -> NDArray[np.uint8]:
 
 
 def touched(image: NDArray[Any]) -> NDArray[Any]:
-    """Return a copy in which one level differs: another image, the same to the eye."""
+    """Return a copy in which one level differs: another image that looks the same."""
     image = image.copy()
     image[0, 0, 0] ^= 64
     return image
@@ -149,7 +149,7 @@ def test_levels(tmp_path: Path) -> None:
     border[:, :60] = 0
     assert "20% of" in look(tmp_path, image, border).warnings[0]
     (warning,) = look(tmp_path, image, np.minimum(picture(), 1)).warnings
-    assert "2.tif is almost uniform to the network" in warning
+    assert "2.tif looks almost uniform to the network" in warning
     deep = picture().astype(np.int16) * 12 + 200
     cloudy = deep.copy()
     cloudy[:, :90, :90] = 16000

@@ -29,7 +29,7 @@ def detector() -> ChangeDetector:
 
 
 def test_rasters(detector: ChangeDetector, tmp_path: Path) -> None:
-    """The folder holds what the command writes, and the summary says what the files say."""
+    """The folder holds what the command writes, and the summary agrees with the files."""
     before, after = scene(tmp_path / "in")
     out, expected = tmp_path / "python", tmp_path / "command"
     found = detector.predict_rasters(str(before), after, out, min_area=20, simplify=1, stretch="2,98")
@@ -92,7 +92,7 @@ def test_nothing_is_lost(detector: ChangeDetector, tmp_path: Path) -> None:
     [
         ({"vectors": "shp"}, "vectors 'shp': choose one of gpkg, geojson, none"),
         ({"alpha": True}, "alpha True: choose one of auto, yes, no"),
-        ({"bands": (0, 1, 2)}, r"bands \(0, 1, 2\): give three numbers from 1"),
+        ({"bands": (0, 1, 2)}, r"bands \(0, 1, 2\): give three numbers of 1 or more"),
         ({"min_area": -1}, "min_area -1: choose 0 or more"),
         ({"simplify": float("nan")}, "simplify nan: choose 0 or more"),
         ({"threshold": 1}, "threshold 1: choose a number from 0 to below 1"),

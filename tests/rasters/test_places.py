@@ -41,7 +41,7 @@ ZONE_60 = CRS.from_epsg(32660)
         (WORLD, from_origin(500, 50, 0.1, 0.1), r"1.tif has longitudes from 500 to 506"),
         (UTM, from_origin(15, 45, 1e-5, 1e-5), r"1.tif has pixels of 1e-05 m in EPSG:32633"),
         (UTM, Affine(np.nan, 0, EAST, 0, -2, NORTH), r"1.tif has a geotransform whose pixels have no area"),
-        (UTM, from_origin(1e12, 1e12, 2, 2), r"1.tif has coordinates from 1e\+12 to .* has no place"),
+        (UTM, from_origin(1e12, 1e12, 2, 2), r"1.tif has x from 1e\+12 to .* not valid coordinates in EPSG:32633:"),
     ],
     ids=["no geotransform", "metres as degrees", "above the pole", "beyond", "degrees as metres", "nan", "far"],
 )

@@ -206,7 +206,7 @@ def test_palette_and_bands(tmp_path: Path) -> None:
         before, _, data = read(RasterPair(source, path))  # a level is transparent, or not in the table
         assert np.array_equal(data, held) and (before[:, levels[0] == 0].T == (9, 8, 7)).all()
     radar = write_raster(tmp_path / "4.tif", noise(20, 30, 2))
-    with pytest.raises(UserError, match=r"4.tif has 2 bands, not 3: choose --bands from 1 to 2"):
+    with pytest.raises(UserError, match=r"4.tif has 2 bands, so band 3 does not exist: choose --bands from 1 to 2"):
         RasterPair(warped, radar)
     other = tmp_path / "2.tif"
     swapped, _, _ = read(RasterPair(other, other, bands=(5, 1, 1)))
@@ -263,7 +263,10 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         (far, "do not overlap: .*good.tif covers .* in EPSG:32633"),
         (empty, "empty.tif holds no data"),
         (nan, "nan.tif holds no data"),
-        (write_raster(tmp_path / "grey.tif", noise(20, 30, 1)), "grey.tif has 1 band, not 2: --bands 1,1,1"),
+        (
+            write_raster(tmp_path / "grey.tif", noise(20, 30, 1)),
+            "grey.tif has 1 band, so band 2 does not exist: --bands 1,1,1",
+        ),
         (write_raster(tmp_path / "complex.tif", noise(20, 30).astype(np.complex64)), "complex numbers"),
     ):
         with pytest.raises(UserError, match=said):

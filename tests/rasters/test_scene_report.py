@@ -69,7 +69,7 @@ def test_the_largest_changes_are_listed(tmp_path: Path) -> None:
 
 
 def test_the_preview_outlines_the_polygons(tmp_path: Path) -> None:
-    """It shows both dates; what is no polygon has no outline."""
+    """It shows both dates; changes without a polygon have no outline."""
     report_of(tmp_path)
     picture = np.asarray(PIL.Image.open(tmp_path / "out" / "preview.png"))
     assert picture.shape == (SIDE, 2 * SIDE + 4, 3)

@@ -80,7 +80,7 @@ def test_a_run_does_not_go_on_with_other_files(dataset: Path, tmp_path: Path, su
     torch.save(state, folder / "1.state.pth")
     result = run_program("train.py", "--continue_run", folder)
     assert result.returncode == 0, result.stderr
-    assert "does not record with which files the run began" in result.stderr
+    assert "does not record which files the run began with" in result.stderr
 
 
 @pytest.mark.parametrize("size", [32, 64])
