@@ -78,8 +78,8 @@ class Evaluation:
             raise UserError(f"--save_iou_map needs masks: {self.split.name} has no folder label")
         if self.left_out:
             log.info("left out of %s, not used in prediction: %s", self.checkpoint.path, list_names(self.left_out))
-        outputs.prepare()
         with outputs.hold():
+            outputs.prepare()
             self.write(network, loader, outputs)
 
     def write(self, network: PRXChange, loader: DataLoader[Batch | UserError], outputs: Outputs) -> None:
