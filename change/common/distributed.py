@@ -7,6 +7,7 @@ a GPU through nccl. If one process ends, the others end too, so none waits forev
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import os
 import warnings
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group: imported later, its functions keep the group as a default value
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -45,6 +47,7 @@ def join() -> Iterator[None]:
         yield
     if dist.is_initialized():
         wait()
+        gc.collect()  # a group that is held keeps gloo's threads, and a tensor that they free at exit aborts Python
         dist.destroy_process_group()
 
 

@@ -12,6 +12,8 @@ import pytest
 from change.common.errors import UserError, list_names, run_command
 from tests.conftest import REPOSITORY
 
+PAIR = [f"test_samples/{folder}/0_0000.jpg" for folder in "AB"]
+
 
 @pytest.mark.parametrize(
     ("error", "code", "line"),
@@ -41,7 +43,7 @@ def test_exit_codes(caplog: pytest.LogCaptureFixture, error: BaseException, code
     [
         ["train.py", "--root=none", "--save_path=none"],
         ["test.py", "--test_root=none", "--checkpoint_path=none"],
-        ["-m", "change", "predict", "none", "none", "-o", "none"],
+        ["-m", "change", "predict", *PAIR, "-o", "none"],
     ],
     ids=["train", "test", "predict"],
 )

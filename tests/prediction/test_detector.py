@@ -145,7 +145,7 @@ def test_tiffs_that_pillow_does_not_decode(detector: ChangeDetector, tmp_path: P
         levels = np.concatenate((image, image))[:bands].astype(dtype)
         for more in ({}, {"BIGTIFF": "YES"}):
             path = write_raster(tmp_path / "deep.tif", levels, photometric="MINISBLACK", **more)
-            with pytest.raises(UserError, match=rf"deep.tif has {said}: .python -m change predict"):
+            with pytest.raises(UserError, match=rf"deep.tif has {said}: use .python -m change predict"):
                 detector.predict(path, image.transpose(1, 2, 0))
             with pytest.raises(UserError, match=rf"deep.tif has {said}: convert it"):
                 mode_and_bits(path)

@@ -157,7 +157,7 @@ def test_three_passes(dataset: Path, tmp_path: Path) -> None:
     for options in passes:
         result = run_program("train.py", *train_arguments(dataset, folder, **options))
         assert result.returncode == 0, result.stderr
-    new = next(line for line in result.stderr.splitlines() if line.startswith("new, with their own"))
+    new = next(line for line in result.stderr.splitlines() if line.startswith("newly initialised: "))
     counts = dict(part.split(" in ")[::-1] for part in new.partition(": ")[2].split(", "))
     added = Counter(".".join(n.split(".")[:2]) for n in weights(folder, "best") if ".cross." in n)
     assert counts == {part: str(count) for part, count in added.items()}
