@@ -85,10 +85,16 @@ class AugmentationOptions:
     scale: Numbers = option("1 1", "range of the random factor by which a crop is enlarged")
     symmetries: bool = option(False, "quarter turns in addition to flips")
     swap: bool = option(False, "exchange the dates of half of the crops")
+    shift: int = option(0, "shift one date of half of the crops by up to n pixels, as if the dates were misregistered")
+    degrade: float = option(
+        0.0, "probability of each of these, for each date: colour cast, haze, grey, blur or sharpening, JPEG"
+    )
 
     def __post_init__(self) -> None:
         self.jitter()
         self.scales()
+        require_at_least(self, 0, "shift")
+        require_share(self, "degrade")
 
     def jitter(self) -> tuple[float, float, float, float]:
         """Return the ranges of brightness, contrast, saturation and hue. Raises UserError for bad values."""

@@ -20,6 +20,7 @@ from change.common.command_line import read_range
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
 from change.data.cache import DecodedCache, decode_pairs
+from change.data.degradation import Degradations
 from change.data.loaders import EpochOrder, TrainLoader, default_workers, whole_batches, whole_loader
 from change.data.on_device import (
     WORKING_BYTES,
@@ -125,13 +126,15 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
     process, processes = distributed.rank(), distributed.processes()
     train, val = find_splits(options.data)
     require_change(train, options.data.root)
-    smallest, largest = options.augmentation.scales()
+    augmentation = options.augmentation
+    smallest, largest = augmentation.scales()
     samples = TrainSamples(
         train,
         options.data.cropsize,
-        ColorJitter(*options.augmentation.jitter()),
+        ColorJitter(*augmentation.jitter()),
         options.run.seed,
-        geometry=Geometry(smallest, largest, options.augmentation.symmetries, options.augmentation.swap),
+        geometry=Geometry(smallest, largest, augmentation.symmetries, augmentation.swap, augmentation.shift),
+        degradations=Degradations(augmentation.degrade),
     )
     workers = options.compute.workers
     if workers < 0:
