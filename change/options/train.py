@@ -178,6 +178,7 @@ class OptimizerOptions:
     """Optimizer."""
 
     lr: float = option(6e-4, "learning rate at the start")
+    encoder_lr: float = option(1.0, "factor of the learning rate of the encoder, except its new 1x1 convolutions")
     schedule: str = option(
         "poly", "learning rate: lr * (1 - epoch / epochs) ** power, or half a cosine", choices=("poly", "cosine")
     )
@@ -192,7 +193,7 @@ class OptimizerOptions:
     grad_accum: int = option(1, "split each step into n micro-batches, to save memory")
 
     def __post_init__(self) -> None:
-        require_at_least(self, 0, "lr", "power", "warmup", "weight_decay", "eps")
+        require_at_least(self, 0, "lr", "encoder_lr", "power", "warmup", "weight_decay", "eps")
         require_at_least(self, 1, "decay_epoch", "train_batchsize", "grad_accum")
         if not 0 <= self.ema < 1:
             raise UserError(f"--ema {self.ema}: choose 0 (none) to below 1, such as 0.999")

@@ -337,17 +337,24 @@ def describe_setup(precision: Precision) -> dict[str, str]:
     }
 
 
-def build_optimizer(network: nn.Module, options: OptimizerOptions, fused: bool) -> torch.optim.Optimizer:
+def build_optimizer(network: PRXChange, options: OptimizerOptions, fused: bool) -> torch.optim.Optimizer:
     """Build AdamW over all parameters of a network."""
-    groups = parameter_groups(network, options.weight_decay, options.decay_norms)
-    return torch.optim.AdamW(groups, lr=options.lr, eps=options.eps, fused=fused)
+    return torch.optim.AdamW(parameter_groups(network, options), lr=options.lr, eps=options.eps, fused=fused)
 
 
-def parameter_groups(network: nn.Module, decay: float, norms_too: bool) -> list[dict[str, Any]]:
-    """Group parameters by weight decay: norms and biases, which are vectors, have none unless `norms_too`."""
-    parameters = list(network.parameters())
-    if norms_too:
-        return [{"params": parameters, "weight_decay": decay}]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    others = [parameter for parameter in parameters if parameter.ndim >= 2]
-    return [{"params": others, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+def parameter_groups(network: PRXChange, options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Group parameters by weight decay and learning rate.
+
+    Norms and biases, which are vectors, have no weight decay unless `decay_norms`. Parameters for which there are
+    pretrained weights have the learning rate of the encoder. The groups' `factor` is that of their learning rate.
+    """
+    new = tuple(f"encoder.{prefix}" for prefix in network.encoder.not_pretrained)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        decays = options.decay_norms or parameter.ndim >= 2
+        pretrained = name.startswith("encoder.") and not name.startswith(new)
+        groups.setdefault((decays, options.encoder_lr if pretrained else 1.0), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": options.weight_decay if decays else 0.0, "factor": factor}
+        for (decays, factor), parameters in groups.items()
+    ]
