@@ -14,6 +14,7 @@ VERBS = {
     "check": ("change.data.check", "look for faults and leaks in a data set"),
     "folds": ("change.data.folds", "write lists for grouped cross-validation"),
     "samples": ("change.synthetic.render", "draw synthetic scenes"),
+    "alarms": ("change.evaluation.false_alarms", "measure false alarms on unchanged ground"),
     "compare": ("change.evaluation.compare", "compare runs of test.py"),
     "predict": ("change.rasters.predict", "find change between two rasters or images, or many pairs of them"),
     "finetune": ("change.experiments.finetune", "fine-tune a checkpoint on labelled pairs"),

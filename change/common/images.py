@@ -24,6 +24,7 @@ from change.common.tiff import more_than_rgba
 
 Image = NDArray[np.uint8]  # RGB (H, W, 3) of 0..255, or a mask (H, W) of 0 and 1
 
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in grey (ITU-R BT.601)
 IMAGE_MODES = ("RGB", "RGBA", "P", "L", "LA", "1")  # modes with at most 8 bits per channel
 NEW_SUBFILE_TYPE, OVERVIEW, VALIDITY = 254, 1, 4  # a tag of TIFF, and two of its bits
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError)  # what Pillow raises for damaged files

@@ -1,13 +1,16 @@
 """Augment a whole batch at once with torch, on any device: what `transforms` does sample by sample with OpenCV.
 
 The draws are those of `transforms`, made on the CPU. A sample's draws are one row of `COLUMNS` numbers:
-    0 to 7      number of the pair, then the fields of `Crop`
-    8 to 15     before: brightness, contrast, saturation, steps of the hue, and the order of the four changes
-    16 to 23    after: the same
+    0 to 11     number of the pair, then the fields of `Crop`
+    12 to 19    before: brightness, contrast, saturation, steps of the hue, and the order of the four changes
+    20 to 27    after: the same
+    28 to 42    before: the matrix of `Degradation`, row by row, and its other fields
+    43 to 57    after: the same
 
 Without scale and colours, the results are those of OpenCV bit for bit. Scaling differs by at most one level, because
 OpenCV enlarges in fixed-point arithmetic. Masks are always the same. The colour changes repeat the arithmetic of
-OpenCV, but a difference of one level before a change of hue can be several levels after it.
+OpenCV, but a difference of one level before a change of hue can be several levels after it. Degradations differ by a
+few levels where JPEG rounds a coefficient to another value.
 """
 
 from __future__ import annotations
@@ -20,20 +23,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from change.data.transforms import BRIGHTNESS, CONTRAST, HUE, LUMA, Colours, Crop, hue_step
+from change.common.images import LUMA
+from change.data.degradation import KERNEL, Degradation
+from change.data.transforms import BRIGHTNESS, CONTRAST, HUE, Colours, Crop, hue_step
 
-CROP_COLUMNS, COLOUR_COLUMNS = 8, 8
-COLUMNS = CROP_COLUMNS + 2 * COLOUR_COLUMNS
+CROP_COLUMNS, COLOUR_COLUMNS, DEGRADATION_COLUMNS = 12, 8, 15
+DEGRADATIONS = CROP_COLUMNS + 2 * COLOUR_COLUMNS  # the first column of the degradations
+COLUMNS = DEGRADATIONS + 2 * DEGRADATION_COLUMNS
 
 
-def as_row(pair: int, crop: Crop, colours: Sequence[Colours | None]) -> NDArray[np.float64]:
-    """Write the draws of a sample as one row (COLUMNS,); `colours` are those of before and after."""
+def as_row(
+    pair: int, crop: Crop, colours: Sequence[Colours | None], degradations: Sequence[Degradation | None]
+) -> NDArray[np.float64]:
+    """Write the draws of a sample as one row (COLUMNS,); `colours` and `degradations` are those of before and after."""
     row = np.zeros(COLUMNS)
     row[:CROP_COLUMNS] = pair, *crop
     for date, drawn in enumerate(colours):
         if drawn is not None:
             start = CROP_COLUMNS + date * COLOUR_COLUMNS
             row[start : start + COLOUR_COLUMNS] = *drawn.amounts[:HUE], hue_step(drawn.amounts[HUE]), *drawn.order
+    for date, degradation in enumerate(degradations):
+        if degradation is not None:
+            start = DEGRADATIONS + date * DEGRADATION_COLUMNS
+            row[start : start + DEGRADATION_COLUMNS] = *degradation.matrix.flat, *degradation[1:]
     return row
 
 
@@ -103,7 +115,7 @@ class BatchCrop(nn.Module):
         Returns:
             Images of both dates, uint8 (2, B, crop, crop, 3), and masks (B, crop, crop).
         """
-        pair, top, left, side, flip_x, flip_y, turn, swap = draws[:, :CROP_COLUMNS].long()[:, :, None].unbind(1)
+        pair, top, left, side, flip_x, flip_y, turn, swap, *shifts = draws[:, :CROP_COLUMNS].long().T[..., None]
         start, width, area = layout[pair[:, 0]][:, :, None].unbind(1)  # each (B, 1)
         place = torch.arange(self.crop, device=draws.device)
         rows, columns = (torch.where(flip > 0, self.crop - 1 - place, place) for flip in (flip_y, flip_x))
@@ -120,7 +132,8 @@ class BatchCrop(nn.Module):
         by_row, by_column = offsets(self.mask_pixels)
         cut_masks = masks[start[:, :, None] + by_row + by_column.transpose(1, 2)]
         by_row, by_column = offsets(self.pixels)
-        first = 2 * start + torch.stack([swap, 1 - swap]) * area  # (2, B, 1)
+        shift = torch.stack(shifts[::2]) * width + torch.stack(shifts[1::2])
+        first = 2 * start + torch.stack([swap, 1 - swap]) * area + shift  # (2, B, 1)
         taps = by_row.shape[2]
         if taps == 1:
             return images[first[..., None] + by_row + by_column.transpose(1, 2)], cut_masks
@@ -201,3 +214,85 @@ class BatchColours(nn.Module):
         sectors = sectors - 6 * (sectors / 6).floor()
         share = torch.minimum(sectors, 4 - sectors).clamp(0, 1)
         return (value[..., None] * (1 - saturation[..., None] * share)).round()
+
+
+# --- degradations --------------------------------------------------------------------------------------------------
+
+# The quantisation tables of JPEG, and the factors of its colours Y, Cb and Cr (ITU-T T.81, annex K.1; T.871, 7).
+LUMA_TABLE = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+CHROMA_TABLE = np.full((8, 8), 99)
+CHROMA_TABLE[:4, :4] = (17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66, 99, 99)
+TO_YCC = np.stack([LUMA, ([0, 0, 1] - LUMA) / 1.772, ([1, 0, 0] - LUMA) / 1.402])
+BLOCK = 8
+
+
+class BatchDegradations(nn.Module):
+    """Degrades a batch: what `degrade` does image by image."""
+
+    places: Tensor
+    tables: Tensor
+    cosines: Tensor
+    to_ycc: Tensor
+    to_rgb: Tensor
+    zero: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        place, frequency = np.arange(BLOCK), np.arange(BLOCK)[:, None]
+        cosines = np.sqrt((1 + (frequency > 0)) / BLOCK) * np.cos((2 * place + 1) * frequency * np.pi / (2 * BLOCK))
+        buffers = {
+            "places": np.arange(KERNEL) - KERNEL // 2,
+            "tables": np.stack([LUMA_TABLE, CHROMA_TABLE, CHROMA_TABLE]),
+            "cosines": cosines,
+            "to_ycc": TO_YCC,
+            "to_rgb": np.linalg.inv(TO_YCC),
+            "zero": np.array([0, 128, 128]),
+        }
+        for name, values in buffers.items():
+            self.register_buffer(name, torch.from_numpy(values.astype(np.float32)))
+
+    def forward(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Degrade images: images uint8 (N, H, W, 3), draws float (N, DEGRADATION_COLUMNS); returns images.
+
+        H and W are multiples of 8.
+        """
+        matrix = draws[:, :12].float().view(-1, 1, 3, 4)
+        sigma, details, quality = draws[:, 12:].float()[:, :, None, None, None].unbind(1)
+        pixels = images.flatten(1, 2).float() @ matrix[:, 0, :, :3].mT + matrix[..., 3]
+        pixels = pixels.round().clamp(0, 255).view(images.shape)
+        sharp = torch.lerp(self.smooth(pixels, sigma.flatten()), pixels, 1 + details).round().clamp(0, 255)
+        pixels = torch.where(sigma > 0, sharp, pixels)
+        return torch.where(quality > 0, self.compress(pixels, quality), pixels).to(torch.uint8)
+
+    def smooth(self, pixels: Tensor, sigma: Tensor) -> Tensor:
+        """Convolve images (N, H, W, 3) with Gaussians; `sigma` (N,), of which 0 is read as 1."""
+        spread = torch.where(sigma > 0, sigma, 1.0)[:, None]
+        kernel = torch.softmax(-(self.places**2) / (2 * spread**2), 1)
+        margin = KERNEL // 2
+        maps = nn.functional.pad(pixels.permute(3, 0, 1, 2), (margin,) * 4, mode="reflect")  # (3, N, H, W)
+        down = nn.functional.conv2d(maps, kernel[:, None, :, None], groups=len(kernel))
+        across = nn.functional.conv2d(down, kernel[:, None, None], groups=len(kernel))
+        return across.permute(1, 2, 3, 0).round()
+
+    def compress(self, pixels: Tensor, quality: Tensor) -> Tensor:
+        """Round the frequencies of images (N, H, W, 3) as JPEG does at `quality` (N, 1, 1, 1)."""
+        count, height, width, _ = pixels.shape
+        factor = torch.where(quality < 50, 5000 / quality.clamp(min=1), 200 - 2 * quality)
+        table = ((self.tables * factor + 50) / 100).floor().clamp(1, 255)[:, :, None, None]  # (N, 3, 1, 1, 8, 8)
+        ycc = (pixels @ self.to_ycc.T + self.zero).round().clamp(0, 255) - 128
+        grid = (count, height // BLOCK, BLOCK, width // BLOCK, BLOCK, 3)
+        blocks = ycc.view(grid).permute(0, 5, 1, 3, 2, 4)  # (N, 3, H / 8, W / 8, 8, 8)
+        rounded = (self.cosines @ blocks @ self.cosines.T / table).round() * table
+        blocks = (self.cosines.T @ rounded @ self.cosines + 128).round().clamp(0, 255)
+        ycc = blocks.permute(0, 2, 4, 3, 5, 1).reshape(pixels.shape)
+        rgb: Tensor = (ycc - self.zero) @ self.to_rgb.T
+        return rgb.round().clamp(0, 255)

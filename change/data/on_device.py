@@ -24,7 +24,14 @@ from torch.utils.data import Dataset, Sampler
 from change.change_dataloader import Pixels, Split
 from change.common.devices import free_bytes
 from change.common.errors import UserError
-from change.data.batch_augmentation import COLOUR_COLUMNS, CROP_COLUMNS, BatchColours, BatchCrop, as_row
+from change.data.batch_augmentation import (
+    CROP_COLUMNS,
+    DEGRADATIONS,
+    BatchColours,
+    BatchCrop,
+    BatchDegradations,
+    as_row,
+)
 from change.data.cache import decode_pairs
 from change.data.loaders import EpochOrder, make_loader
 from change.data.samples import Batch, TrainSamples, WholeSamples
@@ -126,6 +133,7 @@ class Draws(Dataset[Tensor]):
 
     def __init__(self, samples: TrainSamples) -> None:
         self.crop, self.jitter, self.seed, self.geometry = samples.crop, samples.jitter, samples.seed, samples.geometry
+        self.degradations = samples.degradations
         self.sizes = [pair.size for pair in samples.split.pairs]
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
@@ -133,7 +141,9 @@ class Draws(Dataset[Tensor]):
         width, height = self.sizes[index]
         rng = np.random.default_rng((self.seed, epoch, index, 1))
         crop = draw_crop(height, width, self.crop, rng, self.geometry)
-        return torch.from_numpy(as_row(index, crop, [self.jitter.draw(rng), self.jitter.draw(rng)]))[None]
+        colours = [self.jitter.draw(rng) for _ in range(2)]
+        degradations = [self.degradations.draw(rng) for _ in range(2)]
+        return torch.from_numpy(as_row(index, crop, colours, degradations))[None]
 
 
 def join_draws(rows: list[Tensor], length: int) -> tuple[Tensor, int]:
@@ -180,6 +190,7 @@ class DeviceTrainLoader:
         """
         self.order, self.pairs, self.names = order, pairs, [pair.name for pair in samples.split.pairs]
         self.hash_epoch, self.colours_change = samples.hash_epoch, samples.jitter.active
+        self.degrades = samples.degradations.share > 0
         self.device = pairs.images.device
         whole = min(order.batch_size, order.samples)
         first, end = order.bounds(whole)
@@ -195,6 +206,7 @@ class DeviceTrainLoader:
         wrap = wrap or (lambda module: module)
         self.cut = wrap(BatchCrop(samples.crop, *bounds_of_sides(samples)).to(self.device))
         self.recolour = wrap(BatchColours().to(self.device))
+        self.degrade = wrap(BatchDegradations().to(self.device))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -222,10 +234,18 @@ class DeviceTrainLoader:
         """Make images (B, 3, crop, crop), channels last in memory, and masks (B, 1, crop, crop) from draws."""
         images, masks = self.cut(self.pairs.images, self.pairs.masks, self.pairs.layout, draws)
         if self.colours_change:
-            colours = draws[:, CROP_COLUMNS:].view(-1, 2, COLOUR_COLUMNS).transpose(0, 1)
-            images = self.recolour(images.flatten(0, 1), colours.flatten(0, 1)).view_as(images)
+            images = self.apply(self.recolour, images, draws[:, CROP_COLUMNS:DEGRADATIONS])
+        if self.degrades:
+            images = self.apply(self.degrade, images, draws[:, DEGRADATIONS:])
         before, after = images.permute(0, 1, 4, 2, 3)
         return before, after, masks[:, None]
+
+    @staticmethod
+    def apply(change: Callable[..., Any], images: Tensor, draws: Tensor) -> Tensor:
+        """Change the images of both dates (2, B, ...) as one batch; `draws` (B, N): those of before, then of after."""
+        by_date = torch.cat(draws.chunk(2, dim=1))
+        changed: Tensor = change(images.flatten(0, 1), by_date)
+        return changed.view_as(images)
 
 
 def bounds_of_sides(samples: TrainSamples) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from change.change_dataloader import Pixels, Split
 from change.common.errors import UserError, list_names
 from change.common.images import Image
+from change.data.degradation import NO_DEGRADATION, Degradations
 from change.data.transforms import PLAIN, ColorJitter, Geometry, augment
 
 Reader = Callable[[int, bool], Pixels]  # has the signature of `Split.read`
@@ -51,6 +52,7 @@ class TrainSamples(Dataset[Batch | UserError]):
         seed: int,
         hash_epoch: int = 0,
         geometry: Geometry = PLAIN,
+        degradations: Degradations = NO_DEGRADATION,
     ) -> None:
         """Check that every image is large enough.
 
@@ -60,7 +62,8 @@ class TrainSamples(Dataset[Batch | UserError]):
             jitter: Colour changes, drawn separately for each date.
             seed: Random seed.
             hash_epoch: The only epoch in which images are hashed.
-            geometry: How crops are scaled, turned and swapped.
+            geometry: How crops are scaled, turned, swapped and shifted.
+            degradations: What else can happen to each date.
 
         Raises:
             UserError: If an image is smaller than `crop`.
@@ -69,7 +72,7 @@ class TrainSamples(Dataset[Batch | UserError]):
         if small:
             raise UserError(f"crop {crop} is larger than {list_names(small)}: choose a smaller --cropsize")
         self.split, self.crop, self.jitter, self.seed, self.hash_epoch = split, crop, jitter, seed, hash_epoch
-        self.geometry = geometry
+        self.geometry, self.degradations = geometry, degradations
         self.read: Reader = split.read  # may be replaced by the `read` of a cache
 
     def __len__(self) -> int:
@@ -80,7 +83,8 @@ class TrainSamples(Dataset[Batch | UserError]):
         try:
             pixels = self.read(index, epoch == self.hash_epoch)
             rng = np.random.default_rng((self.seed, epoch, index, 1))
-            crops = augment(pixels.before, pixels.after, pixels.mask, self.crop, self.jitter, rng, self.geometry)
+            images = pixels.before, pixels.after, pixels.mask
+            crops = augment(*images, self.crop, self.jitter, rng, self.geometry, self.degradations)
         except UserError as error:
             return error
         return as_batch(*crops, self.split.pairs[index].name, pixels.hashes)

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from change.common.images import Image
+from change.common.images import LUMA, Image
+from change.data.degradation import NO_DEGRADATION, Degradations, degrade
 
-LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue (ITU-R BT.601)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # numbers of the colour changes
 
 
@@ -127,17 +127,21 @@ class Geometry:
 
     The crop is enlarged by a factor from `smallest` to `largest`, drawn uniformly on a logarithmic scale and limited by
     the image's size. If `turned`, all eight symmetries are drawn. If `swapped`, the dates are exchanged with
-    probability 1/2. Raises ValueError for values out of range.
+    probability 1/2. With probability 1/2, one of the dates is shifted by up to `shift` pixels along each axis; the mask
+    stays where it is. Raises ValueError for values out of range.
     """
 
     smallest: float = 1.0
     largest: float = 1.0
     turned: bool = False
     swapped: bool = False
+    shift: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= self.largest:
             raise ValueError("scales must be above 0, the smaller one first")
+        if self.shift < 0:
+            raise ValueError("the shift must be 0 or more")
 
 
 PLAIN = Geometry()
@@ -156,6 +160,8 @@ class Crop(NamedTuple):
         flip_y: Whether top and bottom are exchanged.
         turn: Whether rows and columns are exchanged.
         swap: Whether the dates are exchanged.
+        down_before, across_before, down_after, across_after: Rows and columns by which the square of a date is shifted,
+            after the exchange.
     """
 
     top: int
@@ -165,6 +171,10 @@ class Crop(NamedTuple):
     flip_y: bool
     turn: bool
     swap: bool
+    down_before: int = 0
+    across_before: int = 0
+    down_after: int = 0
+    across_after: int = 0
 
 
 def draw_crop(height: int, width: int, crop: int, rng: np.random.Generator, geometry: Geometry = PLAIN) -> Crop:
@@ -177,13 +187,20 @@ def draw_crop(height: int, width: int, crop: int, rng: np.random.Generator, geom
     flip_x, flip_y = (rng.random(2) < 0.5).tolist()
     turn = geometry.turned and rng.random() < 0.5
     swap = geometry.swapped and rng.random() < 0.5
-    return Crop(top, left, side, flip_x, flip_y, turn, swap)
+    plain = Crop(top, left, side, flip_x, flip_y, turn, swap)
+    if not geometry.shift or rng.random() < 0.5:
+        return plain
+    down, across = rng.integers(-geometry.shift, geometry.shift + 1, 2).tolist()
+    down, across = max(-top, min(down, height - side - top)), max(-left, min(across, width - side - left))
+    if rng.random() < 0.5:
+        return plain._replace(down_before=down, across_before=across)
+    return plain._replace(down_after=down, across_after=across)
 
 
 def crop_pair(
     before: Image, after: Image, mask: Image, crop: int, rng: np.random.Generator, geometry: Geometry = PLAIN
 ) -> tuple[Image, Image, Image]:
-    """Cut the same random square out of all three, and flip it along each axis with probability 1/2.
+    """Cut a random square out of all three, and flip it along each axis with probability 1/2.
 
     Args:
         before: Image (H, W, 3).
@@ -191,17 +208,19 @@ def crop_pair(
         mask: Mask (H, W).
         crop: Side of the result in pixels, at most H and W.
         rng: Source of all random numbers.
-        geometry: How the square is scaled, turned and swapped.
+        geometry: How the square is scaled, turned, swapped and shifted.
 
     Returns:
         Two images (crop, crop, 3) and a mask (crop, crop), contiguous in memory.
     """
     height, width = mask.shape
-    top, left, side, flip_x, flip_y, turn, swap = draw_crop(height, width, crop, rng, geometry)
-    if swap:
+    drawn = draw_crop(height, width, crop, rng, geometry)
+    side, flip_x, flip_y = drawn.side, drawn.flip_x, drawn.flip_y
+    if drawn.swap:
         before, after = after, before
 
-    def cut(array: Image) -> Image:
+    def cut(array: Image, down: int = 0, across: int = 0) -> Image:
+        top, left = drawn.top + down, drawn.left + across
         piece = array[top : top + side, left : left + side]
         if side != crop:
             if array.ndim == 2:  # a mask
@@ -209,14 +228,18 @@ def crop_pair(
             else:
                 interpolation = cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR
             piece = np.asarray(cv2.resize(piece, (crop, crop), interpolation=interpolation), np.uint8)
-        if turn:
+        if drawn.turn:
             piece = np.asarray(cv2.transpose(piece), np.uint8)
         if not (flip_x or flip_y):
             return np.ascontiguousarray(piece)
         flip_code = -1 if flip_x and flip_y else int(flip_x)  # OpenCV: -1 is both axes, 1 is x, 0 is y
         return np.asarray(cv2.flip(piece, flip_code), np.uint8)  # faster than numpy
 
-    return cut(before), cut(after), cut(mask)
+    return (
+        cut(before, drawn.down_before, drawn.across_before),
+        cut(after, drawn.down_after, drawn.across_after),
+        cut(mask),
+    )
 
 
 def augment(
@@ -227,7 +250,9 @@ def augment(
     jitter: ColorJitter,
     rng: np.random.Generator,
     geometry: Geometry = PLAIN,
+    degradations: Degradations = NO_DEGRADATION,
 ) -> tuple[Image, Image, Image]:
-    """Crop as `crop_pair` does, then change the colours of each date."""
+    """Crop as `crop_pair` does, then change the colours of each date, then degrade each date."""
     before, after, mask = crop_pair(before, after, mask, crop, rng, geometry)
-    return jitter(before, rng), jitter(after, rng), mask
+    before, after = jitter(before, rng), jitter(after, rng)
+    return degrade(before, degradations.draw(rng)), degrade(after, degradations.draw(rng)), mask

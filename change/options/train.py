@@ -85,10 +85,16 @@ class AugmentationOptions:
     scale: Numbers = option("1 1", "range of the random factor by which a crop is enlarged")
     symmetries: bool = option(False, "quarter turns in addition to flips")
     swap: bool = option(False, "exchange the dates of half of the crops")
+    shift: int = option(0, "shift one date of half of the crops by up to n pixels, as if the dates were misregistered")
+    degrade: float = option(
+        0.0, "probability of each of these, for each date: colour cast, haze, grey, blur or sharpening, JPEG"
+    )
 
     def __post_init__(self) -> None:
         self.jitter()
         self.scales()
+        require_at_least(self, 0, "shift")
+        require_share(self, "degrade")
 
     def jitter(self) -> tuple[float, float, float, float]:
         """Return the ranges of brightness, contrast, saturation and hue. Raises UserError for bad values."""
@@ -172,6 +178,7 @@ class OptimizerOptions:
     """Optimizer."""
 
     lr: float = option(6e-4, "learning rate at the start")
+    encoder_lr: float = option(1.0, "factor of the learning rate of the encoder, except its new 1x1 convolutions")
     schedule: str = option(
         "poly", "learning rate: lr * (1 - epoch / epochs) ** power, or half a cosine", choices=("poly", "cosine")
     )
@@ -186,7 +193,7 @@ class OptimizerOptions:
     grad_accum: int = option(1, "split each step into n micro-batches, to save memory")
 
     def __post_init__(self) -> None:
-        require_at_least(self, 0, "lr", "power", "warmup", "weight_decay", "eps")
+        require_at_least(self, 0, "lr", "encoder_lr", "power", "warmup", "weight_decay", "eps")
         require_at_least(self, 1, "decay_epoch", "train_batchsize", "grad_accum")
         if not 0 <= self.ema < 1:
             raise UserError(f"--ema {self.ema}: choose 0 (none) to below 1, such as 0.999")

@@ -20,6 +20,7 @@ from change.common.command_line import read_range
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
 from change.data.cache import DecodedCache, decode_pairs
+from change.data.degradation import Degradations
 from change.data.loaders import EpochOrder, TrainLoader, default_workers, whole_batches, whole_loader
 from change.data.on_device import (
     WORKING_BYTES,
@@ -125,13 +126,15 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
     process, processes = distributed.rank(), distributed.processes()
     train, val = find_splits(options.data)
     require_change(train, options.data.root)
-    smallest, largest = options.augmentation.scales()
+    augmentation = options.augmentation
+    smallest, largest = augmentation.scales()
     samples = TrainSamples(
         train,
         options.data.cropsize,
-        ColorJitter(*options.augmentation.jitter()),
+        ColorJitter(*augmentation.jitter()),
         options.run.seed,
-        geometry=Geometry(smallest, largest, options.augmentation.symmetries, options.augmentation.swap),
+        geometry=Geometry(smallest, largest, augmentation.symmetries, augmentation.swap, augmentation.shift),
+        degradations=Degradations(augmentation.degrade),
     )
     workers = options.compute.workers
     if workers < 0:
@@ -334,17 +337,24 @@ def describe_setup(precision: Precision) -> dict[str, str]:
     }
 
 
-def build_optimizer(network: nn.Module, options: OptimizerOptions, fused: bool) -> torch.optim.Optimizer:
+def build_optimizer(network: PRXChange, options: OptimizerOptions, fused: bool) -> torch.optim.Optimizer:
     """Build AdamW over all parameters of a network."""
-    groups = parameter_groups(network, options.weight_decay, options.decay_norms)
-    return torch.optim.AdamW(groups, lr=options.lr, eps=options.eps, fused=fused)
+    return torch.optim.AdamW(parameter_groups(network, options), lr=options.lr, eps=options.eps, fused=fused)
 
 
-def parameter_groups(network: nn.Module, decay: float, norms_too: bool) -> list[dict[str, Any]]:
-    """Group parameters by weight decay: norms and biases, which are vectors, have none unless `norms_too`."""
-    parameters = list(network.parameters())
-    if norms_too:
-        return [{"params": parameters, "weight_decay": decay}]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    others = [parameter for parameter in parameters if parameter.ndim >= 2]
-    return [{"params": others, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+def parameter_groups(network: PRXChange, options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Group parameters by weight decay and learning rate.
+
+    Norms and biases, which are vectors, have no weight decay unless `decay_norms`. Parameters for which there are
+    pretrained weights have the learning rate of the encoder. The groups' `factor` is that of their learning rate.
+    """
+    new = tuple(f"encoder.{prefix}" for prefix in network.encoder.not_pretrained)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        decays = options.decay_norms or parameter.ndim >= 2
+        pretrained = name.startswith("encoder.") and not name.startswith(new)
+        groups.setdefault((decays, options.encoder_lr if pretrained else 1.0), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": options.weight_decay if decays else 0.0, "factor": factor}
+        for (decays, factor), parameters in groups.items()
+    ]

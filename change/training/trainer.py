@@ -134,7 +134,7 @@ class Training:
         began, pairs_before = time.monotonic(), at.pairs
         lr = self.schedule.at(at.epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("factor", 1.0)  # states of earlier versions have no factor
         self.train_epoch(lr)
         seconds = time.monotonic() - began
         row: dict[str, Any] = {

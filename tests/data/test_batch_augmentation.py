@@ -11,13 +11,24 @@ import torch
 from numpy.typing import NDArray
 
 from change.common.images import Image
-from change.data.batch_augmentation import BatchColours, BatchCrop, as_row, nearest, weigh
-from change.data.transforms import ColorJitter, Geometry, augment, draw_crop
+from change.data.batch_augmentation import (
+    CROP_COLUMNS,
+    DEGRADATIONS,
+    BatchColours,
+    BatchCrop,
+    BatchDegradations,
+    as_row,
+    nearest,
+    weigh,
+)
+from change.data.degradation import Degradation, Degradations, degrade
+from change.data.transforms import ColorJitter, Crop, Geometry, augment, draw_crop
 
 CROP, SAMPLES = 32, 120
 SIZES = ((45, 60), (64, 40), (50, 50))  # height and width
 OFF = ColorJitter(0, 0, 0, 0)
 TURNED = Geometry(1, 1, turned=True, swapped=True)
+SHIFTED = Geometry(1, 1, turned=True, swapped=True, shift=9)
 STRONG = ColorJitter(0.3, 0.3, 0.3, 0.05)
 DEVICES = [
     "cpu",
@@ -66,7 +77,7 @@ def in_batch(
     for seed in range(SAMPLES):
         rng, pair = np.random.default_rng(seed), seed % len(pairs)
         crop = draw_crop(*SIZES[pair], CROP, rng, geometry)
-        rows.append(as_row(pair, crop, [jitter.draw(rng), jitter.draw(rng)]))
+        rows.append(as_row(pair, crop, [jitter.draw(rng), jitter.draw(rng)], []))
     draws = torch.from_numpy(np.stack(rows)).to(device)
     images = torch.from_numpy(np.concatenate([image.reshape(-1, 3) for pair in pairs for image in pair[:2]])).to(device)
     masks = torch.from_numpy(np.concatenate([mask.ravel() for _, _, mask in pairs])).to(device)
@@ -76,7 +87,7 @@ def in_batch(
     cutter = BatchCrop(CROP, round(CROP / geometry.largest), min(round(CROP / geometry.smallest), longest)).to(device)
     cut, cut_masks = cutter(images, masks, layout, draws)
     if jitter.active:
-        colours = torch.cat([draws[:, 8:16], draws[:, 16:24]])
+        colours = torch.cat(draws[:, CROP_COLUMNS:DEGRADATIONS].chunk(2, dim=1))
         cut = BatchColours().to(device)(cut.flatten(0, 1), colours).view_as(cut)
     assert cut.dtype == cut_masks.dtype == torch.uint8
     return Crops(cut.cpu().numpy(), cut_masks.cpu().numpy())
@@ -89,7 +100,7 @@ def difference(found: Crops, expected: Crops) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("geometry", [Geometry(), TURNED], ids=["flips", "all symmetries"])
+@pytest.mark.parametrize("geometry", [Geometry(), TURNED, SHIFTED], ids=["flips", "all symmetries", "shifts"])
 def test_identical_without_scale_and_colours(
     pairs: list[tuple[Image, Image, Image]], geometry: Geometry, device: str
 ) -> None:
@@ -152,6 +163,53 @@ def test_order_of_the_changes(pairs: list[tuple[Image, Image, Image]]) -> None:
     assert len({image.tobytes() for image in found}) == len({tuple(order) for order in orders}) > 12
     alone = BatchColours()(images[3:4], draws[3:4]).numpy()
     np.testing.assert_array_equal(alone[0], found[3])
+
+
+PLAIN_COLOURS = np.eye(3, 4)
+GREY_HAZE = np.column_stack([0.7 * np.tile([0.299, 0.587, 0.114], (3, 1)), [60, 70, 50]])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("drawn", "most", "mean"),
+    [
+        (Degradation(PLAIN_COLOURS, 0, 0, 0), 0, 0),
+        (Degradation(GREY_HAZE, 0, 0, 0), 1, 0.1),  # OpenCV multiplies by fractions of 1/1024
+        (Degradation(PLAIN_COLOURS, 1.3, -1, 0), 1, 0.5),  # and blurs in fixed-point arithmetic
+        (Degradation(PLAIN_COLOURS, 1, 1.5, 0), 3, 0.8),
+        (Degradation(PLAIN_COLOURS, 0, 0, 90), 12, 1),
+        (Degradation(PLAIN_COLOURS, 0, 0, 30), 30, 1),
+        (Degradation(GREY_HAZE, 0.6, -1, 60), 20, 1.5),
+    ],
+    ids=["nothing", "colours", "blur", "sharpening", "JPEG 90", "JPEG 30", "all"],
+)
+def test_degradations(
+    pairs: list[tuple[Image, Image, Image]], drawn: Degradation, most: int, mean: float, device: str
+) -> None:
+    """Those of a batch are those of OpenCV; JPEG can round a frequency to another value."""
+    images = [np.ascontiguousarray(pair[date][:40, :40]) for pair in pairs for date in range(2)]
+    row = as_row(0, Crop(0, 0, 0, *[False] * 4), [], [drawn, None])[DEGRADATIONS:].reshape(2, -1)[:1]
+    draws = torch.from_numpy(row.repeat(len(images), 0)).to(device)
+    found = BatchDegradations().to(device)(torch.from_numpy(np.stack(images)).to(device), draws).cpu().numpy()
+    expected = np.stack([degrade(image, drawn) for image in images])
+    error = np.abs(found.astype(int) - expected)
+    assert np.max(error) <= most
+    assert error.mean() <= mean
+    if drawn.quality or drawn.sigma or drawn.matrix is not PLAIN_COLOURS:
+        assert np.abs(expected.astype(int) - np.stack(images)).mean() > 2 * mean
+
+
+def test_each_image_is_degraded_by_its_own_draws(pairs: list[tuple[Image, Image, Image]]) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [Degradations(0.5).draw(rng) for _ in range(40)]
+    rows = [as_row(0, Crop(0, 0, 0, *[False] * 4), [], [one, None]) for one in drawn]
+    draws = torch.from_numpy(np.stack(rows)[:, DEGRADATIONS : DEGRADATIONS + 15])
+    images = torch.from_numpy(np.stack([pairs[2][0][:32, :32]] * len(drawn)))
+    together = BatchDegradations()(images, draws).numpy()
+    for i in range(len(drawn)):
+        alone = BatchDegradations()(images[i : i + 1], draws[i : i + 1]).numpy()[0]
+        assert np.abs(together[i].astype(int) - alone).max() <= 1
+        assert np.abs(together[i].astype(int) - degrade(images[i].numpy(), drawn[i])).mean() < 1
 
 
 @pytest.mark.parametrize(("side", "crop"), [(7, 32), (31, 32), (32, 32), (33, 32), (64, 32), (75, 32), (101, 32)])

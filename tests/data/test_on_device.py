@@ -10,6 +10,7 @@ import torch
 
 from change.change_dataloader import Split, find_split
 from change.data import on_device
+from change.data.batch_augmentation import COLUMNS
 from change.data.cache import decode_pairs
 from change.data.loaders import EpochOrder, TrainLoader, or_raise, whole_batches, whole_loader
 from change.data.on_device import DeviceTrainLoader, DeviceWholeLoader, PairsInMemory, decode_into_memory
@@ -149,7 +150,7 @@ def test_all_batches_have_one_shape(split: Split) -> None:
 
     loader.make = noted  # type: ignore[assignment,method-assign]
     assert [len(batch.before) for batch in loader.epoch(0)] == [3, 3, 1]
-    assert shapes == [torch.Size([3, 24])] * 3
+    assert shapes == [torch.Size([3, COLUMNS])] * 3
 
 
 @pytest.mark.parametrize("size", [0, 48])

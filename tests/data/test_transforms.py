@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional
 
 from change.common.images import Image
+from change.data.degradation import Degradations, degrade
 from change.data.transforms import (
     ColorJitter,
     Geometry,
@@ -106,6 +107,48 @@ def test_all_symmetries_and_exchanged_dates() -> None:
         assert {int(before[0, 0, 2]), int(after[0, 0, 2])} == {0, 7}
     assert len(seen) == 16
     assert all(abs(count - 125) < 56 for count in seen.values()), seen  # five standard deviations
+
+
+def test_shift() -> None:
+    """In half of the crops, one date is shifted by up to `shift` pixels, and never beyond the image."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.uint8)
+    image, mask = np.dstack([y, x, 0 * x]), y ^ x
+    rng, seen = np.random.default_rng(0), Counter[tuple[int, ...]]()
+    for _ in range(2000):
+        before, after, cut = crop_pair(image, image, mask, CROP, rng, Geometry(shift=2))
+        moved = [date.astype(int)[..., :2] for date in (before, after)]
+        still = [np.array_equal(date[..., 0] ^ date[..., 1], cut) for date in moved]
+        assert any(still)
+        shift = np.unique((moved[1] - moved[0]).reshape(-1, 2), axis=0)
+        assert len(shift) == 1
+        down, across = map(int, shift[0])
+        seen[down, across, still[0], still[1]] += 1
+    assert {key[:2] for key in seen} == {(down, across) for down in range(-2, 3) for across in range(-2, 3)}
+    unshifted = seen[0, 0, True, True]
+    assert 1000 < unshifted < 1300  # half, and those drawn as 0 or held back by the border
+    by_date = [sum(count for key, count in seen.items() if not key[2 + date]) for date in range(2)]
+    assert abs(by_date[0] - by_date[1]) < 150
+
+
+def test_draws_do_not_depend_on_what_is_off(smooth: Image) -> None:
+    """Without shift and degradations, no random number is drawn for them."""
+    rng, same = np.random.default_rng(0), np.random.default_rng(0)
+    mask = (smooth[..., 0] > 127).astype(np.uint8)
+    crops = augment(smooth, smooth, mask, 32, ColorJitter(), rng)
+    more = augment(smooth, smooth, mask, 32, ColorJitter(), same, Geometry(shift=0), Degradations(0))
+    assert rng.random() == same.random()
+    assert all(np.array_equal(a, b) for a, b in zip(crops, more, strict=True))
+
+
+def test_degradations_are_drawn_for_each_date(smooth: Image) -> None:
+    """The dates differ afterwards; with a small probability most images stay as they are."""
+    rng, mask = np.random.default_rng(0), (smooth[..., 0] > 127).astype(np.uint8)
+    before, after, same_mask = augment(smooth, smooth, mask, 32, OFF, rng, degradations=Degradations(1))
+    assert not np.array_equal(before, after) and set(np.unique(same_mask)) <= {0, 1}
+    untouched = [np.array_equal(degrade(smooth, Degradations(0.05).draw(rng)), smooth) for _ in range(200)]
+    assert 130 < sum(untouched) < 180  # 0.95 ** 5 is 0.77
+    with pytest.raises(ValueError, match="0 to 1"):
+        Degradations(1.5)
 
 
 def test_scale() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from change.checkpoint import load_checkpoint, read_tensors
+from change.options.train import OptimizerOptions
 from change.training.build import parameter_groups
 from models.config import NetworkConfig
 from models.network import build_network
@@ -251,12 +252,23 @@ def test_unet_is_trained_and_tested(dataset: Path, tmp_path: Path) -> None:
 
 def test_norms_and_biases_without_decay() -> None:
     network = build_network(NetworkConfig(cross=True))
-    parts = parameter_groups(network, 0.05, norms_too=False)
+    parts = parameter_groups(network, OptimizerOptions(weight_decay=0.05, decay_norms=False))
     decays = {id(p): part["weight_decay"] for part in parts for p in part["params"]}
     assert len(decays) == len([*network.parameters()])
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             norm = isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm)
             assert decays[id(parameter)] == (0.0 if norm or name == "bias" else 0.05), (module, name)
-    [everything] = parameter_groups(network, 0.05, norms_too=True)
+    [everything] = parameter_groups(network, OptimizerOptions(weight_decay=0.05))
     assert everything["weight_decay"] == 0.05 and len(everything["params"]) == len(decays)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0"])
+def test_learning_rate_of_the_encoder(backbone: str) -> None:
+    network = build_network(NetworkConfig(backbone=backbone))
+    parts = parameter_groups(network, OptimizerOptions(encoder_lr=0.25))
+    factors = {id(p): part["factor"] for part in parts for p in part["params"]}
+    assert len(factors) == len([*network.parameters()])
+    for name, parameter in network.named_parameters():
+        pretrained = name.startswith("encoder.") and not name.startswith("encoder.project.")
+        assert factors[id(parameter)] == (0.25 if pretrained else 1.0), name
