@@ -13,6 +13,7 @@ import numpy as np
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash, write_whole
 from change.evaluation.area_estimate import Accuracy, Estimate, estimate_accuracy
+from change.evaluation.report import read_page, write_page
 from change.rasters.area_sample import DESIGN, FOLDER, POINTS, read_scene
 from change.rasters.gdal import geo
 from change.rasters.grids import apply_affine
@@ -36,7 +37,7 @@ def estimate_area(folder: Path, reference: Path) -> dict[str, Any]:
         reference: the filled-in layer; a name without a folder may be that of a file in the sample's folder.
 
     Returns:
-        The content of area.json.
+        The content of area.json; the report of the scene gets a section about it.
 
     Raises:
         UserError: if the folder is no finished scene, the sample is missing or of another scene, or the layer is
@@ -59,6 +60,7 @@ def estimate_area(folder: Path, reference: Path) -> dict[str, Any]:
     )
     result = summarise(design, accuracy) | {"notes": find_notes(design, kinds, true)}
     write_whole(folder / FOLDER / RESULT, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    add_to_report(folder / "report.html", result)
     return result
 
 
@@ -234,6 +236,21 @@ def describe_values(result: dict[str, Any]) -> dict[str, str]:
     found["pixel count, biased"] = f"{result['biased_pixel_count_ha']:,.2f} ha mapped as change"
     found["area compared"] = f"{result['compared_ha']:,.2f} ha"
     return found
+
+
+def add_to_report(path: Path, result: dict[str, Any]) -> None:
+    """Write the section about the area in the report of the scene, if it has a report; replace an earlier section."""
+    page = read_page(path)
+    if page is None or not page.get("result", {}).get("scene"):
+        return
+    rows = zip(CLASSES, result["proportions"], strict=True)
+    page["result"]["scene"]["area"] = {
+        "estimates": describe_values(result),
+        "columns": [f"true {name}" for name in CLASSES],
+        "shares": [[f"mapped {name}", *(f"{100 * share:.3f}%" for share in shares)] for name, shares in rows],
+        "notes": result["notes"],
+    }
+    write_page(path, page)
 
 
 def percent(share: dict[str, float | None]) -> str:

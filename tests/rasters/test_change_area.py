@@ -15,6 +15,7 @@ import rasterio
 from rasterio.transform import Affine, from_origin
 
 from change.common.errors import UserError
+from change.evaluation.report import read_page
 from change.rasters.area_result import as_text
 from change.rasters.change_area import main
 from change.rasters.pixel_areas import pixel_areas, sum_areas
@@ -205,6 +206,25 @@ def test_a_wrong_map(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert result["users_accuracy"]["change"]["value"] == pytest.approx(0.5, rel=1e-4)
     assert result["producers_accuracy"]["change"]["value"] == pytest.approx(change / 2 / pixels, rel=1e-4)
     assert result["counts"] == [[35, 5], [10, 10]]
+
+
+def test_report(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report keeps what it had and gets one section about the area, however often the estimate is repeated."""
+    shutil.copytree(drawn, tmp_path / "out")
+    report = tmp_path / "out" / "report.html"
+    before = read_page(report)
+    fill_in(drawn, tmp_path / "filled.gpkg")
+    for _ in range(2):
+        _, text = estimate(tmp_path / "out", tmp_path / "filled.gpkg", capsys)
+    after = read_page(report)
+    assert before and after
+    area = after["result"]["scene"].pop("area")
+    before["result"]["scene"].pop("area", None)
+    assert after == before
+    assert area["estimates"]["area of change"] in text and len(area["shares"]) == 2 == len(area["notes"])
+    report.unlink()
+    estimate(tmp_path / "out", tmp_path / "filled.gpkg", capsys)
+    assert not report.exists()
 
 
 def test_a_geographic_scene(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
