@@ -17,6 +17,7 @@ VERBS = {
     "alarms": ("change.evaluation.false_alarms", "measure false alarms on unchanged ground"),
     "compare": ("change.evaluation.compare", "compare runs of test.py"),
     "predict": ("change.rasters.predict", "find change between two rasters or images, or many pairs of them"),
+    "tiles": ("change.rasters.tiles", "make a training set from two rasters and polygons of changes"),
     "finetune": ("change.experiments.finetune", "fine-tune a checkpoint on labelled pairs"),
     "experiment": ("change.experiments.experiment", "train and score several arms, as a TOML file says"),
     "pack": ("change.prediction.pack", "write a small checkpoint to hand out"),
