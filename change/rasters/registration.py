@@ -1,7 +1,7 @@
 """Measure how far two dates are shifted against each other, in many windows, to a fraction of a pixel.
 
 Each window is compared by phase correlation: the whole pixels come from the peak of the cross-power spectrum's inverse
-transform, the rest from a plane through its phase at low frequencies. Pixels without data have no weight. A window
+transform, the rest from the plane that fits its phases at low frequencies best. Pixels without data have no weight. A window
 counts if its peak stands out from noise and if its shift agrees with the median of the windows around it.
 
 Shifts are in pixels: what lies at column c and row r before, lies at c + x and r + y after.
@@ -28,6 +28,7 @@ COARSE = 0.02  # the same for low frequencies, which are left out: light and lar
 CERTAIN = 8.0  # standard deviations of noise that a peak must reach
 NEAR = 2  # windows in each direction whose median a shift is compared with
 TOLERANCE = 1.0, 4.0  # pixels that a shift may always, and may at most, differ from this median
+STEPS = 10  # of Newton's method
 SUPPORT = 3  # windows that must agree
 
 Floats = NDArray[np.float64]
@@ -131,7 +132,7 @@ def measure_window(
         columns, rows = columns + more_columns, rows + more_rows
     else:
         return Measured(float(columns), float(rows), 0.0)  # the peak moves with the window
-    x, y = fit_plane(spectrum, weight)
+    x, y = refine_peak(spectrum, weight)
     return Measured(columns + x, rows + y, certainty)
 
 
@@ -196,22 +197,29 @@ def find_peak(spectrum: NDArray[np.complex128], columns: int, rows: int, reach: 
     return int(offsets[column]), int(offsets[row]), float(plane[row, column] / noise)
 
 
-def fit_plane(spectrum: NDArray[np.complex128], magnitude: Floats) -> tuple[float, float]:
-    """Fit a plane to the phase of a cross-power spectrum (s, s); return the shift x and y, each about 0.5 at most.
+def refine_peak(spectrum: NDArray[np.complex128], magnitude: Floats) -> tuple[float, float]:
+    """Find the peak near 0 to a fraction of a pixel: the plane that fits the phases of a spectrum (s, s) best.
 
-    Frequencies whose phase lies far from the first plane have less weight in the second.
+    Newton's method maximises the sum of the cosines of what is left of the phases. A least-squares fit of the phases
+    themselves would be pulled to 0 by noise, because phases wrap around.
+
+    Returns:
+        The shift x and y, at most 1 each.
     """
     frequency = np.fft.fftfreq(len(spectrum))
     down, across = np.meshgrid(frequency, frequency, indexing="ij")
     used = (np.hypot(across, down) < CUTOFF) & (np.hypot(across, down) > 0)
     slopes = -2 * np.pi * np.stack((across[used], down[used]), axis=1)
+    weight = magnitude[used] ** 0.75  # strong frequencies have less noise, but may not decide on their own
     values = spectrum[used]
-    weight = np.sqrt(magnitude[used])
     shift = np.zeros(2)
-    for _ in range(4):
+    for _ in range(STEPS):
         rest = np.angle(values * np.exp(-1j * slopes @ shift))
-        trusted = (weight * np.clip(np.cos(rest), 0.01, 1))[:, None]
-        shift = shift + np.linalg.lstsq(slopes * trusted, rest * trusted[:, 0], rcond=None)[0]
+        curvature = (slopes * (weight * np.cos(rest))[:, None]).T @ slopes
+        if np.linalg.eigvalsh(curvature)[0] <= 0:
+            break
+        step = np.linalg.solve(curvature, slopes.T @ (weight * np.sin(rest)))
+        shift = np.clip(shift + np.clip(step, -0.5, 0.5), -1, 1)
     return float(shift[0]), float(shift[1])
 
 
