@@ -1,8 +1,8 @@
 """Measure how far two dates are shifted against each other, in many windows, to a fraction of a pixel.
 
 Each window is compared by phase correlation: the whole pixels come from the peak of the cross-power spectrum's inverse
-transform, the rest from the plane that fits its phases at low frequencies best. Pixels without data have no weight. A window
-counts if its peak stands out from noise and if its shift agrees with the median of the windows around it.
+transform, the rest from the plane that fits its phases at low frequencies best. Pixels without data have no weight. A
+window counts if its peak stands out from noise and if its shift agrees with the median of the windows around it.
 
 Shifts are in pixels: what lies at column c and row r before, lies at c + x and r + y after.
 Sources: Kuglin and Hines, "The Phase Correlation Image Alignment Method", 1975; Stone et al., "A Fast Direct
