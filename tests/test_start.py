@@ -43,11 +43,14 @@ def test_help_and_wrong_arguments(program: list[str]) -> None:
         (("test.py", "--test_root=a", "--checkpoint_path=b", "--threshold=2"), "error: --threshold 2: choose"),
         (("-m", "change", "predict", "a", "b", "-o", "c", "--tile=1"), "error: --tile 1: choose 32 or more"),
         (("-m", "change", "predict", "a.tif", "b.tif", "-o", "c"), "error: no file at a.tif: check the path"),
+        (("-m", "change", "tiles", "a", "b", "c", "-o", "d", "--size=9"), "error: --size 9: choose a multiple of 32"),
+        (("-m", "change", "tiles", "a.tif", "b.tif", "c", "-o", "d"), "error: no file at a.tif: check the path"),
     ],
 )
 def test_wrong_values(arguments: tuple[str, ...], error: str) -> None:
     code, said, modules = start(*arguments)
-    assert code == 2 and said.startswith(error) and "\n" not in said and "torch" not in modules
+    assert code == 2 and said.startswith(error) and "\n" not in said
+    assert not {"torch", "rasterio", "geopandas"} & set(modules)
 
 
 def test_a_resnet_predicts_without_torchvision_and_timm() -> None:

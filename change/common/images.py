@@ -201,6 +201,22 @@ def image_hash(image: Image) -> str:
 
     It is the same for an image in every lossless format.
     """
-    digest = hashlib.sha256(str(image.shape).encode())
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()[:32]
+    digest = ImageHash(image.shape)
+    digest.add(image)
+    return digest.text()
+
+
+class ImageHash:
+    """The `image_hash` of an image that is given in parts, from the top down."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        """Begin with the shape of the whole image, such as (height, width, 3)."""
+        self.digest = hashlib.sha256(str(shape).encode())
+
+    def add(self, rows: Image) -> None:
+        """Add the next rows of pixels."""
+        self.digest.update(np.ascontiguousarray(rows).data)
+
+    def text(self) -> str:
+        """Return the hash of all that was added, as 32 hexadecimal digits."""
+        return self.digest.hexdigest()[:32]

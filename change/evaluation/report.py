@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from change.common.files import write_whole
 from change.common.pictures import BLUE, GREEN, RED, YELLOW, Image
 
 TEMPLATE = Path(__file__).with_name("report.html")
+DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 BEST, WORST = 6, 12  # number of images shown large
 SIDE = 768  # longest side of these images in pixels
 QUALITIES = (85, 70, 55, 40)  # JPEG qualities; the first that keeps the file below PHOTO_BYTES is used
@@ -126,9 +128,24 @@ def write_report(
         "cases": pictures,
         "colors": {"tp": GREEN, "fn": RED, "fp": BLUE, "predicted": YELLOW},
     }
+    write_page(path, page)
+
+
+def write_page(path: Path, page: Mapping[str, Any]) -> None:
+    """Write a report from what its script reads. Raises UserError as `write_report` does."""
     # Without "<", no text can end the script element.
     data = json.dumps(page, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     write_whole(path, read_template().replace("__DATA__", data).encode())
+
+
+def read_page(path: Path) -> dict[str, Any] | None:
+    """Read what the script of a report reads; None if the file is missing or is no report."""
+    try:
+        found = DATA.search(path.read_text(encoding="utf-8"))
+        page = json.loads(found[1]) if found else None
+    except (OSError, ValueError):
+        return None
+    return page if isinstance(page, dict) else None
 
 
 def pictures_of(case: ImageCase) -> dict[str, Any]:

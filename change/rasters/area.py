@@ -8,93 +8,131 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from change.common.errors import UserError
+from change.common.errors import UserError, list_names
 from change.rasters.gdal import geo
 from change.rasters.grids import EDGE, Bounds, apply_affine
-from change.rasters.places import ROUND, polygonal_parts
+from change.rasters.places import ROUND, Outlines, polygonal_parts
 
 MARGIN = 128  # pixels around the area that the grid keeps, so that the network sees the surroundings
 PIECES = 256  # straight edges are split into at least this number of pieces per extent before they are projected
+LAYERS = {"POLYGONS": "--layer", "--within": "--within_layer"}  # options that choose a layer
 
 
-def read_area(path: Path, dataset: Any, fault: str = "") -> Any:
+def read_area(path: Path, dataset: Any, fault: str = "", *, option: str = "--aoi", layer: str = "") -> Any:
     """Read the polygons of a vector file near a raster, as one multipolygon in the raster's reference system.
 
     Args:
-        path: file that GDAL can read, with one layer.
+        path: file that GDAL can read.
         dataset: the raster.
         fault: what is wrong with its place, as `find_fault` returns it.
+        option: what names the file on the command line, for the errors.
+        layer: name of the layer; empty for a file with one layer.
 
     Raises:
         UserError: if the file cannot be read, has several layers, no polygons or no reference system, or if the raster
             has no reference system or a wrong place in it.
     """
-    geopandas, shapely = geo("geopandas"), geo("shapely")
-    frame = read_layer(path)
+    shapely = geo("shapely")
+    frame = read_layer(path, option=option, layer=layer)
     shapes = frame.geometry.to_numpy() if "geometry" in frame else np.array([], object)
     shapes = [polygonal_parts(shape) for shape in shapely.make_valid(shapely.force_2d(shapes)) if shape is not None]
     area = shapely.union_all(shapes)
     if area.is_empty:
-        raise UserError(f"--aoi {path} holds no polygons: give a vector file with the area of interest")
-    if frame.crs is None:
-        raise UserError(f"--aoi {path} has no coordinate reference system: assign it, as ogr2ogr -a_srs does")
+        raise UserError(f"{option} {path} holds no polygons: give a vector file with the area of interest")
+    parts, _ = place_parts(np.array([area], object), frame.crs, dataset, fault, name=f"{option} {path}")
+    return polygonal_parts(shapely.union_all(parts))
+
+
+def place_parts(shapes: Outlines, crs: Any, dataset: Any, fault: str, *, name: str) -> tuple[Outlines, Any]:
+    """Project polygons to the reference system of a raster.
+
+    Args:
+        shapes: valid polygons or multipolygons (N,).
+        crs: their reference system, as pyproj's CRS, or None.
+        dataset: the raster.
+        fault: what is wrong with its place, as `find_fault` returns it.
+        name: option and path of the polygons' file, for the errors.
+
+    Returns:
+        The parts of the polygons near the raster, valid, and for each part the index (int) of its polygon in `shapes`.
+
+    Raises:
+        UserError: if one of the reference systems is missing, if the raster has a wrong place in it, or if the polygons
+            cannot be projected.
+    """
+    geopandas, shapely = geo("geopandas"), geo("shapely")
+    if crs is None:
+        raise UserError(f"{name} has no coordinate reference system: assign it, as ogr2ogr -a_srs does")
     if fault or dataset.crs is None:
         why = fault or "has no coordinate reference system: assign it"
-        raise UserError(f"--aoi needs to know where the pixels lie, but {dataset.name} {why}")
+        raise UserError(f"{name.split()[0]} needs to know where the pixels lie, but {dataset.name} {why}")
+    system = dataset.crs.to_wkt()
     try:
-        area = cut_to_surroundings(area, frame.crs, dataset)
-        left, bottom, right, top = shapely.bounds(area)
-        if not area.is_empty:
-            area = shapely.segmentize(area, max(right - left, top - bottom) / PIECES)  # straight edges become curves
-        placed = geopandas.GeoSeries(shapely.get_parts(area), crs=frame.crs).to_crs(dataset.crs.to_wkt()).to_numpy()
+        shapes = cut_to_surroundings(shapes, crs, dataset)
+        left, bottom, right, top = shapely.bounds(shapes).T
+        pieces = np.fmax(np.fmax(right - left, top - bottom) / PIECES, np.finfo(np.float64).tiny)  # NaN for empty ones
+        shapes = shapely.segmentize(shapes, pieces)  # straight edges become curves
+        parts, index = shapely.get_parts(shapes, return_index=True)
+        placed = geopandas.GeoSeries(parts, crs=crs).to_crs(system).to_numpy()
     except RuntimeError as error:  # pyproj's errors
-        system = f"{dataset.crs}, the system of {dataset.name}"
-        raise UserError(f"--aoi {path} cannot be projected to {system} ({error})") from error
+        raise UserError(
+            f"{name} cannot be projected to {dataset.crs}, the system of {dataset.name} ({error})"
+        ) from error
     finite = np.isfinite(shapely.bounds(placed)).all(1)  # the others are outside the domain of the raster's system
-    return polygonal_parts(shapely.union_all(shapely.make_valid(placed[finite])))
+    return shapely.make_valid(placed[finite]), index[finite]
 
 
-def cut_to_surroundings(area: Any, crs: Any, dataset: Any) -> Any:
-    """Cut an area to the surroundings of a raster.
+def cut_to_surroundings(shapes: Outlines, crs: Any, dataset: Any) -> Outlines:
+    """Cut polygons to the surroundings of a raster.
 
     Many reference systems cannot represent a whole continent.
 
     Args:
-        area: multipolygon in `crs`.
-        crs: its reference system, as pyproj's CRS.
+        shapes: polygons or multipolygons (N,) in `crs`.
+        crs: their reference system, as pyproj's CRS.
         dataset: the raster.
 
     Returns:
-        The area in a rectangle around the raster. It is not cut if the raster has no such rectangle in `crs`, as at the
-        date line.
+        The parts (N,) in a rectangle around the raster, which may be empty. Nothing is cut if the raster has no such
+        rectangle in `crs`, as at the date line.
     """
     shapely = geo("shapely")
     columns, rows = np.meshgrid(np.linspace(0, dataset.width, EDGE), np.linspace(0, dataset.height, EDGE))
     transformer = geo("pyproj").Transformer.from_crs(dataset.crs.to_wkt(), crs, always_xy=True)
     x, y = transformer.transform(*apply_affine(dataset.transform, columns.ravel(), rows.ravel()))
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        return area
+        return shapes
     margin = max(np.ptp(x), np.ptp(y)) / 4
     near = shapely.box(x.min() - margin, y.min() - margin, x.max() + margin, y.max() + margin)
-    longitudes = *shapely.bounds(area)[::2], *shapely.bounds(near)[::2]
+    longitudes = *shapely.total_bounds(shapes)[::2], *shapely.bounds(near)[::2]
     if crs.is_geographic and max(map(abs, longitudes)) > ROUND / 2:
-        return area
-    return polygonal_parts(shapely.intersection(area, near))
+        return shapes
+    cut = [polygonal_parts(shape) for shape in shapely.intersection(shapes, near)]
+    return np.array(cut, object)
 
 
-def read_layer(path: Path) -> Any:
-    """Read the only layer of a vector file as a GeoDataFrame, or as a DataFrame if it has no geometry.
+def read_layer(path: Path, *, option: str = "--aoi", layer: str = "") -> Any:
+    """Read a layer of a vector file as a GeoDataFrame, or as a DataFrame if it has no geometry.
 
-    Raises UserError if the file cannot be read or has several layers.
+    Args:
+        path: file that GDAL can read.
+        option: what names the file on the command line, for the errors.
+        layer: name of the layer; empty for a file with one layer.
+
+    Raises:
+        UserError: if the file cannot be read, has several layers and `layer` is empty, or has no such layer.
     """
     pyogrio = geo("pyogrio")
     try:
         names = [name for name, _ in pyogrio.list_layers(path)]
-        if len(names) > 1:
-            raise UserError(f"--aoi {path} has {len(names)} layers, {', '.join(names)}: save the one to use as a file")
-        return geo("geopandas").read_file(path)
+        if layer and layer not in names:
+            raise UserError(f"{option} {path} has no layer {layer}: choose one of {list_names(names)}")
+        if len(names) > 1 and not layer:
+            remedy = "save the one to use as a file" if option == "--aoi" else f"choose one with {LAYERS[option]}"
+            raise UserError(f"{option} {path} has {len(names)} layers, {', '.join(names)}: {remedy}")
+        return geo("geopandas").read_file(path, layer=layer or None)
     except (RuntimeError, ValueError) as error:  # pyogrio's errors
-        raise UserError(f"--aoi {path} cannot be read as a vector file ({error}): check the file") from error
+        raise UserError(f"{option} {path} cannot be read as a vector file ({error}): check the file") from error
 
 
 def area_bounds(area: Any, transform: Any, *, height: int, width: int) -> Bounds:

@@ -91,6 +91,20 @@ def make_parser() -> argparse.ArgumentParser:
     rasters = parser.add_argument_group(
         "rasters", "Not for PNG, JPEG and BMP images.", argument_default=argparse.SUPPRESS
     )
+    add_reading_options(rasters)
+    rasters.add_argument("--aoi", type=Path, metavar="LAYER", help="vector file: predict only inside its polygons")
+    rasters.add_argument("--vectors", choices=VECTORS, help="format of the polygons (default: gpkg)")
+    rasters.add_argument(
+        "--min_area",
+        type=float,
+        help=f"smallest polygon to keep, in square metres; 0 keeps all (default: {LEAST_PIXELS} pixels)",
+    )
+    rasters.add_argument("--simplify", type=float, help="how far outlines may move, in pixels (default: 0)")
+    return parser
+
+
+def add_reading_options(rasters: argparse._ArgumentGroup) -> None:
+    """Add the options that say how a pair of rasters is read, as in `change.rasters.raster.RasterPair`."""
     rasters.add_argument(
         "--bands",
         type=band_numbers,
@@ -112,15 +126,6 @@ def make_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="take pixels at the same row and column as the same place, whatever the files say",
     )
-    rasters.add_argument("--aoi", type=Path, metavar="LAYER", help="vector file: predict only inside its polygons")
-    rasters.add_argument("--vectors", choices=VECTORS, help="format of the polygons (default: gpkg)")
-    rasters.add_argument(
-        "--min_area",
-        type=float,
-        help=f"smallest polygon to keep, in square metres; 0 keeps all (default: {LEAST_PIXELS} pixels)",
-    )
-    rasters.add_argument("--simplify", type=float, help="how far outlines may move, in pixels (default: 0)")
-    return parser
 
 
 def band_numbers(text: str) -> tuple[int, ...]:

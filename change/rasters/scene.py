@@ -184,10 +184,17 @@ def wants_polygons(pair: RasterPair, settings: Settings) -> bool:
 
 def describe(before: Path, after: Path, pair: RasterPair, settings: Settings) -> dict[str, Any]:
     """Describe a scene and how it is predicted, for metadata.json."""
+    return {
+        **describe_grid(before, after, pair),
+        **asdict(settings),
+        "aoi": None if settings.aoi is None else str(settings.aoi),
+        "min_pixels": LEAST_PIXELS if settings.min_area is None else None,
+        "stretched": describe_stretch(pair),
+    }
 
-    def ends(raster: AlignedRaster) -> dict[str, list[float]]:
-        return {"low": list(raster.stretch.low), "high": list(raster.stretch.high)}
 
+def describe_grid(before: Path, after: Path, pair: RasterPair) -> dict[str, Any]:
+    """Describe the files, the common grid and the dates of a pair, for metadata.json."""
     return {
         "before": str(before),
         "after": str(after),
@@ -197,11 +204,16 @@ def describe(before: Path, after: Path, pair: RasterPair, settings: Settings) ->
         "transform": list(pair.transform)[:6],
         "before_date": pair.before.source.date,
         "after_date": pair.after.source.date,
-        **asdict(settings),
-        "aoi": None if settings.aoi is None else str(settings.aoi),
-        "min_pixels": LEAST_PIXELS if settings.min_area is None else None,
-        "stretched": {"before": ends(pair.before), "after": ends(pair.after)},
     }
+
+
+def describe_stretch(pair: RasterPair) -> dict[str, dict[str, list[float]]]:
+    """Describe which levels of each date become 0 and 255, for metadata.json."""
+
+    def ends(raster: AlignedRaster) -> dict[str, list[float]]:
+        return {"low": list(raster.stretch.low), "high": list(raster.stretch.high)}
+
+    return {"before": ends(pair.before), "after": ends(pair.after)}
 
 
 class SceneWriter:

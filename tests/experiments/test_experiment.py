@@ -19,6 +19,7 @@ from tests.conftest import REPOSITORY
 FOLDER = REPOSITORY / "change" / "experiments"
 ABLATION = str(FOLDER / "ablation.toml")
 RECIPE = str(FOLDER / "recipe.toml")
+PRETRAINED = str(FOLDER / "pretrained.toml")
 
 SMALL = """
 root = "data"
@@ -116,8 +117,12 @@ def test_ablation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_values_of_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The defaults: three seeds of ten arms for 56 epochs, and three folds of nine steps for 14 epochs."""
-    for file, runs, epochs, data in ((ABLATION, 30, {56, 28}, {"data/CLCD"}), (RECIPE, 27, {14}, {"data/CLCD/train"})):
+    """The defaults: three seeds of ten arms, and three folds of nine steps and of 18 changes."""
+    for file, runs, epochs, data in (
+        (ABLATION, 30, {56, 28}, {"data/CLCD"}),
+        (RECIPE, 27, {14}, {"data/CLCD/train"}),
+        (PRETRAINED, 54, {9}, {"data/CLCD/train"}),
+    ):
         assert main([file, f"--out={tmp_path}", "--dry_run"]) == 0
         commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
         trained = [train_options(command) for command in commands[::2]]
@@ -129,6 +134,18 @@ def test_values_of_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert Path(ablation.out) == REPOSITORY / "results" / "ablation" and ablation.seeds == (0, 1, 2)
     assert Path(recipe.out) == REPOSITORY / "results" / "recipe" and recipe.folds == (0, 1, 2)
     assert Path(recipe.lists) == REPOSITORY / "list" / "CLCD-folds"
+
+
+def test_changes_to_the_pretrained_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arm changes one thing, or one and what it needs, and train.py accepts it."""
+    code, commands = record(monkeypatch, PRETRAINED, "--root=data", f"--out={tmp_path}", "--lists=lists", "--folds=1")
+    assert code == 0 and len(commands) == 2 * 18
+    given = [train_options(command) for command in commands[::2]]
+    assert all(options_for_new_run(g) for g in given)
+    places = {"save_path", "best_name"}
+    plain = {key: value for key, value in given[0].items() if key not in places}
+    changes = [{k for k, v in g.items() if k not in places and plain.get(k) != v} for g in given[1:]]
+    assert all(len(change) == 1 or change == {"cross", "patch"} for change in changes)
 
 
 def test_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
