@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
@@ -175,10 +174,14 @@ def read_mask(path: Path, binary: bool) -> Image:
 
 
 def count_levels(path: Path, levels: Levels) -> LevelCounts:
-    """Count how often each grey level of a mask occurs."""
+    """Count how often each grey level of a mask occurs.
+
+    Masks are counted in threads, and processes are forked soon after, so OpenCV must not be used here: a thread that
+    has used it takes one of its locks as it ends, and in a process that is forked just then, the lock stays taken.
+    """
     pixels = levels.pixels
-    if pixels.dtype == np.uint8 and pixels.size < 1 << 24:  # OpenCV is faster, but counts in float32
-        counts = cv2.calcHist([np.ascontiguousarray(pixels)], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    if pixels.dtype == np.uint8:  # Pillow is faster
+        counts = np.array(PIL.Image.fromarray(pixels).histogram())
     else:
         counts = np.bincount(pixels.ravel())
     found = {int(level): int(counts[level]) for level in np.flatnonzero(counts)}

@@ -155,7 +155,7 @@ def format_result(result: dict[str, Any]) -> str:
         f"{'shift of the copy':<20}{'same colours':>14}{'other colours':>15}",
     ]
     for shift, (same, other) in enumerate(zip(result["same_colours"], result["other_colours"], strict=True)):
-        lines.append(f"{f'{shift} pixels':<20}{100 * same:>13.3f}%{100 * other:>14.3f}%")
+        lines.append(f"{f'{shift} px':<20}{100 * same:>13.3f}%{100 * other:>14.3f}%")
     if result["worst"]["image"]:
         lines.append(f"most in one pair: {100 * result['worst']['share']:.2f}%, {result['worst']['image']}")
     return "\n".join([*lines, ""])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import shutil
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterable
 from functools import partial
@@ -43,6 +45,17 @@ def test_truncated_files_end_the_run_by_name(dataset: Path, file: str, workers: 
     assert str(path) in user_error(lambda: list(read))
     whole = or_raise(whole_loader(WholeSamples(split), 2, workers=0))
     assert str(path) in user_error(lambda: list(whole))
+
+
+def test_pairs_are_read_without_opencv(dataset: Path) -> None:
+    """A thread that has used OpenCV takes one of its locks as it ends; workers that are forked just then hang in it."""
+    program = (
+        "import sys; from pathlib import Path; from change.change_dataloader import find_split; "
+        f"split = find_split(Path({str(dataset)!r}), 'train', None); "
+        "print(split.read(0).mask.ndim, split.changed > 0, 'cv2' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.stdout.split() == ["2", "True", "False"], result.stderr
 
 
 def test_a_caught_error_frees_the_loader(dataset: Path) -> None:
