@@ -246,8 +246,8 @@ def add_to_report(path: Path, result: dict[str, Any]) -> None:
     rows = zip(CLASSES, result["proportions"], strict=True)
     page["result"]["scene"]["area"] = {
         "estimates": describe_values(result),
-        "columns": [f"true {name}" for name in CLASSES],
-        "shares": [[f"mapped {name}", *(f"{100 * share:.3f}%" for share in shares)] for name, shares in rows],
+        "columns": list(CLASSES),
+        "shares": [[name, *(f"{100 * share:.3f}%" for share in shares)] for name, shares in rows],
         "notes": result["notes"],
     }
     write_page(path, page)
