@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before there is a group: imported later, its functions keep the group as a default value
+import torch.distributed.nn  # before a group exists: otherwise its functions keep the group as a default value
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -47,7 +47,8 @@ def join() -> Iterator[None]:
         yield
     if dist.is_initialized():
         wait()
-        gc.collect()  # a group that is held keeps gloo's threads, and a tensor that they free at exit aborts Python
+        # Collect cycles that hold the group: its gloo threads would abort Python if they freed a tensor at exit.
+        gc.collect()
         dist.destroy_process_group()
 
 

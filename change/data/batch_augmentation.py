@@ -274,7 +274,7 @@ class BatchDegradations(nn.Module):
         return torch.where(quality > 0, self.compress(pixels, quality), pixels).to(torch.uint8)
 
     def smooth(self, pixels: Tensor, sigma: Tensor) -> Tensor:
-        """Convolve images (N, H, W, 3) with Gaussians; `sigma` (N,), of which 0 is read as 1."""
+        """Convolve images (N, H, W, 3) with Gaussians; `sigma` (N,); 0 is read as 1."""
         spread = torch.where(sigma > 0, sigma, 1.0)[:, None]
         kernel = torch.softmax(-(self.places**2) / (2 * spread**2), 1)
         margin = KERNEL // 2

@@ -1,4 +1,4 @@
-"""Degrade an image of a training sample: what differs between sensors, seasons and archives, but is no change.
+"""Degrade an image of a training sample, to imitate differences between sensors, seasons and archives.
 
 Images are uint8 RGB (H, W, 3). `change.data.batch_augmentation` does the same for a whole batch on a GPU.
 """
@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 from change.common.images import LUMA, Image
 
 KERNEL = 7  # side of the Gaussian kernel
-GAIN, OFFSET = 0.15, 15.0  # of a colour cast: largest change of a channel's gain, and what is added to it, in levels
+GAIN, OFFSET = 0.15, 15.0  # colour cast: largest change of a channel's gain, largest offset in levels
 HAZE = (0.1, 0.5)  # share of the light that is haze
 WHITES = (180.0, 255.0)  # level of the haze
 BLUR = (0.5, 1.5)  # standard deviation in pixels
-SHARPEN = (0.3, 1.5)  # how much of the details is added
-QUALITY = (30, 90)  # of JPEG
+SHARPEN = (0.3, 1.5)  # factor of the details that are added
+QUALITY = (30, 90)  # JPEG quality
 
 
 class Degradation(NamedTuple):
-    """What was drawn for one image.
+    """The random draws for one image.
 
     Attributes:
-        matrix: Rows of a 3x4 matrix, which gives a pixel's colour from its red, green, blue and 1.
+        matrix: A 3x4 matrix that maps a pixel's (red, green, blue, 1) to its new colour.
         sigma: Standard deviation of the Gaussian, in pixels; 0 if the image is neither blurred nor sharpened.
-        details: The amount of details, the image less the Gaussian's result, that is added; -1 leaves that result.
+        details: Factor of the details that are added; details are the image minus the blurred image. -1 blurs.
         quality: Quality of the JPEG compression, 1 to 100; 0 for none.
     """
 
@@ -53,7 +53,7 @@ class Degradations:
             raise ValueError("the probability must be 0 to 1")
 
     def draw(self, rng: np.random.Generator) -> Degradation | None:
-        """Draw the degradations of one image. If there can be none, return None and draw no random numbers."""
+        """Draw the degradations of one image. If `share` is 0, return None and draw no random numbers."""
         if not self.share:
             return None
         cast, haze, grey, focus, jpeg = (rng.random(5) < self.share).tolist()

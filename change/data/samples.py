@@ -63,7 +63,7 @@ class TrainSamples(Dataset[Batch | UserError]):
             seed: Random seed.
             hash_epoch: The only epoch in which images are hashed.
             geometry: How crops are scaled, turned, swapped and shifted.
-            degradations: What else can happen to each date.
+            degradations: Degradations, drawn separately for each date.
 
         Raises:
             UserError: If an image is smaller than `crop`.

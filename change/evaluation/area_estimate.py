@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Z = 1.96  # of the normal distribution, for intervals of 95%
+Z = 1.96  # quantile of the normal distribution for 95% intervals
 LEAST = 2  # pixels that a stratum needs for a variance
 Values = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a sample says about a map with K classes.
+    """Accuracy and area shares of a map with K classes, estimated from a sample.
 
     Attributes:
         counts: sampled pixels by map class (rows) and reference class (columns), (K, K).
@@ -142,7 +142,7 @@ def choose_size(sizes: Sequence[int], expected: Sequence[float], error: float) -
     Args:
         sizes: number of pixels in each stratum.
         expected: share of each stratum that is expected to be mapped correctly, 0 to 1.
-        error: wanted standard error of the overall accuracy, above 0.
+        error: target standard error of the overall accuracy, above 0.
     """
     weights = np.asarray(sizes, np.float64) / sum(sizes)
     variances = np.asarray(expected, np.float64) * (1 - np.asarray(expected, np.float64))

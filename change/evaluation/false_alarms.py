@@ -1,8 +1,8 @@
 """False alarms on ground that has not changed: `python -m change alarms FOLDER`.
 
-Pairs are made of one real image and a copy of it, so that every pixel that is called changed is a false alarm. The copy
-is shifted by 0, 1, 2, ... pixels. Each pair is predicted twice: with the same colours, and with colours, haze, focus
-and JPEG of the copy drawn at random as in training (`change.data.degradation`). No labels are needed.
+Each pair consists of a real image and a copy of it, so every pixel that is called changed is a false alarm. The copy is
+shifted by 0, 1, 2, ... pixels. Each pair is predicted twice: with the same colours, and with a copy that is degraded at
+random as in training (`change.data.degradation`). No labels are needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEGRADED = Degradations(0.3)
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Find the images in a folder and its folders, except those of folders named label.
+    """Find the images in a folder and its subfolders, except in those named label.
 
     Raises UserError if there are none.
     """
@@ -113,7 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python -m change alarms", description="Measure false alarms on images of ground that has not changed."
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of images, searched with its folders")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of images; its subfolders are searched too")
     parser.add_argument(
         "--checkpoint_path", type=Path, help=f"weights: ours or published (default: {DEFAULT_CHECKPOINT})"
     )

@@ -139,7 +139,7 @@ def write_page(path: Path, page: Mapping[str, Any]) -> None:
 
 
 def read_page(path: Path) -> dict[str, Any] | None:
-    """Read what the script of a report reads; None if the file is missing or is no report."""
+    """Read what the script of a report reads; None if the file is missing or is not a report."""
     try:
         found = DATA.search(path.read_text(encoding="utf-8"))
         page = json.loads(found[1]) if found else None

@@ -87,7 +87,7 @@ class AugmentationOptions:
     swap: bool = option(False, "exchange the dates of half of the crops")
     shift: int = option(0, "shift one date of half of the crops by up to n pixels, as if the dates were misregistered")
     degrade: float = option(
-        0.0, "probability of each of these, for each date: colour cast, haze, grey, blur or sharpening, JPEG"
+        0.0, "probability of each degradation of each date: colour cast, haze, grey, blur or sharpening, JPEG"
     )
 
     def __post_init__(self) -> None:
@@ -178,7 +178,7 @@ class OptimizerOptions:
     """Optimizer."""
 
     lr: float = option(6e-4, "learning rate at the start")
-    encoder_lr: float = option(1.0, "factor of the learning rate of the encoder, except its new 1x1 convolutions")
+    encoder_lr: float = option(1.0, "factor of --lr in the encoder, except in its new 1x1 convolutions")
     schedule: str = option(
         "poly", "learning rate: lr * (1 - epoch / epochs) ** power, or half a cosine", choices=("poly", "cosine")
     )

@@ -34,13 +34,13 @@ def estimate_area(folder: Path, reference: Path) -> dict[str, Any]:
 
     Args:
         folder: a finished scene with a sample.
-        reference: the filled-in layer; a name without a folder may be that of a file in the sample's folder.
+        reference: the filled-in layer; a bare file name is also looked up in the sample's folder.
 
     Returns:
         The content of area.json; the report of the scene gets a section about it.
 
     Raises:
-        UserError: if the folder is no finished scene, the sample is missing or of another scene, or the layer is
+        UserError: if the folder is not a finished scene, the sample is missing or of another scene, or the layer is
             incomplete or mistyped.
     """
     read_scene(folder)
@@ -185,7 +185,7 @@ def intervals(estimates: list[Estimate], most: float) -> dict[str, dict[str, flo
 
 
 def interval(estimate: Estimate, most: float) -> dict[str, float | None]:
-    """Describe an estimate with its 95% interval, cut to 0 and `most`; None stands for what is not defined."""
+    """Describe an estimate with its 95% interval, cut to 0 and `most`; None if it is not defined."""
     if math.isnan(estimate.value):
         return dict.fromkeys(("value", "plus_minus", "low", "high"))
     return {
@@ -197,7 +197,7 @@ def interval(estimate: Estimate, most: float) -> dict[str, float | None]:
 
 
 def find_notes(design: dict[str, Any], kinds: Numbers, true: Numbers) -> list[str]:
-    """Return one line per stratum in which no missed change was found, because the interval does not cover any."""
+    """Return one line per stratum whose points show no missed change, because the interval then includes none."""
     notes = []
     pixels = sum(part["pixels"] for part in design["strata"])
     for index, part in enumerate(design["strata"]):

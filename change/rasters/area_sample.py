@@ -46,7 +46,7 @@ class Plan:
     Attributes:
         buffer: width of the buffer around change, in pixels; 0 leaves it out.
         expected: share of each stratum that is expected to be mapped correctly, in the order of `NAMES`.
-        error: wanted standard error of the overall accuracy; it determines the number of points.
+        error: target standard error of the overall accuracy; it determines the number of points.
         samples: number of points, or None.
         minimum: least number of points in a stratum.
         seed: random seed.
@@ -65,7 +65,7 @@ class Plan:
 def read_scene(folder: Path) -> dict[str, Any]:
     """Read metadata.json of a finished scene. Raises UserError if the folder holds none with a place on earth."""
     if not is_result(folder) or not (folder / "mask.tif").is_file():
-        what = "holds images without a place on earth" if (folder / "mask.png").is_file() else "is no finished scene"
+        what = "holds images without a place on earth" if (folder / "mask.png").is_file() else "is not a finished scene"
         raise UserError(f"{folder} {what}: give a folder that python -m change predict wrote for two rasters")
     metadata: dict[str, Any] = json.loads((folder / METADATA).read_bytes())
     with geo("rasterio").open(folder / "mask.tif") as dataset:
@@ -84,7 +84,7 @@ def write_sample(folder: Path, plan: Plan) -> dict[str, Any]:
         The content of area_sample.json.
 
     Raises:
-        UserError: if the folder is no finished scene, has a sample, or lacks the rasters for chips.
+        UserError: if the folder is not a finished scene, has a sample, or lacks the rasters for chips.
     """
     metadata = read_scene(folder)
     out = folder / FOLDER
@@ -222,7 +222,7 @@ def write_chips(
 
 
 def draw_chip(raster: AlignedRaster, pair: RasterPair, *, row: int, column: int, side: int) -> Image:
-    """Draw the surroundings of a pixel as RGB (CHIP, CHIP, 3), black outside of the scene."""
+    """Draw the surroundings of a pixel as RGB (CHIP, CHIP, 3), black outside the scene."""
     from change.rasters.raster import Block  # here, because importing torch takes seconds
 
     top, left = row - side // 2, column - side // 2

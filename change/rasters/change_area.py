@@ -62,7 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def make_plan(given: argparse.Namespace) -> Plan:
-    """Collect how to sample, with the defaults."""
+    """Collect the options of the sample; those not given have their defaults."""
     return Plan(
         buffer=getattr(given, "buffer", BUFFER),
         expected=getattr(given, "expected", EXPECTED),
@@ -94,9 +94,9 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         help=f"width of the stratum around change in pixels; 0 leaves it out (default: {BUFFER})",
     )
-    drawing.add_argument("--samples", type=int, help="number of points (default: what --target_error needs)")
+    drawing.add_argument("--samples", type=int, help="number of points (default: as many as --target_error needs)")
     drawing.add_argument(
-        "--target_error", type=float, help=f"wanted standard error of the overall accuracy (default: {ERROR})"
+        "--target_error", type=float, help=f"target standard error of the overall accuracy (default: {ERROR})"
     )
     drawing.add_argument(
         "--expected",
@@ -107,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     drawing.add_argument("--minimum", type=int, help=f"least number of points in a stratum (default: {MINIMUM})")
     drawing.add_argument("--seed", type=int, help="random seed (default: 0)")
     drawing.add_argument(
-        "--chip", type=int, help=f"side in pixels of what a chip shows; 0 writes no chips (default: {CHIP})"
+        "--chip", type=int, help=f"side in pixels of the square that a chip shows; 0 writes no chips (default: {CHIP})"
     )
     return parser
 

@@ -27,7 +27,7 @@ class DrawnChanges:
     Attributes:
         parts: the polygons' parts near the grid, multipolygons (M,).
         index: for each part, the number of its polygon (M,).
-        count: number of polygons, also of those outside of the grid.
+        count: number of polygons, including those outside the grid.
         repaired: number of them whose outline was invalid.
     """
 
@@ -60,7 +60,7 @@ class DrawnChanges:
 def read_changes(path: Path, pair: RasterPair, layer: str = "") -> DrawnChanges:
     """Read the polygons of changes of a vector file, in any reference system.
 
-    Invalid outlines are repaired. Features that are no polygons are left out. Both are logged as warnings.
+    Invalid outlines are repaired. Features that are not polygons are left out. Both are logged as warnings.
 
     Args:
         path: file that GDAL can read.
@@ -93,7 +93,7 @@ def read_changes(path: Path, pair: RasterPair, layer: str = "") -> DrawnChanges:
     on_grid = shapely.intersects(parts, shapely.box(0, 0, pair.width, pair.height))
     if not on_grid.any():
         raise UserError(
-            f"{name} lies outside of the rasters: it covers {format_bounds(frame.total_bounds)} in {frame.crs.name}; "
+            f"{name} lies outside the rasters: it covers {format_bounds(frame.total_bounds)} in {frame.crs.name}; "
             f"{pair.before.path} covers {format_bounds(dataset.bounds)} in {dataset.crs} (left, bottom, right, top): "
             "give polygons inside, or assign the right reference system"
         )

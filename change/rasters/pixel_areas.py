@@ -36,7 +36,7 @@ def pixel_areas(crs: Any, transform: Any, rows: Values, columns: Values) -> Valu
     west_latitude, east_latitude, above_latitude, below_latitude, middle = np.radians(latitude.reshape(5, count))
     across, down = turn(east - west), turn(below - above)
     determinant = across * (below_latitude - above_latitude) - down * (east_latitude - west_latitude)
-    squared = FLATTENING * (2 - FLATTENING)  # of the eccentricity
+    squared = FLATTENING * (2 - FLATTENING)  # the eccentricity, squared
     size = AXIS**2 * (1 - squared) * np.cos(middle) / (1 - squared * np.sin(middle) ** 2) ** 2
     return np.where(np.isfinite(determinant), np.abs(determinant) * size, np.nan)
 

@@ -4,7 +4,7 @@ Each window is compared by phase correlation: the whole pixels come from the pea
 transform, the rest from the plane that fits its phases at low frequencies best. Pixels without data have no weight. A
 window counts if its peak stands out from noise and if its shift agrees with the median of the windows around it.
 
-Shifts are in pixels: what lies at column c and row r before, lies at c + x and r + y after.
+Shifts are in pixels: a point at column c and row r of before lies at column c + x and row r + y of after.
 Sources: Kuglin and Hines, "The Phase Correlation Image Alignment Method", 1975; Stone et al., "A Fast Direct
 Fourier-Based Algorithm for Subpixel Registration of Images", 2001.
 """
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 SIDE = 128  # side of the windows in pixels
 REACH = 32  # largest shift that is looked for, in pixels
-ROUNDS = 3  # times that the window after is moved by the whole pixels found so far
+ROUNDS = 3  # most times that the window of after is moved by the whole pixels found so far
 COVERED = 0.5  # share of a window that must hold data at both dates
 CUTOFF = 0.25  # cycles per pixel: phases at higher frequencies are noise, or may have wrapped around
 SPREAD = 0.12  # cycles per pixel: standard deviation of the weight of frequencies in the search for the peak
 COARSE = 0.02  # the same for low frequencies, which are left out: light and large fields correlate by chance
 CERTAIN = 8.0  # standard deviations of noise that a peak must reach
 NEAR = 2  # windows in each direction whose median a shift is compared with
-TOLERANCE = 1.0, 4.0  # pixels that a shift may always, and may at most, differ from this median
+TOLERANCE = 1.0, 4.0  # bounds, in pixels, of the limit on a shift's difference from this median
 STEPS = 10  # of Newton's method
 SUPPORT = 3  # windows that must agree
 
@@ -200,7 +200,7 @@ def find_peak(spectrum: NDArray[np.complex128], columns: int, rows: int, reach: 
 def refine_peak(spectrum: NDArray[np.complex128], magnitude: Floats) -> tuple[float, float]:
     """Find the peak near 0 to a fraction of a pixel: the plane that fits the phases of a spectrum (s, s) best.
 
-    Newton's method maximises the sum of the cosines of what is left of the phases. A least-squares fit of the phases
+    Newton's method maximises the sum of the cosines of the residual phases. A least-squares fit of the phases
     themselves would be pulled to 0 by noise, because phases wrap around.
 
     Returns:
@@ -210,7 +210,7 @@ def refine_peak(spectrum: NDArray[np.complex128], magnitude: Floats) -> tuple[fl
     down, across = np.meshgrid(frequency, frequency, indexing="ij")
     used = (np.hypot(across, down) < CUTOFF) & (np.hypot(across, down) > 0)
     slopes = -2 * np.pi * np.stack((across[used], down[used]), axis=1)
-    weight = magnitude[used] ** 0.75  # strong frequencies have less noise, but may not decide on their own
+    weight = magnitude[used] ** 0.75  # strong frequencies have less noise, but must not dominate
     values = spectrum[used]
     shift = np.zeros(2)
     for _ in range(STEPS):

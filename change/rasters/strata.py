@@ -1,4 +1,4 @@
-"""The strata of a finished scene: no change, change, and a buffer around change; counted and drawn from strip by strip.
+"""The strata of a finished scene: no change, change, and a buffer around change.
 
 Strata are numbered as in `NAMES`. The scene's mask is read in strips of rows, so a scene of any size can be sampled.
 """
@@ -24,7 +24,7 @@ NO_CHANGE, CHANGE, BUFFER, OUTSIDE = range(4)  # OUTSIDE is no data
 
 @dataclass(frozen=True)
 class Strata:
-    """How many pixels the strata of a scene hold.
+    """The number of pixels in each stratum of a scene, and its areas.
 
     Attributes:
         mask: the mask of the scene.
@@ -83,7 +83,7 @@ def draw_pixels(strata: Strata, drawn: list[int], seed: int) -> tuple[Numbers, N
         seed: random seed.
 
     Returns:
-        Rows, columns and strata of the pixels, (n,) each, in random order, so that the order tells nothing.
+        Rows, columns and strata of the pixels, (n,) each, in random order, so that the order reveals nothing.
     """
     rng = np.random.default_rng(seed)
     ranks = [np.sort(rng.choice(size, count, replace=False)) for size, count in zip(strata.sizes, drawn, strict=True)]

@@ -1,8 +1,8 @@
 """Divide the tiles of a scene into train and val so that no tile of one touches a tile of the other.
 
 Tiles are grouped into square blocks, and whole blocks, drawn at random, become val. Tiles that touch a tile of val at
-a side or a corner belong to neither part: they are the gap, as wide as a tile. Since a val area in a corner has a
-shorter gap than one in the middle, several draws are compared, and the one that loses the least counts.
+a side or a corner belong to neither part: they are the gap, as wide as a tile. A val area in
+a corner has a shorter gap than one in the middle. So several draws are compared, and the best one is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Chosen = NDArray[np.bool_]
 
 
 class Parts(NamedTuple):
-    """Which tiles (N,) are in train and in val; the others are the gap."""
+    """The tiles of train and of val, bool (N,) each; all others are the gap."""
 
     train: Chosen
     val: Chosen
@@ -28,8 +28,8 @@ class Parts(NamedTuple):
 def split_tiles(places: NDArray[np.int64], changed: Chosen, share: float, seed: int) -> Parts:
     """Divide tiles into train, val and a gap. The same input always gives the same parts.
 
-    Of `ATTEMPTS` draws, the best has changes in train, then changes in val too, if that is possible. Among these, it
-    has the smallest sum of the share of tiles in the gap and the difference between val's share and `share`.
+    Of `ATTEMPTS` draws, those with change in both parts come first, then those with change in train. Among them, the
+    best has the smallest sum of the share of tiles in the gap and the difference between val's share and `share`.
 
     Args:
         places: row and column (N, 2) of each tile, counted in tiles.
@@ -38,7 +38,7 @@ def split_tiles(places: NDArray[np.int64], changed: Chosen, share: float, seed: 
         seed: random seed.
 
     Returns:
-        The parts. Both are empty if there are not two tiles that do not touch.
+        The parts. Both are empty if no block leaves tiles for train.
     """
     count = len(places)
     best, best_score = Parts(np.zeros(count, np.bool_), np.zeros(count, np.bool_)), (-1, -np.inf)

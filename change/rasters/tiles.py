@@ -19,7 +19,7 @@ from change.common.errors import OneLineParser, UserError
 from change.rasters.jobs import check_layer, find_jobs
 from change.rasters.predict import add_reading_options
 
-STEP = 32  # pixels: tile sides are multiples of it, as the network's strides ask for
+STEP = 32  # pixels: tile sides are multiples of it, as the network's strides require
 LIMIT = 4096  # pixels: tiles must not be larger
 READING = ("bands", "alpha", "stretch", "assume_aligned")
 

@@ -52,9 +52,9 @@ class TileSettings:
         size: side of the tiles in pixels.
         val: share of the tiles that become val, above 0 and below 1.
         seed: random seed of the split.
-        layer: layer of the polygons' file; empty if it has one only.
+        layer: layer of the polygons' file; empty for a file with one layer.
         within: vector file of the area to which the tiles are restricted, or None.
-        within_layer: layer of `within`; empty if it has one only.
+        within_layer: layer of `within`; empty for a file with one layer.
         reading: arguments of `RasterPair`: bands, stretch, alpha, assume_aligned.
     """
 
@@ -264,8 +264,8 @@ def divide(tiles: list[Tile], cutter: TileCutter, settings: TileSettings) -> dic
         )
     if not changed[train].any():
         raise UserError(
-            "train would show no change, because all changed tiles touch one another: choose a smaller --size, another "
-            "--seed, or draw changes in other places too"
+            "train would show no change, because every changed tile is in val or touches it: choose a smaller --size, "
+            "another --seed, or draw changes in other places too"
         )
     if not changed[val].any():
         log.warning("val shows no change, so its scores say little: draw changes in more places, or add more tiles")
@@ -323,7 +323,7 @@ def describe_labels(metadata: dict[str, Any]) -> str:
     area = "" if hectares is None else f", {hectares['changed']:,.2f} of {hectares['labelled']:,.2f} ha"
     return (
         f"{counts['train']} train and {counts['val']} val tiles of {size} x {size} pixels "
-        f"(left out: {left_out[0]} between them, {left_out[1]} with nodata, {left_out[2]} not in --within); "
-        f"{drawn['used']} polygons used, {drawn['outside']} outside of them; "
+        f"(left out: {left_out[0]} between train and val, {left_out[1]} with nodata, {left_out[2]} not in --within); "
+        f"{drawn['used']} polygons used, {drawn['outside']} outside the tiles; "
         f"{format_share(pixels['changed'] / pixels['labelled'])} of the pixels changed{area}"
     )

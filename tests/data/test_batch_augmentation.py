@@ -186,7 +186,7 @@ GREY_HAZE = np.column_stack([0.7 * np.tile([0.299, 0.587, 0.114], (3, 1)), [60, 
 def test_degradations(
     pairs: list[tuple[Image, Image, Image]], drawn: Degradation, most: int, mean: float, device: str
 ) -> None:
-    """Those of a batch are those of OpenCV; JPEG can round a frequency to another value."""
+    """A batch is degraded as by OpenCV, within the stated levels; JPEG can round a frequency to another value."""
     images = [np.ascontiguousarray(pair[date][:40, :40]) for pair in pairs for date in range(2)]
     row = as_row(0, Crop(0, 0, 0, *[False] * 4), [], [drawn, None])[DEGRADATIONS:].reshape(2, -1)[:1]
     draws = torch.from_numpy(row.repeat(len(images), 0)).to(device)

@@ -125,7 +125,7 @@ def test_shift() -> None:
         seen[down, across, still[0], still[1]] += 1
     assert {key[:2] for key in seen} == {(down, across) for down in range(-2, 3) for across in range(-2, 3)}
     unshifted = seen[0, 0, True, True]
-    assert 1000 < unshifted < 1300  # half, and those drawn as 0 or held back by the border
+    assert 1000 < unshifted < 1300  # half, and shifts that are drawn as 0 or limited to 0 by the border
     by_date = [sum(count for key, count in seen.items() if not key[2 + date]) for date in range(2)]
     assert abs(by_date[0] - by_date[1]) < 150
 

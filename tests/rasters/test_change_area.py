@@ -285,7 +285,7 @@ def test_wrong_scenes(finished: Path, drawn: Path, tmp_path: Path) -> None:
     """A folder without a scene or a sample, a second sample, and a mask that was predicted again."""
     for arguments, message in (
         ([tmp_path / "gone"], "no folder .*gone: give a folder"),
-        ([tmp_path], "is no finished scene: give a folder that python -m change predict wrote"),
+        ([tmp_path], "is not a finished scene: give a folder that python -m change predict wrote"),
         ([drawn, "--chip", "0"], "area exists, and a sample is not overwritten"),
         ([finished, "--reference", "x.gpkg"], "area_sample.json: draw a sample first"),
         ([drawn, "--reference", "x.gpkg"], "no file .*x.gpkg: give the filled-in"),

@@ -152,7 +152,7 @@ def test_a_training_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert metadata["hectares"]["labelled"] == pytest.approx(len(labels) * SIZE**2 * pixel / 1e4, rel=1e-3)
     assert metadata["hectares"]["changed"] == pytest.approx(metadata["pixels"]["changed"] * pixel / 1e4, rel=1e-3)
     line = f"{counts['train']} train and {counts['val']} val tiles of 32 x 32 pixels"
-    drawn = f"{metadata['drawn']['used']} polygons used, {61 - metadata['drawn']['used']} outside of them"
+    drawn = f"{metadata['drawn']['used']} polygons used, {61 - metadata['drawn']['used']} outside the tiles"
     assert line in caplog.text and drawn in caplog.text and 30 < metadata["drawn"]["used"] < 60
 
 
@@ -251,7 +251,7 @@ REST = shapely.box(EAST, NORTH - 2 * HEIGHT, EAST + 50, NORTH - 2 * HEIGHT + 10)
 @pytest.mark.parametrize(
     ("name", "drawn", "crs", "options", "said"),
     [
-        ("far.gpkg", [FAR], 32633, {}, "POLYGONS .*far.gpkg lies outside of the rasters: it covers 600000"),
+        ("far.gpkg", [FAR], 32633, {}, "POLYGONS .*far.gpkg lies outside the rasters: it covers 600000"),
         ("empty.gpkg", [], 32633, {}, "POLYGONS .*empty.gpkg is empty: save the polygons"),
         ("point.gpkg", [shapely.Point(EAST, NORTH)], 32633, {}, "POLYGONS .*point.gpkg holds no polygons: give"),
         ("bare.shp", [SMALL], None, {}, "POLYGONS .*bare.shp has no coordinate reference system: assign it"),
