@@ -53,8 +53,8 @@ class TokenAttention(nn.Module):
         heads = (HEADS, HEAD_CHANNELS)
         key = self.key(tokens).unflatten(2, heads)
         value = self.value(tokens).unflatten(2, heads)
-        reads = torch.einsum("bthd,hdc->bcht", key, self.query.weight.unflatten(0, heads)) * HEAD_CHANNELS**-0.5
-        writes = torch.einsum("bthd,chd->bhtc", value, self.out.weight.unflatten(1, heads))
+        reads = torch.einsum("bthd,hdc->bcht", key, torch.unflatten(self.query.weight, 0, heads)) * HEAD_CHANNELS**-0.5
+        writes = torch.einsum("bthd,chd->bhtc", value, torch.unflatten(self.out.weight, 1, heads))
         weights = (x @ reads.flatten(2)).unflatten(2, (HEADS, -1)).softmax(3)
         out: Tensor = weights.flatten(2) @ writes.flatten(1, 2) + self.out.bias
         return out
@@ -95,7 +95,8 @@ class BIT(Rival):
     def tokenise(self, maps: Tensor) -> Tensor:
         """Average the pixels of a map with one set of weights per token: (2B, D, h, w) -> (2B, T, D)."""
         weights = self.to_tokens(maps).flatten(2).softmax(2)
-        return weights @ maps.flatten(2).transpose(1, 2)
+        tokens: Tensor = weights @ maps.flatten(2).transpose(1, 2)
+        return tokens
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Fuse the maps of both dates into one of stride 4, see `Rival.forward`."""
