@@ -37,6 +37,7 @@ from change.prediction.compiling import Compiled, worth_compiling
 from change.training.average import WeightAverage
 from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
+from change.training.recorded import Recorded
 from change.training.run_state import RunState
 from change.training.start import Plan
 from models.config import MULTIPLE, NORMS_OVER_PAIRS
@@ -256,7 +257,14 @@ def keep_on_device(
     workers = data.train_loader.loader.num_workers
     return replace(
         data,
-        train_loader=DeviceTrainLoader(train, train_pairs, order, workers, Compiled if compiles else None),
+        train_loader=DeviceTrainLoader(
+            train,
+            train_pairs,
+            order,
+            workers,
+            wrap=Compiled if compiles else None,
+            record=Recorded if options.compute.cuda_graphs and not compiles else None,
+        ),
         val_loader=DeviceWholeLoader(val, val_pairs, batches),
     )
 
