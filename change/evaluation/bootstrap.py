@@ -137,6 +137,26 @@ def bootstrap(counts: Ints, resamples: int = RESAMPLES, seed: int = SEED, level:
     return Intervals(low=low, high=high, units=len(counts), level=level, resamples=resamples, seed=seed)
 
 
+def bootstrap_runs(counts: Ints, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL) -> Intervals:
+    """Compute intervals of the mean pooled scores of several runs (training seeds) of one system.
+
+    Units and runs are drawn as in `paired_difference`. With one run, the result is that of `bootstrap`.
+
+    Args:
+        counts: counts of the runs on the same units, int64 (S, U, 4).
+        resamples: number of resamples.
+        seed: seed of the draws.
+        level: level of confidence, 0 to 1.
+    """
+    rng = np.random.default_rng(seed)
+    runs, units = counts.shape[:2]
+    drawn = np.concatenate([weights @ counts for weights in draw_units(units, resamples, rng)], axis=1)
+    picked = rng.integers(runs, size=(max(1, runs - 1), resamples))
+    means = {name: np.take_along_axis(values, picked, 0).mean(0) for name, values in scores(drawn).items()}
+    low, high = bounds(means, level, units)
+    return Intervals(low=low, high=high, units=units, level=level, resamples=resamples, seed=seed)
+
+
 def paired_difference(
     a: Ints, b: Ints, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL
 ) -> Difference:

@@ -11,7 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 import change.evaluation.bootstrap
-from change.evaluation.bootstrap import SCORES, bootstrap, bounds, paired_difference, pool, scores, tail
+from change.evaluation.bootstrap import (
+    SCORES,
+    bootstrap,
+    bootstrap_runs,
+    bounds,
+    paired_difference,
+    pool,
+    scores,
+    tail,
+)
 from change.evaluation.metrics import Counts
 
 Ints = NDArray[np.int64]
@@ -100,6 +109,19 @@ def test_paired_difference_against_a_loop(runs_a: int, runs_b: int) -> None:
         assert (result.a[name], result.b[name]) == pytest.approx(tuple(means))
         assert result.difference[name] == pytest.approx(means[1] - means[0])
         assert result.significant(name) == (not low <= 0 <= high)
+
+
+def test_runs_of_one_system() -> None:
+    """One run gives the intervals of that run; several give those of the difference from a system without errors."""
+    counts = draw_counts(3, 40)
+    assert bootstrap_runs(counts[:1], 200) == bootstrap(counts[0], 200)
+    tp, fp, fn, tn = np.moveaxis(counts[:1], -1, 0)
+    perfect = np.stack((tp + fn, 0 * fp, 0 * fn, tn + fp), axis=-1)
+    found, expected = bootstrap_runs(counts, 200), paired_difference(perfect, counts, 200)
+    for name in SCORES:
+        assert found.low[name] == pytest.approx(1 + expected.low[name], abs=1e-12)
+        assert found.high[name] == pytest.approx(1 + expected.high[name], abs=1e-12)
+    assert found.units == 40 and found.low["f1"] < scores(counts.sum(1))["f1"].mean() < found.high["f1"]
 
 
 def test_the_same_units_on_both_sides() -> None:
