@@ -19,6 +19,7 @@ from change.evaluation.bootstrap import (
     paired_difference,
     pool,
     scores,
+    smallest_visible,
     tail,
 )
 from change.evaluation.metrics import Counts
@@ -133,6 +134,17 @@ def test_the_same_units_on_both_sides() -> None:
     assert result.high["precision"] - result.low["precision"] < 0.1 * (alone.high["precision"] - alone.low["precision"])
     assert result.difference["recall"] == result.low["recall"] == result.high["recall"] == 0
     assert not result.significant("recall")
+
+
+@pytest.mark.parametrize(("image_sd", "run_sd", "runs"), [(0.5, 1.0, 3), (0.0, 1.0, 5), (1.0, 0.2, 1)])
+def test_smallest_visible_difference(image_sd: float, run_sd: float, runs: int) -> None:
+    """In simulated comparisons, four of five find such a difference, and one of 40 finds it where there is none."""
+    rng = np.random.default_rng(0)
+    sides = rng.normal(0, run_sd, (2, 40_000, runs)).mean(2)
+    noise = sides[1] - sides[0] + rng.normal(0, image_sd, 40_000)
+    visible, reach = smallest_visible(image_sd, run_sd, runs), 1.96 * noise.std()
+    assert np.mean(visible + noise - reach > 0) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(noise - reach > 0) == pytest.approx(0.025, abs=0.004)
 
 
 def test_undefined_scores() -> None:
