@@ -303,7 +303,8 @@ def refuse_missing_checks(runs: Sequence[tuple[DataSet, Arm, int]]) -> None:
     """Raise UserError before the first training if a file that scoring needs is missing."""
     for data, _, _ in runs:
         if data.check and not Path(data.check).is_file():
-            raise UserError(f"no {data.check}: python -m change check {data.root} writes it")
+            folder = Path(data.check).parent
+            raise UserError(f"no {data.check}: python -m change check {data.root} --save_path {folder} writes it")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -210,7 +210,7 @@ def test_chosen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     with pytest.raises(UserError, match="--only 'one_0' matches no run"):
         main([*arguments, "--only=one_0"])
-    with pytest.raises(UserError, match=r"no .*check\.json: python -m change check .*data/a writes it"):
+    with pytest.raises(UserError, match=r"no .*check\.json: .*change check .*data/a --save_path .* writes it"):
         main(arguments)
     with pytest.raises(UserError, match="--epoch is set by the data set left: leave it out"):
         main([*arguments, "--epoch=3"])
