@@ -21,6 +21,7 @@ VERBS = {
     "tiles": ("change.rasters.tiles", "make a training set from two rasters and polygons of changes"),
     "finetune": ("change.experiments.finetune", "fine-tune a checkpoint on labelled pairs"),
     "experiment": ("change.experiments.experiment", "train and score several arms, as a TOML file says"),
+    "leaderboard": ("change.experiments.leaderboard", "make the page of results of an experiment"),
     "pack": ("change.prediction.pack", "write a small checkpoint to hand out"),
     "export": ("change.prediction.export", "write a checkpoint as ONNX or plain weights"),
 }
