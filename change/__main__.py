@@ -22,6 +22,7 @@ VERBS = {
     "finetune": ("change.experiments.finetune", "fine-tune a checkpoint on labelled pairs"),
     "experiment": ("change.experiments.experiment", "train and score several arms, as a TOML file says"),
     "leaderboard": ("change.experiments.leaderboard", "make the page of results of an experiment"),
+    "average": ("change.prediction.average", "average the weights of several checkpoints"),
     "pack": ("change.prediction.pack", "write a small checkpoint to hand out"),
     "export": ("change.prediction.export", "write a checkpoint as ONNX or plain weights"),
 }
