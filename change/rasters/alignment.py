@@ -5,7 +5,7 @@ The number of windows has a limit and each is read by itself, so scenes may have
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -38,15 +38,17 @@ class Alignment:
 
     Attributes:
         measured: the shifts in all windows; None if the scene is too small.
-        residual: the shifts that are left, in windows between these; None if nothing was undone.
+        residual: the shifts that the field leaves in windows between these; None if there is no field.
         pixel: width and height of a pixel on the ground in metres; None if they are not known.
-        fault: why nothing was undone; empty if shifts were.
+        fault: why there is no field; empty if there is one.
+        applied: whether the field is undone.
     """
 
     measured: ShiftField | None
     residual: ShiftField | None
     pixel: tuple[float, float] | None
     fault: str
+    applied: bool
 
     def warnings(self) -> list[str]:
         """Return warnings, one sentence each."""
@@ -55,22 +57,25 @@ class Alignment:
         left = self.lengths(self.residual)
         if left is None:
             return ["--align: the residual cannot be measured, because too few windows agree: look at the report"]
-        if left["pixels"] > LEFT:
+        if self.applied and left["pixels"] > LEFT:
             return [f"--align: shifts of {left['pixels']:.1f} pixels remain in the median: expect false changes"]
         return []
 
     def notes(self) -> list[str]:
         """Return what was undone and what is left, in one line."""
-        return [] if self.fault else [f"after is aligned to before: {join(self.summary())}"]
+        return [] if self.fault else [f"--align: {join(self.summary())}"]
 
     def summary(self) -> dict[str, str]:
         """Return a table for the report: which windows were used, the shift that was undone, and what is left."""
         if self.measured is None or self.fault:
-            return {"result": self.fault}
+            return {"result": f"not aligned: {self.fault}"}
         shift = self.measured.median()
         assert shift is not None
         undone, left = self.lengths(self.measured), self.lengths(self.residual)
         return {
+            "result": "aligned"
+            if self.applied
+            else "not aligned, because the field would leave shifts that are as long",
             "windows": f"{int(self.measured.kept.sum())} of {self.measured.kept.size} measured and agree",
             "median_shift": f"{shift[0]:+.2f} columns, {shift[1]:+.2f} rows",
             "length_of_the_shift": describe_lengths(undone),
@@ -91,7 +96,7 @@ class Alignment:
 
     def metadata(self) -> dict[str, Any]:
         """Return the entry of metadata.json: the field, its windows, and the residual."""
-        found: dict[str, Any] = {"applied": not self.fault, "fault": self.fault}
+        found: dict[str, Any] = {"applied": self.applied, "fault": self.fault}
         if self.measured is not None:
             found |= {
                 "columns": self.measured.columns.tolist(),
@@ -109,7 +114,8 @@ class Alignment:
 def align_dates(pair: RasterPair) -> Alignment:
     """Measure the shifts of an open pair, and set `pair.after.shifts` so that they are undone.
 
-    If the shifts cannot be measured, nothing is undone, and the result says why.
+    Nothing is undone if the shifts cannot be measured, or if the field would leave shifts that are as long in windows
+    that it was not made from: then only the noise of the measurement was found.
     """
     pixel = None
     if not pair.fault:
@@ -117,21 +123,22 @@ def align_dates(pair: RasterPair) -> Alignment:
     side = choose_side(pair)
     if not side:
         fault = f"the scene has {pair.width} x {pair.height} pixels, fewer than {SMALL} along a side"
-        return Alignment(None, None, pixel, fault)
+        return Alignment(None, None, pixel, fault, applied=False)
     tops, lefts = (spread(length, side, MOST) for length in (pair.height, pair.width))
-    before = reader(pair.before.read_beyond)
-    measured = measure_field(before, reader(pair.after.read_beyond), tops=tops, lefts=lefts, side=side)
+    before, after = (reader(raster.read_beyond) for raster in (pair.before, pair.after))
+    measured = measure_field(before, after, tops=tops, lefts=lefts, side=side)
     with_data = measured.kept.size - measured.faults[NO_DATA]
     if measured.kept.sum() <= KEPT * with_data:
-        return Alignment(measured, None, pixel, explain(measured, side // REACH))
+        return Alignment(measured, None, pixel, explain(measured, side // REACH), applied=False)
     shifts = smooth_grid(measured)
-    pair.after.shifts = shifts
-
-    def undone(top: int, left: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        return shifts.warp(pair.after.read_beyond, top, left, height, width)
-
-    residual = measure_field(before, reader(undone), tops=between(tops), lefts=between(lefts), side=side)
-    return Alignment(measured, residual, pixel, "")
+    check = measure_field(before, after, tops=between(tops), lefts=between(lefts), side=side)
+    x, y = shifts.at(check.rows - 0.5, check.columns - 0.5)
+    residual = replace(check, x=check.x - x, y=check.y - y)
+    found, left = (np.hypot(field.x, field.y)[field.kept] for field in (check, residual))
+    applied = not len(left) or bool(np.median(left) < np.median(found))
+    if applied:
+        pair.after.shifts = shifts
+    return Alignment(measured, residual, pixel, "", applied)
 
 
 def measure_few(pair: RasterPair) -> ShiftField | None:

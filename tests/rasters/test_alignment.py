@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from change import ChangeDetector
 from change.common.errors import UserError
 from change.rasters.predict import main
 from change.rasters.raster import AlignedRaster, Block, RasterPair
+from change.rasters.registration import ShiftField
 from change.rasters.scene import Settings, predict_rasters
 from change.rasters.shift_grid import ShiftGrid
 from change.rasters.training_set import TileSettings, write_training_set
@@ -170,6 +172,25 @@ def test_faults(tmp_path: Path, kind: str, reason: str) -> None:
         assert "\n" not in warning and pair.alignment.notes() == [] and not pair.alignment.metadata()["applied"]
         aligned, unaligned = rows_of(pair), rows_of(plain)
         assert np.array_equal(aligned[1], unaligned[1]) and np.array_equal(aligned[2], unaligned[2])
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_noise_is_not_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: bool) -> None:
+    """A field is only undone if it explains the shifts in windows that it was not made from."""
+    draw = np.random.default_rng(2)
+
+    def measured(*_: Any, tops: NDArray[np.int64], lefts: NDArray[np.int64], side: int) -> ShiftField:
+        shape = len(tops), len(lefts)
+        x, y = draw.normal(0 if noise else 2, 0.8, (2, *shape))
+        columns, rows = (starts.astype(np.float64) + side / 2 for starts in (lefts, tops))
+        return ShiftField(columns, rows, x, y, np.ones(shape, np.bool_), Counter())
+
+    monkeypatch.setattr("change.rasters.alignment.measure_field", measured)
+    with closing(RasterPair(*write_pair(tmp_path, *drawn_pair(0, 0)), align=True)) as pair:
+        assert pair.alignment and pair.alignment.warnings() == [] and pair.alignment.applied == (not noise)
+        assert (pair.after.shifts is None) == noise
+        (note,) = pair.alignment.notes()
+        assert note.startswith("--align: result not aligned, because" if noise else "--align: result aligned; windows")
 
 
 def test_reads_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
