@@ -38,13 +38,15 @@ class Alignment:
 
     Attributes:
         measured: the shifts in all windows; None if the scene is too small.
-        residual: the shifts that the field leaves in windows between these; None if there is no field.
+        unseen: the shifts in windows between these, which have no part in the field; None if there is no field.
+        residual: what the field leaves of them.
         pixel: width and height of a pixel on the ground in metres; None if they are not known.
         fault: why there is no field; empty if there is one.
         applied: whether the field is undone.
     """
 
     measured: ShiftField | None
+    unseen: ShiftField | None
     residual: ShiftField | None
     pixel: tuple[float, float] | None
     fault: str
@@ -79,7 +81,8 @@ class Alignment:
             "windows": f"{int(self.measured.kept.sum())} of {self.measured.kept.size} measured and agree",
             "median_shift": f"{shift[0]:+.2f} columns, {shift[1]:+.2f} rows",
             "length_of_the_shift": describe_lengths(undone),
-            "residual": describe_lengths(left),
+            "between_these_windows": describe_lengths(self.lengths(self.unseen)),
+            "residual_there": describe_lengths(left),
         }
 
     def lengths(self, field: ShiftField | None) -> dict[str, float] | None:
@@ -106,6 +109,7 @@ class Alignment:
                 "kept": self.measured.kept.astype(int).tolist(),
                 "not_measured": dict(self.measured.faults),
                 "shift": self.lengths(self.measured),
+                "unseen": self.lengths(self.unseen),
                 "residual": self.lengths(self.residual),
             }
         return found
@@ -123,22 +127,22 @@ def align_dates(pair: RasterPair) -> Alignment:
     side = choose_side(pair)
     if not side:
         fault = f"the scene has {pair.width} x {pair.height} pixels, fewer than {SMALL} along a side"
-        return Alignment(None, None, pixel, fault, applied=False)
+        return Alignment(None, None, None, pixel, fault, applied=False)
     tops, lefts = (spread(length, side, MOST) for length in (pair.height, pair.width))
     before, after = (reader(raster.read_beyond) for raster in (pair.before, pair.after))
     measured = measure_field(before, after, tops=tops, lefts=lefts, side=side)
     with_data = measured.kept.size - measured.faults[NO_DATA]
     if measured.kept.sum() <= KEPT * with_data:
-        return Alignment(measured, None, pixel, explain(measured, side // REACH), applied=False)
+        return Alignment(measured, None, None, pixel, explain(measured, side // REACH), applied=False)
     shifts = smooth_grid(measured)
-    check = measure_field(before, after, tops=between(tops), lefts=between(lefts), side=side)
-    x, y = shifts.at(check.rows - 0.5, check.columns - 0.5)
-    residual = replace(check, x=check.x - x, y=check.y - y)
-    found, left = (np.hypot(field.x, field.y)[field.kept] for field in (check, residual))
+    unseen = measure_field(before, after, tops=between(tops), lefts=between(lefts), side=side)
+    x, y = shifts.at(unseen.rows - 0.5, unseen.columns - 0.5)
+    residual = replace(unseen, x=unseen.x - x, y=unseen.y - y)
+    found, left = (np.hypot(field.x, field.y)[field.kept] for field in (unseen, residual))
     applied = not len(left) or bool(np.median(left) < np.median(found))
     if applied:
         pair.after.shifts = shifts
-    return Alignment(measured, residual, pixel, "", applied)
+    return Alignment(measured, unseen, residual, pixel, "", applied)
 
 
 def measure_few(pair: RasterPair) -> ShiftField | None:

@@ -230,7 +230,7 @@ def test_predict(tmp_path: Path) -> None:
     assert found[True]["pixels"]["changed"] < 0.02 * found[False]["pixels"]["changed"]
     assert np.nanmedian(np.array(aligned["x"], float)) == pytest.approx(9, abs=0.05)
     assert np.array(aligned["kept"]).all() and aligned["residual"]["pixels"] < 0.1 and found[True]["warnings"] == []
-    assert '"median_shift":"+9.00 columns, -6.00 rows"' in page and '"residual":"0.0' in page
+    assert '"median_shift":"+9.00 columns, -6.00 rows"' in page and '"residual_there":"0.0' in page
     (warning,) = found[False]["warnings"]
     assert "shifted by about +9.0 columns and -6.0 rows (21.6 m)" in warning and warning.endswith("--align corrects it")
     assert "alignment" not in found[False] and '"Alignment"' not in (tmp_path / "out-False" / "report.html").read_text()
