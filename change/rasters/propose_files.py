@@ -19,7 +19,7 @@ from change.common.files import write_folder, write_whole
 from change.common.logs import start_logging
 from change.rasters.drawn_changes import to_pixels
 from change.rasters.gdal import geo, limited_cache, quiet_gdal
-from change.rasters.grids import Values, apply_affine
+from change.rasters.grids import SAME, Values, apply_affine
 from change.rasters.numbering import Numbers
 from change.rasters.places import Outlines, is_on_earth, polygonal_parts
 from change.rasters.propose_project import STYLE, check_own_files, make_project
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 FOLDER, LAYERS, PROJECT = "propose", "propose.gpkg", "propose.qgs"
 TILES, CHANGES = "tiles", "changes"  # the layers
 POLYGONS = "changes.gpkg"  # of the scene
-SAME = 0.01  # pixels: how far the grid of the scene may be off that of the rasters
 PRECISION = 1e-6  # pixels: that of the clipped polygons
 SLIVER = 0.01  # square pixels: smaller parts of polygons are left out
 MARGIN = 0.05  # of the extent: what the project shows around the tiles
@@ -123,7 +122,11 @@ def open_rasters(folder: Path, metadata: dict[str, Any]) -> RasterPair:
                 "which predict ran"
             )
     reading = {name: metadata[name] for name in ("bands", "stretch", "assume_aligned", "alpha")}
-    return RasterPair(*paths, **reading)
+    pair = RasterPair(*paths, **reading)
+    first, second = pair.before.source.dataset, pair.after.source.dataset
+    if pair.assumes_aligned and (first.crs, first.transform) != (second.crs, second.transform):
+        log.warning("--assume_aligned: QGIS shows %s where its file says, not where it was compared", paths[1])
+    return pair
 
 
 def find_offset(folder: Path, metadata: dict[str, Any], pair: RasterPair) -> tuple[int, int]:
@@ -133,7 +136,7 @@ def find_offset(folder: Path, metadata: dict[str, Any], pair: RasterPair) -> tup
     """
     height, width = metadata["height"], metadata["width"]
     columns, rows = np.array([0.0, width, 0.0]), np.array([0.0, 0.0, height])
-    x, y = apply_affine([*metadata["transform"], 0, 0, 1], columns, rows)
+    x, y = apply_affine(metadata["transform"], columns, rows)
     found = np.stack(apply_affine(~pair.transform, x, y))
     left, top = np.round(found[:, 0]).astype(int).tolist()
     off = np.abs(found - np.stack((columns + left, rows + top))).max()

@@ -67,8 +67,11 @@ def style_renderer() -> str:
 
 
 def place_from(folder: Path, path: Path) -> str:
-    """Return the path of a file relative to a folder; on another drive of Windows, the absolute path."""
-    target = path.resolve()
+    """Return the path of a file relative to a folder; on another drive of Windows, the absolute path.
+
+    Links are followed in folders, because QGIS does not follow them in "..", but the file may be a link.
+    """
+    target = path.parent.resolve() / path.name
     try:
         relative = Path(os.path.relpath(target, folder.resolve())).as_posix()
     except ValueError:

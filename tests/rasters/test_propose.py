@@ -187,7 +187,7 @@ def test_little_change() -> None:
     [
         (UTM, GRID, None),
         (UTM, ROTATED, None),
-        (WORLD, DEGREES, None),
+        pytest.param(WORLD, DEGREES, None, marks=pytest.mark.slow),
         (UTM, GRID, shapely.box(EAST + 330, NORTH - 650, EAST + 790, NORTH - 330)),
     ],
 )
@@ -265,6 +265,14 @@ def test_no_polygons_in_the_tiles(tmp_path: Path) -> None:
     tiles, changes = propose(run_predict(paths, tmp_path / "out"), "-n", 3)
     assert len(tiles) == 3 and "change" not in set(tiles["why"])
     assert not len(changes) and list(changes.columns) == ["tile", "id", "mean_probability", "geometry"]
+
+
+def test_another_place_in_qgis(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With --assume_aligned, a second raster whose file gives another place is reported; the tiles are on the first."""
+    paths = [write_raster(tmp_path / "1.tif", texture(1)), write_raster(tmp_path / "2.tif", texture(2), crs=None)]
+    tiles, _ = propose(run_predict(paths, tmp_path / "out", assume_aligned=True), "-n", 4)
+    assert re.search(r"--assume_aligned: QGIS shows .*2\.tif where its file says", caplog.text)
+    assert tiles.crs == UTM and tiles.geometry.iloc[0].bounds[0] == EAST + 2 * tiles["column"].iloc[0]
 
 
 def test_options_of_the_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

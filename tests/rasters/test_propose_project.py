@@ -123,6 +123,8 @@ def test_paths(tmp_path: Path) -> None:
     assert place_from(tmp_path / "a" / "b", tmp_path / "x.tif") == "../../x.tif"
     assert place_from(tmp_path / "link", tmp_path / "x.tif") == "../../x.tif"
     assert place_from(tmp_path, tmp_path / "x.tif") == "./x.tif"
+    (tmp_path / "y.tif").symlink_to(tmp_path / "a" / "z.tif")
+    assert place_from(tmp_path, tmp_path / "link" / ".." / ".." / "y.tif") == "./y.tif"
     assert place_from(tmp_path, tmp_path / "..x.tif") == "./..x.tif"
 
 
