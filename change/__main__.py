@@ -18,6 +18,7 @@ VERBS = {
     "compare": ("change.evaluation.compare", "compare runs of test.py"),
     "predict": ("change.rasters.predict", "find change between two rasters or images, or many pairs of them"),
     "area": ("change.rasters.change_area", "estimate the area of change from a sample of interpreted points"),
+    "propose": ("change.rasters.propose", "choose tiles of a finished scene that are worth labelling"),
     "tiles": ("change.rasters.tiles", "make a training set from two rasters and polygons of changes"),
     "finetune": ("change.experiments.finetune", "fine-tune a checkpoint on labelled pairs"),
     "experiment": ("change.experiments.experiment", "train and score several arms, as a TOML file says"),
