@@ -263,7 +263,7 @@ def keep_on_device(
             order,
             workers,
             wrap=Compiled if compiles else None,
-            record=Recorded if options.compute.cuda_graphs and not compiles else None,
+            record=Recorded if options.compute.cuda_graphs and device.type == "cuda" and not compiles else None,
         ),
         val_loader=DeviceWholeLoader(val, val_pairs, batches),
     )
