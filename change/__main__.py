@@ -18,9 +18,12 @@ VERBS = {
     "compare": ("change.evaluation.compare", "compare runs of test.py"),
     "predict": ("change.rasters.predict", "find change between two rasters or images, or many pairs of them"),
     "area": ("change.rasters.change_area", "estimate the area of change from a sample of interpreted points"),
+    "propose": ("change.rasters.propose", "choose tiles of a finished scene that are worth labelling"),
     "tiles": ("change.rasters.tiles", "make a training set from two rasters and polygons of changes"),
     "finetune": ("change.experiments.finetune", "fine-tune a checkpoint on labelled pairs"),
     "experiment": ("change.experiments.experiment", "train and score several arms, as a TOML file says"),
+    "leaderboard": ("change.experiments.leaderboard", "make the page of results of an experiment"),
+    "average": ("change.prediction.average", "average the weights of several checkpoints"),
     "pack": ("change.prediction.pack", "write a small checkpoint to hand out"),
     "export": ("change.prediction.export", "write a checkpoint as ONNX or plain weights"),
 }

@@ -151,12 +151,12 @@ class Checkpoint:
 def pass_name(config: NetworkConfig) -> str:
     """Return the name of the pass that trains this configuration, such as "base" or "refine+cross".
 
-    The name joins "unet" for the U-Net, "refine" for refinement heads, and "cross" for X-Cross ("within" if it attends
-    within each date). It is "base" if there is none of these.
+    The name joins the model if it is not "prx", "refine" for refinement heads, and "cross" for X-Cross ("within" if it
+    attends within each date). It is "base" if there is none of these.
     """
     parts: list[str] = []
-    if config.model == "unet":
-        parts.append("unet")
+    if config.model != "prx":
+        parts.append(config.model)
     if config.refine:
         parts.append("refine")
     if config.cross:

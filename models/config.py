@@ -22,7 +22,11 @@ WIDTHS = {
     "efficientnet_lite2": 32,
 }
 ENCODERS = tuple(WIDTHS)
-MODELS = ("prx", "unet")
+# Published networks to compare with, see `models.rivals`.
+RIVALS = ("fc_siam_conc", "fc_siam_diff", "snunet", "bit", "tinycd", "changer", "btc")
+MODELS = ("prx", "unet", *RIVALS)
+ONE_MAP = ("snunet", "bit", "changer", "btc")  # networks that fuse the dates in one map, of stride 4
+NORMS_OVER_PAIRS = ("unet", "fc_siam_conc", "fc_siam_diff", "btc")  # batch norms read their fused map of stride 32
 PATCHES = (1, 2, 4, 8)  # sides of the patches of X-Cross at stride 4; its map has sides that are multiples of 8
 
 
@@ -35,7 +39,7 @@ class NetworkConfig:
             is accepted too and replaced by the name.
         cross: add X-Cross to every stage of the decoder.
         refine: add the refinement heads, which are used only in training.
-        model: "prx", or "unet", the baseline, which has no X-Cross.
+        model: "prx", "unet", or one of `RIVALS`. Only "prx" has X-Cross, and those in `ONE_MAP` have no refinement.
         within: let X-Cross attend within each date, as a baseline.
         width: channels of the encoder's and the decoder's maps at stride 4, a multiple of 32; they double with each
             coarser stage. 0 is replaced by the encoder's own, which is 64 for resnet18, as published.
@@ -59,8 +63,10 @@ class NetworkConfig:
         object.__setattr__(self, "width", choose_width(self.backbone, self.width))
         if self.model not in MODELS:
             raise ValueError(f"model {self.model}: choose one of {', '.join(MODELS)}")
-        if self.model == "unet" and self.cross:
-            raise ValueError("the U-Net has no cross-attention: leave it out")
+        if self.model != "prx" and self.cross:
+            raise ValueError(f"model {self.model} has no cross-attention: leave it out")
+        if self.model in ONE_MAP and self.refine:
+            raise ValueError(f"model {self.model} has no maps of several strides to refine: leave refinement out")
         if self.within and not self.cross:
             raise ValueError("attention within each date is a form of X-Cross: add X-Cross, or leave it out")
         if self.patch not in PATCHES:

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.config import NetworkConfig
+from models.config import RIVALS, NetworkConfig
 from models.decoder import Decoder, DeepestStage, FusionStage, Head
 from models.encoders import Encoder, build_encoder, encode_dates
 from models.refinement import Refinement
+from models.rivals.parts import Rival
+from models.rivals.registry import build_rival
 from models.unet import UNetDecoder
 from models.xcross import XCross
 
@@ -24,7 +26,7 @@ class PRXChange(nn.Module):
     """Two co-registered images in, change logits out."""
 
     def __init__(
-        self, encoder: Encoder, decoder: Decoder | UNetDecoder, head: Head, refinement: Refinement | None
+        self, encoder: Encoder, decoder: Decoder | UNetDecoder | Rival, head: Head, refinement: Refinement | None
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -40,7 +42,8 @@ class PRXChange(nn.Module):
             after: the same shape.
 
         Returns:
-            Maps (B, C, H/s, W/s) of strides s = 32, 16, 8, 4.
+            Maps (B, C, H/s, W/s) of strides s = 32, 16, 8, 4; only that of stride 4 for the networks in
+            `models.config.ONE_MAP`.
         """
         fused: list[Tensor] = self.decoder(encode_dates(self.encoder, before, after))
         return fused
@@ -83,9 +86,11 @@ def build_decoder(encoder_channels: Sequence[int], cross: bool, within: bool, pa
 def build_network(config: NetworkConfig) -> PRXChange:
     """Build the network with random weights, in training mode, on torch's default device."""
     encoder = build_encoder(config.backbone, config.width)
-    decoder: Decoder | UNetDecoder
+    decoder: Decoder | UNetDecoder | Rival
     if config.model == "unet":
         decoder = UNetDecoder(encoder.out_channels)
+    elif config.model in RIVALS:
+        decoder = build_rival(config.model, encoder.out_channels)
     else:
         decoder = build_decoder(encoder.out_channels, config.cross, config.within, config.patch)
     refinement = Refinement(decoder.out_channels) if config.refine else None

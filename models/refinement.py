@@ -133,7 +133,7 @@ def sample_points(values: Tensor, points: Tensor, mode: str = "bilinear") -> Ten
     """
     height, width = values.shape[2:]
     cells = values.permute(0, 2, 3, 1)  # rows of C values; a map in channels-last format is not copied
-    image = torch.arange(len(values), device=values.device)[:, None]
+    image = torch.arange(values.shape[0], device=values.device)[:, None]
 
     def read(x: Tensor, y: Tensor) -> Tensor:
         """Read the cells at columns x and rows y, whole numbers (B, P). Returns (B, P, C), 0 outside the map."""

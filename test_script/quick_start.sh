@@ -17,3 +17,7 @@ if [ -d "$test_root/label" ]; then
 fi
 
 run_program test "$@"
+if [ "$checkpoint_path" = "$repo/checkpoints/buildings_r18.pth" ]; then
+  echo "The network was PRX-Change with ResNet-18, checkpoints/buildings_r18.pth. On real images"
+  echo "checkpoints/buildings.pth is better and faster: see docs/models/buildings.md."
+fi

@@ -73,7 +73,7 @@ def batches(variant: Variant, workers: int) -> Iterator[tuple[Tensor, ...]]:
     train: TrainLoader | DeviceTrainLoader = TrainLoader(ours, variant.batch, workers, pin)
     if variant.on_device:
         pairs = decode_into_memory(split, choose_device(variant.device))
-        train = DeviceTrainLoader(ours, pairs, train.order, workers, Compiled if variant.compiled else None)
+        train = DeviceTrainLoader(ours, pairs, train.order, workers, wrap=Compiled if variant.compiled else None)
     epoch = 1  # images are hashed only in the first
     while True:
         for batch in train.epoch(epoch):

@@ -26,7 +26,8 @@ SOURCES = (
     "requirements-geo.txt",
     "tests/requirements-onnx.txt",
     "tests/requirements.txt",
-    "checkpoints/buildings_r18.pth",
+    "checkpoints/buildings.pth",
+    "checkpoints/land.pth",
 )
 
 
@@ -71,11 +72,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_file(wheel: Path) -> None:
-    """It holds every tracked file of the packages, the default checkpoint and one pair of images, and nothing else."""
+    """It holds every tracked file of the packages, two checkpoints and one pair of images, and nothing else."""
     tracked = run(["git", "ls-files", "models", "change"], REPOSITORY).splitlines()
     samples = [min(path.name for path in (REPOSITORY / "test_samples" / date).iterdir()) for date in ("A", "B")]
     shipped = {
-        "change/shipped/checkpoints/buildings_r18.pth",
+        "change/shipped/checkpoints/buildings.pth",
+        "change/shipped/checkpoints/land.pth",
         f"change/shipped/test_samples/A/{samples[0]}",
         f"change/shipped/test_samples/B/{samples[1]}",
     }
@@ -118,11 +120,11 @@ def test_commands_work_from_another_folder(installed: Path, tmp_path: Path) -> N
     masks = [next((tmp_path / name).rglob("mask.*")).read_bytes() for name in ("module", "command")]
     assert masks[0] == masks[1]
 
-    checkpoint = installed / "change" / "shipped" / "checkpoints" / "buildings_r18.pth"
+    checkpoint = installed / "change" / "shipped" / "checkpoints" / "buildings.pth"
     given = ["export", str(checkpoint), "--format", "pth", "-o", "weights.pth"]
     run([*module, *given], tmp_path, PYTHONPATH=place)
     weights = torch.load(tmp_path / "weights.pth", weights_only=True)
-    network, _ = network_for_prediction(load_checkpoint(REPOSITORY / "checkpoints" / "buildings_r18.pth"))
+    network, _ = network_for_prediction(load_checkpoint(REPOSITORY / "checkpoints" / "buildings.pth"))
     assert weights.keys() == network.state_dict().keys()
     assert all(torch.equal(weights[name], weight) for name, weight in network.state_dict().items())
 
@@ -142,7 +144,7 @@ def test_python_interface(installed: Path, tmp_path: Path) -> None:
     write_pairs(tmp_path, 1)
     path, changed = run([sys.executable, "-c", PYTHON], tmp_path, PYTHONPATH=str(installed)).splitlines()
     assert Path(path).is_relative_to(installed)
-    detector = ChangeDetector(REPOSITORY / "checkpoints" / "buildings_r18.pth", device="cpu")
+    detector = ChangeDetector(REPOSITORY / "checkpoints" / "buildings.pth", device="cpu")
     mask = detector.predict(tmp_path / "A" / "0.png", tmp_path / "B" / "0.png") > detector.threshold
     assert int(changed) == mask.sum() > 0
     assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "out" / "mask.png")) > 0, mask)

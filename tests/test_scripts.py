@@ -305,7 +305,7 @@ def test_finetuning(tmp_path: Path) -> None:
     tuned = run_script("train_script/finetune.sh", tmp_path, **values)
     assert tuned.returncode == 0, tuned.stderr
     checkpoint = load_checkpoint(tmp_path / "tuned" / "best.pth")
-    assert len(checkpoint.lineage) == 5
+    assert len(checkpoint.lineage) == 3
     assert checkpoint.lineage[-1].options["lr"] == 2e-4
     again = run_script("train_script/finetune.sh", tmp_path, **values)
     assert again.returncode == 0 and "nothing left to do" in again.stderr

@@ -14,8 +14,8 @@ train_options=(
   decay_norms eps train_batchsize grad_accum schedule power warmup model dice prior keep ema seed
   val_batchsize val_epoch decay_epoch backbone width refine cross within patch k beta l1 l2
   save_path best_name save_freq save_minutes resume checkpoint_path pretrained
-  mixed_precision_training amp deterministic compile kept_activations cache cache_path device
-  continue_run workers resolution
+  mixed_precision_training amp deterministic compile cuda_graphs kept_activations cache cache_path
+  device continue_run workers resolution
 )
 test_options=(
   test_root list checkpoint_path testsize test_batchsize protocol tile window overlap tta threshold

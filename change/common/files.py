@@ -17,11 +17,11 @@ from change.common.errors import UserError
 PACKAGE = Path(__file__).resolve().parents[1]
 CLONE = PACKAGE.parent  # the repository, unless this is an installed package
 IS_CLONE = (CLONE / "train.py").is_file()
-DEFAULT_CHECKPOINT = "checkpoints/buildings_r18.pth"  # for `shipped_file`
+DEFAULT_CHECKPOINT = "checkpoints/buildings.pth"  # for `shipped_file`
 
 
 def shipped_file(place: str) -> Path:
-    """Find a file that comes with the program, such as "checkpoints/buildings_r18.pth".
+    """Find a file that comes with the program, such as "checkpoints/buildings.pth".
 
     `place` is relative to the repository; in an installed package, to change/shipped. Raises UserError if the file is
     missing.

@@ -44,6 +44,7 @@ WORKING_BYTES = 100  # per pixel of the images of a batch, while crops are made 
 MOST_DRAWING = 2  # worker processes that draw: each serves thousands of samples per second
 
 Wrap = Callable[[nn.Module], Callable[..., Any]]  # may compile a module
+Record = Callable[[Callable[..., Any]], Callable[..., Any]]  # launches all kernels of a function together
 
 
 def require_memory(sizes: Iterable[tuple[int, int]], working: int, device: torch.device, copies: int = 1) -> None:
@@ -177,7 +178,14 @@ class DeviceTrainLoader:
     """
 
     def __init__(
-        self, samples: TrainSamples, pairs: PairsInMemory, order: EpochOrder, workers: int, wrap: Wrap | None = None
+        self,
+        samples: TrainSamples,
+        pairs: PairsInMemory,
+        order: EpochOrder,
+        workers: int,
+        *,
+        wrap: Wrap | None = None,
+        record: Record | None = None,
     ) -> None:
         """Make the loader of a process.
 
@@ -187,6 +195,7 @@ class DeviceTrainLoader:
             order: This process's share of the batches.
             workers: Number of worker processes; at most `MOST_DRAWING` are used.
             wrap: Compiles a module, or returns it as it is.
+            record: Changes a function so that each call overwrites the tensors that the call before returned.
         """
         self.order, self.pairs, self.names = order, pairs, [pair.name for pair in samples.split.pairs]
         self.hash_epoch, self.colours_change = samples.hash_epoch, samples.jitter.active
@@ -207,12 +216,16 @@ class DeviceTrainLoader:
         self.cut = wrap(BatchCrop(samples.crop, *bounds_of_sides(samples)).to(self.device))
         self.recolour = wrap(BatchColours().to(self.device))
         self.degrade = wrap(BatchDegradations().to(self.device))
+        self.recorded = record(self.make) if record else None
 
     def __len__(self) -> int:
         return len(self.order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch, from batch `start` on; the tensors are on the device."""
+        """Yield the batches of an epoch, from batch `start` on; the tensors are on the device.
+
+        With `record`, a batch is overwritten when the next one is made.
+        """
         for step in range(start, len(self)):
             if self.next != (epoch, step):
                 self.order.epoch, self.order.start = epoch, step
@@ -220,7 +233,8 @@ class DeviceTrainLoader:
             rows, own = next(self.drawn)
             self.next = (epoch, step + 1) if step + 1 < len(self) else (epoch + 1, 0)
             indices = rows[:own, 0].int().tolist()
-            before, after, mask = self.make(rows.to(self.device, non_blocking=True))
+            make = self.recorded or self.make
+            before, after, mask = make(rows.to(self.device, non_blocking=True))
             yield Batch(
                 before[:own],
                 after[:own],

@@ -137,6 +137,26 @@ def bootstrap(counts: Ints, resamples: int = RESAMPLES, seed: int = SEED, level:
     return Intervals(low=low, high=high, units=len(counts), level=level, resamples=resamples, seed=seed)
 
 
+def bootstrap_runs(counts: Ints, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL) -> Intervals:
+    """Compute intervals of the mean pooled scores of several runs (training seeds) of one system.
+
+    Units and runs are drawn as in `paired_difference`. With one run, the result is that of `bootstrap`.
+
+    Args:
+        counts: counts of the runs on the same units, int64 (S, U, 4).
+        resamples: number of resamples.
+        seed: seed of the draws.
+        level: level of confidence, 0 to 1.
+    """
+    rng = np.random.default_rng(seed)
+    runs, units = counts.shape[:2]
+    drawn = np.concatenate([weights @ counts for weights in draw_units(units, resamples, rng)], axis=1)
+    picked = rng.integers(runs, size=(max(1, runs - 1), resamples))
+    means = {name: np.take_along_axis(values, picked, 0).mean(0) for name, values in scores(drawn).items()}
+    low, high = bounds(means, level, units)
+    return Intervals(low=low, high=high, units=units, level=level, resamples=resamples, seed=seed)
+
+
 def paired_difference(
     a: Ints, b: Ints, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL
 ) -> Difference:
@@ -169,6 +189,29 @@ def paired_difference(
     return Difference(
         low=low, high=high, units=units, level=level, resamples=resamples, seed=seed, a=means[0], b=means[1]
     )
+
+
+def smallest_visible(image_sd: float, run_sd: float, runs: int, level: float = LEVEL, power: float = 0.8) -> float:
+    """Compute the smallest true difference of two systems that a comparison finds in a share `power` of all cases.
+
+    It is found if the interval excludes 0. With z for quantiles of the normal distribution, the difference is
+    (z(0.5 + level / 2) + z(power)) * sqrt(image_sd ** 2 + 2 * run_sd ** 2 / runs). With few runs it is optimistic,
+    because the normal distribution stands for Student's t.
+
+    Source: Bloom, Minimum Detectable Effects, Evaluation Review 19, 1995.
+
+    Args:
+        image_sd: standard deviation of the difference that more runs do not reduce: over samples of images.
+        run_sd: standard deviation of the score of one run: over seeds.
+        runs: number of runs (training seeds) per system.
+        level: level of confidence of the interval, 0 to 1.
+        power: share of the cases, 0 to 1.
+
+    Returns:
+        The difference, in the unit of the standard deviations.
+    """
+    z = NormalDist().inv_cdf(0.5 + level / 2) + NormalDist().inv_cdf(power)
+    return z * math.sqrt(image_sd**2 + 2 * run_sd**2 / runs)
 
 
 def draw_units(units: int, resamples: int, rng: np.random.Generator) -> Iterator[Floats]:

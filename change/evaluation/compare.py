@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -63,14 +63,26 @@ def read_run(folder: Path) -> Run:
             rows = sorted(csv.DictReader(file), key=lambda row: row["image"])
         if rows and COUNTS[0] not in rows[0]:
             raise UserError(f"{images_path} has no counts: {folder} was tested without labels, which compare needs")
-        images = [row["image"] for row in rows]
-        if not 0 < len(images) == len(set(images)):
-            raise ValueError("no image, or one image twice")
-        counts = np.array([[int(row[kind]) for kind in COUNTS] for row in rows], np.int64)
+        images, groups, counts = parse_rows(rows)
     except (csv.Error, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{images_path} is not what test.py writes ({error!r}): run test.py again") from error
-    groups = [row.get("group") or "" for row in rows]
     return Run(folder=folder, metrics=metrics, images=images, groups=groups, counts=counts)
+
+
+def parse_rows(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[str], NDArray[np.int64]]:
+    """Parse the rows of images.csv.
+
+    Returns:
+        The name of each image, its group, "" if it has none, and its counts (N, 4).
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: if a value is missing or wrong, or an image is there twice.
+    """
+    images = [row["image"] for row in rows]
+    if not 0 < len(images) == len(set(images)):
+        raise ValueError("no image, or one image twice")
+    counts = np.array([[int(row[kind]) for kind in COUNTS] for row in rows], np.int64)
+    return images, [row.get("group") or "" for row in rows], counts
 
 
 def read_folds(text: str) -> Run:
@@ -141,6 +153,19 @@ def protocol_differences(run: Run, other: Run) -> list[str]:
     ]
 
 
+def find_units(runs: Sequence[Run]) -> tuple[Run, list[str]]:
+    """Return the run that provides the groups, and the unit of resampling of each image.
+
+    Raises UserError if two runs were not tested on the same images and labels.
+    """
+    for other in runs[1:]:
+        check_same_images(runs[0], other)
+    grouped = next((run for run in runs if any(run.groups)), runs[0])
+    # An image without a group is a unit of its own; the prefix keeps names of images and groups apart.
+    named = zip(grouped.groups, grouped.images, strict=True)
+    return grouped, [f"group {group}" if group else f"image {image}" for group, image in named]
+
+
 def find_warnings(runs: Sequence[Run], grouped: Run) -> list[str]:
     """Return one line for each fact that limits the comparison of `runs`; `grouped` provides the groups."""
     warnings = []
@@ -172,12 +197,7 @@ def compare(a: Sequence[Run], b: Sequence[Run]) -> dict[str, Any]:
         UserError: if the runs were not tested on the same images and labels.
     """
     runs = [*a, *b]
-    for other in runs[1:]:
-        check_same_images(runs[0], other)
-    grouped = next((run for run in runs if any(run.groups)), runs[0])
-    # An image without a group is a unit of its own; the prefix keeps names of images and groups apart.
-    named = zip(grouped.groups, grouped.images, strict=True)
-    units = [f"group {group}" if group else f"image {image}" for group, image in named]
+    grouped, units = find_units(runs)
     pooled_a, pooled_b = (np.stack([pool(run.counts, units) for run in side]) for side in (a, b))
     result = paired_difference(pooled_a, pooled_b)
     warnings = find_warnings(runs, grouped)

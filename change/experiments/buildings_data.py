@@ -17,11 +17,11 @@ from change.data.sources import read_sources, write_sources
 from change.synthetic import render
 
 TILE = 512
-OVERLAP = 384  # large, so that most crops of an image lie completely in some tile
+OVERLAP = 384  # default; large, so that most crops of an image lie completely in some tile
 SCENES_SEED = 3  # train_demo.sh uses 1 and 2
 
 
-def assemble(root: Path, levir: Path, ms_bcd: Path, count: int) -> None:
+def assemble(root: Path, levir: Path, ms_bcd: Path, count: int, overlap: int = OVERLAP) -> None:
     """Write the folder `root`, completely or not at all.
 
     Args:
@@ -29,6 +29,7 @@ def assemble(root: Path, levir: Path, ms_bcd: Path, count: int) -> None:
         levir: LEVIR-CD as prepared: train and val, each with A, B and label.
         ms_bcd: MS-HS-BCD as prepared.
         count: Number of synthetic scenes.
+        overlap: Overlap of neighbouring tiles in pixels.
 
     Raises:
         UserError: If a folder is missing or cannot be written.
@@ -42,11 +43,12 @@ def assemble(root: Path, levir: Path, ms_bcd: Path, count: int) -> None:
     def write(aside: Path) -> None:
         parts = aside / "parts"
         layout = ["--before", "A", "--after", "B", "--label", "label"]
-        tiles = ["--tile", str(TILE), "--overlap", str(OVERLAP), "--list_path", str(parts / "list")]
+        tiles = ["--tile", str(TILE), "--overlap", str(overlap), "--list_path", str(parts / "list")]
         prepare.main(["levir", str(levir), str(parts / "levir"), *layout, *tiles])
-        render.write_samples(parts / "scenes", count, TILE, SCENES_SEED)
         add_pairs(aside / "train", parts / "levir" / "train", "levir")
-        add_pairs(aside / "train", parts / "scenes", "scene")
+        if count:
+            render.write_samples(parts / "scenes", count, TILE, SCENES_SEED)
+            add_pairs(aside / "train", parts / "scenes", "scene")
         add_pairs(aside / "train", ms_bcd / "train", "ms")
         add_pairs(aside / "val", levir / "val", "levir")
         add_pairs(aside / "val", ms_bcd / "val", "ms")
@@ -83,13 +85,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--levir", metavar="FOLDER", type=Path, required=True, help="LEVIR-CD, as prepared")
     parser.add_argument("--ms_bcd", metavar="FOLDER", type=Path, required=True, help="MS-HS-BCD, as prepared")
     parser.add_argument("--count", type=int, default=240, help="synthetic scenes (default: 240)")
+    parser.add_argument("--overlap", type=int, default=OVERLAP, help=f"of tiles, in pixels (default: {OVERLAP})")
     given = parser.parse_args(arguments)
-    if given.count < 1:
-        raise UserError(f"--count {given.count}: choose 1 or more")
+    if given.count < 0:
+        raise UserError(f"--count {given.count}: choose 0 or more")
+    if not 0 <= given.overlap < TILE:
+        raise UserError(f"--overlap {given.overlap}: choose 0 to {TILE - 1}")
     if given.root.exists() and not given.root.is_dir():
         raise UserError(f"ROOT {given.root} is not a folder: choose another one")
     if not given.root.is_dir():
-        assemble(given.root, given.levir, given.ms_bcd, given.count)
+        assemble(given.root, given.levir, given.ms_bcd, given.count, given.overlap)
     return 0
 
 

@@ -2,9 +2,9 @@
 
 An arm is a way to train. Every arm is either trained once per seed and scored on val, or trained once per fold of a
 cross-validation inside train and scored on the val of that fold. The folder OUT/ARM_NUMBER holds the run of an arm with
-seed or fold NUMBER; OUT/ARM_NUMBER/test holds its scores, where `python -m change compare` finds them. After an
-interruption, run the same command again: runs with scores are skipped, and a training that has begun is continued.
-Use another OUT for other settings.
+seed or fold NUMBER; OUT/ARM_NUMBER/test holds its scores, where `python -m change compare` finds them. With several
+data sets, every arm is trained on each of them, in OUT/DATA/ARM_NUMBER. After an interruption, run the same command
+again: runs with scores are skipped, and a training that has begun is continued. Use another OUT for other settings.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,22 @@ OWN = {
 }
 
 
+def check_name(name: str) -> None:
+    """Raise UserError if a name cannot name a folder."""
+    if not name or Path(name).name != name:
+        raise UserError(f"name {name!r}: choose one that can name a folder")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set on which every arm is trained and scored. The only one of an experiment can do without a name."""
+
+    name: str
+    root: str  # folder with train and val
+    epoch: int = 0  # epochs on this data set; 0: those of [train]
+    check: str = ""  # check.json of python -m change check; "": where test.py looks for it
+
+
 @dataclass(frozen=True)
 class Arm:
     """A way to train, compared with others."""
@@ -41,11 +58,11 @@ class Arm:
     start: str = ""  # the arm whose weights, with the same seed or fold, it starts from
     extends: str = ""  # the arm whose options it inherits
     epoch_share: float = 1.0  # share of the experiment's epochs, rounded up
+    seeds: tuple[int, ...] = ()  # seeds of this arm, if they are not those of the experiment
     train: Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
-            raise UserError(f"name {self.name!r}: choose one that can name a folder")
+        check_name(self.name)
         if not 0 < self.epoch_share <= 1:
             raise UserError(f"epoch_share {self.epoch_share}: choose a share above 0, up to 1")
         refuse_own(self.train, {**OWN, "epoch": "use epoch_share", "pretrained": "set it in [train]"})
@@ -53,33 +70,25 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms and their common settings: either seeds, or folds with their lists."""
+    """Arms and their common settings: one or more data sets, and either seeds, or folds with their lists."""
 
-    root: str  # data set with train and val
+    root: str  # data set with train and val; "" if `data` names several
     out: str  # folder of all runs
     train: Options  # options of train.py
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = ()
     folds: tuple[int, ...] = ()
     lists: str = ""  # folder with FOLD/train.txt and FOLD/val.txt: see python -m change folds
+    data: tuple[DataSet, ...] = ()
 
     def __post_init__(self) -> None:
         if bool(self.seeds) == bool(self.folds):
             raise UserError("choose either seeds or folds, and give at least one")
         if bool(self.folds) != bool(self.lists):
             raise UserError("lists names the folder of the folds' lists: give it with folds, and only then")
-        known: list[str] = []
-        for arm in self.arms:
-            for other in (arm.start, arm.extends):
-                if other and other not in known:
-                    earlier = ", ".join(known) or "none"
-                    raise UserError(f"arm {arm.name}: {other} is not an earlier arm; the earlier arms are: {earlier}")
-            if arm.name in known:
-                raise UserError(f"two arms have the name {arm.name}: choose another one")
-            known.append(arm.name)
-        if not known:
-            raise UserError("no arms: give at least one [[arm]]")
-        if not isinstance(self.train.get("epoch"), int):
+        self.check_data()
+        self.check_arms()
+        if not isinstance(self.train.get("epoch"), int) and not all(data.epoch for data in self.sets()):
             raise UserError("[train] needs epoch, a whole number")
         own = {**OWN, "root": "give root for the whole experiment"}
         if self.seeds:
@@ -90,56 +99,110 @@ class Experiment:
         for arm in self.arms:
             refuse_own(arm.train, own)
 
-    def runs(self) -> Iterator[tuple[Arm, int]]:
-        """Yield each arm with each seed or fold: seed by seed, or, with folds, arm by arm."""
-        if self.seeds:
-            yield from ((arm, seed) for seed in self.seeds for arm in self.arms)
-        else:
-            yield from ((arm, fold) for arm in self.arms for fold in self.folds)
+    def check_data(self) -> None:
+        """Raise UserError if there is no data set, or if one does not fit the others."""
+        if bool(self.root) == bool(self.data):
+            raise UserError("choose either root, for one data set, or one [[data]] for each of several")
+        if self.data and self.folds:
+            raise UserError("folds are those of one data set: give root instead of [[data]]")
+        known: list[str] = []
+        for data in self.data:
+            check_name(data.name)
+            if data.name in known:
+                raise UserError(f"two data sets have the name {data.name}: choose another one")
+            if data.epoch < 0:
+                raise UserError(f"data {data.name}: epoch {data.epoch}: choose 1 or more")
+            known.append(data.name)
 
-    def folder(self, arm: str, number: int) -> Path:
+    def check_arms(self) -> None:
+        """Raise UserError if there is no arm, or if one does not fit the earlier ones."""
+        known: dict[str, Arm] = {}
+        for arm in self.arms:
+            for other in (arm.start, arm.extends):
+                if other and other not in known:
+                    earlier = ", ".join(known) or "none"
+                    raise UserError(f"arm {arm.name}: {other} is not an earlier arm; the earlier arms are: {earlier}")
+            if arm.name in known:
+                raise UserError(f"two arms have the name {arm.name}: choose another one")
+            if arm.seeds and self.folds:
+                raise UserError(f"arm {arm.name}: seeds cannot be chosen with folds")
+            if arm.start and not set(self.seeds_of(arm)) <= set(self.seeds_of(known[arm.start])):
+                raise UserError(f"arm {arm.name} has seeds that {arm.start}, its start, lacks: give both the same")
+            known[arm.name] = arm
+        if not known:
+            raise UserError("no arms: give at least one [[arm]]")
+
+    def sets(self) -> tuple[DataSet, ...]:
+        """Return the data sets; the one that `root` names has no name."""
+        return self.data or (DataSet("", self.root),)
+
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """Return the seeds of an arm."""
+        return arm.seeds or self.seeds
+
+    def runs(self) -> Iterator[tuple[DataSet, Arm, int]]:
+        """Yield each data set with each arm and seed or fold: seed by seed, or, with folds, arm by arm."""
+        if self.folds:
+            yield from ((data, arm, fold) for data in self.sets() for arm in self.arms for fold in self.folds)
+            return
+        for seed in dict.fromkeys([*self.seeds, *(seed for arm in self.arms for seed in arm.seeds)]):
+            for data in self.sets():
+                yield from ((data, arm, seed) for arm in self.arms if seed in self.seeds_of(arm))
+
+    def folder(self, data: DataSet, arm: str, number: int) -> Path:
         """Return the folder of a run."""
-        return Path(self.out) / f"{arm}_{number}"
+        return Path(self.out) / data.name / f"{arm}_{number}"
+
+    def arm(self, name: str) -> Arm:
+        """Return the arm of a name."""
+        return next(arm for arm in self.arms if arm.name == name)
 
     def own_options(self, arm: Arm) -> Options:
         """Return the options that an arm sets, and those of the arms that it extends."""
         if not arm.extends:
             return dict(arm.train)
-        extended = next(other for other in self.arms if other.name == arm.extends)
-        return {**self.own_options(extended), **arm.train}
+        return {**self.own_options(self.arm(arm.extends)), **arm.train}
 
-    def data_options(self, number: int) -> Options:
+    def data_options(self, data: DataSet, number: int) -> Options:
         """Return the options that choose the pairs for training, and the seed."""
         if self.seeds:
-            return {"root": self.root, "seed": number}
-        return {"root": f"{self.root}/train", "list": f"{self.lists}/{number}"}
+            return {"root": data.root, "seed": number}
+        return {"root": f"{data.root}/train", "list": f"{self.lists}/{number}"}
 
-    def train_options(self, arm: Arm, number: int) -> Options:
+    def train_options(self, data: DataSet, arm: Arm, number: int) -> Options:
         """Return the options of train.py for a run.
 
         A continued run is given its options again, because train.py compares them with those in the saved state. Only
         the options that set the initial weights are left out.
         """
-        folder = self.folder(arm.name, number)
-        options: Options = {**self.data_options(number), **self.train, **self.own_options(arm), "best_name": BEST}
-        options["epoch"] = math.ceil(int(options["epoch"]) * arm.epoch_share)
+        folder = self.folder(data, arm.name, number)
+        options: Options = {
+            **self.data_options(data, number),
+            **self.train,
+            **self.own_options(arm),
+            "best_name": BEST,
+        }
+        options["epoch"] = math.ceil((data.epoch or int(options["epoch"])) * arm.epoch_share)
         has_begun = (folder / f"{BEST}.state.pth").is_file()
         if has_begun or arm.start:
             options.pop("pretrained", None)  # applies only to the encoder of a new network
         if has_begun:
             return {**options, "continue_run": str(folder)}
         if arm.start:
-            options |= {"resume": True, "checkpoint_path": str(self.folder(arm.start, number) / f"{BEST}.pth")}
+            start = self.folder(data, arm.start, number) / f"{BEST}.pth"
+            options |= {"resume": True, "checkpoint_path": str(start)}
         return {**options, "save_path": str(folder)}
 
-    def test_options(self, arm: Arm, number: int, amp: str, device: str) -> Options:
+    def test_options(self, data: DataSet, arm: Arm, number: int, amp: str, device: str) -> Options:
         """Return the options of test.py for a run."""
-        folder = self.folder(arm.name, number)
-        data: Options = {"test_root": f"{self.root}/val"}
+        folder = self.folder(data, arm.name, number)
+        chosen: Options = {"test_root": f"{data.root}/val"}
         if self.folds:
-            data = {"test_root": f"{self.root}/train", "list": f"{self.lists}/{number}/val.txt"}
+            chosen = {"test_root": f"{data.root}/train", "list": f"{self.lists}/{number}/val.txt"}
+        if data.check:
+            chosen["check"] = data.check
         options: Options = {
-            **data,
+            **chosen,
             "checkpoint_path": str(folder / f"{BEST}.pth"),
             "save_path": str(folder / "test"),
             "amp": amp,
@@ -155,14 +218,26 @@ def read_experiment(path: Path) -> Experiment:
     Raises a UserError that names the file and the key if something in the file is wrong.
     """
     table = read_toml(path)
-    arms = table.pop("arm", [])
-    if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
-        raise UserError(f"{path}: arm is {arms!r}: write each arm as [[arm]]")
-    built = tuple(build(Arm, arm, f"{path}, arm {arm.get('name', index)}") for index, arm in enumerate(arms, 1))
-    for name in ("root", "out", "lists"):
-        if isinstance(table.get(name), str):
-            table[name] = str(home_folder() / table[name])
-    return build(Experiment, table, str(path), arms=built)
+    arms, data = (read_tables(table, kind, path) for kind in ("arm", "data"))
+    for part in (table, *data):
+        for name in ("root", "out", "lists", "check"):
+            if isinstance(part.get(name), str):
+                part[name] = str(home_folder() / part[name])
+    if data:
+        table.setdefault("root", "")
+    built: dict[str, Any] = {
+        "arms": tuple(build(Arm, arm, f"{path}, arm {arm.get('name', index)}") for index, arm in enumerate(arms, 1)),
+        "data": tuple(build(DataSet, one, f"{path}, data {one.get('name', i)}") for i, one in enumerate(data, 1)),
+    }
+    return build(Experiment, table, str(path), **built)
+
+
+def read_tables(table: dict[str, Any], kind: str, path: Path) -> list[dict[str, Any]]:
+    """Remove the tables [[arm]] or [[data]] from an experiment's table and return them."""
+    found = table.pop(kind, [])
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise UserError(f"{path}: {kind} is {found!r}: write each {kind} as [[{kind}]]")
+    return found
 
 
 def change_experiment(experiment: Experiment, given: argparse.Namespace, options: Mapping[str, Any]) -> Experiment:
@@ -171,8 +246,13 @@ def change_experiment(experiment: Experiment, given: argparse.Namespace, options
         for name in arm.train:
             if name in options:
                 raise UserError(f"--{name} is set by the arm {arm.name}: leave it out, or change it in the TOML file")
+    for data in experiment.data:
+        if data.epoch and "epoch" in options:
+            raise UserError(f"--epoch is set by the data set {data.name}: leave it out, or change it in the TOML file")
     names = ("root", "out", "seeds", "folds", "lists")
     changed = {name: getattr(given, name) for name in names if getattr(given, name)}
+    if given.seeds:
+        changed["arms"] = tuple(replace(arm, seeds=()) for arm in experiment.arms)
     return replace(experiment, **changed, train={**experiment.train, **options})
 
 
@@ -199,8 +279,32 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--lists", metavar="FOLDER", help="folder of the folds' lists")
     parser.add_argument("--test_amp", default="auto", help="precision of test.py (default: auto)")
     parser.add_argument("--nproc", default="1", help="training processes, or gpu: one for each GPU (default: 1)")
+    parser.add_argument("--only", metavar="PATTERNS", default="*", help="runs to choose, as in 'clcd/bit_* clcd/prx_0'")
+    parser.add_argument(
+        "--results", metavar="FOLDER", type=Path, help="also write one CSV per run, for python -m change leaderboard"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the commands instead of running them")
     return parser
+
+
+def choose_runs(experiment: Experiment, patterns: str) -> list[tuple[DataSet, Arm, int]]:
+    """Return the runs whose folder in OUT matches one of the patterns. Raises UserError if there is none."""
+    chosen = []
+    for data, arm, number in experiment.runs():
+        name = experiment.folder(data, arm.name, number).relative_to(experiment.out).as_posix()
+        if any(fnmatchcase(name, pattern) for pattern in patterns.split()):
+            chosen.append((data, arm, number))
+    if not chosen:
+        raise UserError(f"--only {patterns!r} matches no run: --dry_run prints all of them")
+    return chosen
+
+
+def refuse_missing_checks(runs: Sequence[tuple[DataSet, Arm, int]]) -> None:
+    """Raise UserError before the first training if a file that scoring needs is missing."""
+    for data, _, _ in runs:
+        if data.check and not Path(data.check).is_file():
+            folder = Path(data.check).parent
+            raise UserError(f"no {data.check}: python -m change check {data.root} --save_path {folder} writes it")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -209,13 +313,21 @@ def main(arguments: Sequence[str]) -> int:
     experiment = read_experiment(given.file)
     options = parse_options(rest)
     experiment = change_experiment(experiment, given, options)
+    if given.results and experiment.folds:
+        raise UserError("--results needs seeds: the runs of folds are not those of a leaderboard")
     device = str(options.get("device", ""))
-    for arm, number in experiment.runs():
-        if (experiment.folder(arm.name, number) / "test" / "metrics.json").is_file():
-            continue
-        training = program_command("train.py", experiment.train_options(arm, number), given.nproc)
-        scoring = program_command("test.py", experiment.test_options(arm, number, given.test_amp, device))
-        for command in (training, scoring):
-            if code := run(command, given.dry_run):
-                return code
+    runs = choose_runs(experiment, given.only)
+    if not given.dry_run:
+        refuse_missing_checks(runs)
+    for data, arm, number in runs:
+        if not (experiment.folder(data, arm.name, number) / "test" / "metrics.json").is_file():
+            training = program_command("train.py", experiment.train_options(data, arm, number), given.nproc)
+            scoring = program_command("test.py", experiment.test_options(data, arm, number, given.test_amp, device))
+            for command in (training, scoring):
+                if code := run(command, given.dry_run):
+                    return code
+        if given.results and not given.dry_run:
+            from change.experiments.run_result import write_result  # here, because it imports torch
+
+            write_result(experiment, data, arm, number, given.results)
     return 0

@@ -92,8 +92,10 @@ class FineTuning:
             pairs = count_pairs(data, str(given.get("list", "")))
             epochs = math.ceil(self.crops / pairs) if pairs else 1
             options |= {"epoch": epochs, "val_epoch": math.ceil(epochs / 3)}
-        if "checkpoint_path" not in given:
-            options["checkpoint_path"] = str(shipped_file(self.start))
+        start = given.get("checkpoint_path") or shipped_file(self.start)
+        options["checkpoint_path"] = str(start)
+        if "cross" not in {**self.train, **given}:
+            options |= {"cross": True} if has_cross(Path(str(start))) else {}
         return options
 
     def folder(self, data: Path, given: Mapping[str, Value]) -> Path:
@@ -104,6 +106,16 @@ class FineTuning:
             return home_folder() / self.save_path
         name = data.name if data.name not in ("", "..") else data.resolve().name
         return home_folder() / "results" / "finetuned" / name
+
+
+def has_cross(path: Path) -> bool:
+    """Return whether the network of a checkpoint has X-Cross, False if it cannot be read; train.py reports why."""
+    from change.checkpoint import load_checkpoint  # imports torch, which takes seconds
+
+    try:
+        return load_checkpoint(path).config.cross
+    except UserError:
+        return False
 
 
 def count_pairs(data: Path, lists: str) -> int:

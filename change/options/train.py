@@ -19,7 +19,7 @@ from change.common.command_line import (
 )
 from change.common.errors import UserError
 from change.options.compute import ComputeOptions
-from models.config import ENCODERS, MODELS, MULTIPLE, PATCHES, NetworkConfig, choose_width, encoder_name
+from models.config import ENCODERS, MODELS, MULTIPLE, ONE_MAP, PATCHES, NetworkConfig, choose_width, encoder_name
 
 
 def read_encoder(text: str) -> str:
@@ -115,7 +115,9 @@ class AugmentationOptions:
 class NetworkOptions:
     """Network."""
 
-    model: str = option("prx", "our network, or a plain U-Net with the same encoder to compare with", choices=MODELS)
+    model: str = option(
+        "prx", "our network, or one with the same encoder to compare with, see docs/networks.md", choices=MODELS
+    )
     backbone: Name = option(
         "resnet18", f"encoder: {', '.join(ENCODERS)}, or timm:NAME; 18 is short for resnet18", read=read_encoder
     )
@@ -133,8 +135,10 @@ class NetworkOptions:
             choose_width(self.backbone, self.width)
         except ValueError as error:
             raise UserError(f"--{error}") from error
-        if self.model == "unet" and self.cross:
-            raise UserError("--model unet has no cross-attention: leave out --cross")
+        if self.model != "prx" and self.cross:
+            raise UserError(f"--model {self.model} has no cross-attention: leave out --cross")
+        if self.model in ONE_MAP and self.refine:
+            raise UserError(f"--model {self.model} has no maps of several strides to refine: leave out --refine")
         if self.within and not self.cross:
             raise UserError("--within is a form of cross-attention: add --cross")
 
@@ -220,6 +224,7 @@ class TrainComputeOptions(ComputeOptions):
     kept_activations: float = option(
         1.0, "share of the activations to keep in memory; the others are computed again", needs="compile=on"
     )
+    cuda_graphs: bool = option(True, "on a GPU, launch all kernels of a step at once, unless it is compiled")
     deterministic: bool = option(False, "use only algorithms that give the same bits again on the same device")
 
     def __post_init__(self) -> None:

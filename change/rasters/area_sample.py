@@ -193,6 +193,7 @@ def open_scene(folder: Path, metadata: dict[str, Any]) -> RasterPair:
         assume_aligned=metadata["assume_aligned"],
         alpha=metadata["alpha"],
         aoi=paths[2] if metadata.get("aoi") else None,
+        align=metadata.get("align", False),
     )
     place = [pair.height, pair.width, *list(pair.transform)[:6]]
     if place != [metadata["height"], metadata["width"], *metadata["transform"]]:

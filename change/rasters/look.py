@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from change.data.findings import CONFIDENT, SHIFTED
 from change.data.similarity import FLAT, Shift, shift
+from change.rasters.alignment import measure_few
 from change.rasters.bands import ROLES, UNDECLARED
 from change.rasters.grids import find_shift
 from change.rasters.places import format_length, ground_size
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 SIDE = 512  # side in pixels of the squares that are read
 SQUARES = 3  # maximum number of squares along each side of the scene
 COVERED = 0.9  # share of a square that must hold data at both dates if the shift is measured in it
+ALIGN = 2.0  # pixels: a larger shift in a few windows is a warning that names --align
 COARSER = 2.0  # ratio of the dates' pixel sizes above which a warning is given
 BEYOND = 2.0  # the same for pixels of the grid and those that the checkpoint was trained on
 STRETCHED = 1.25  # the same for width and height of a pixel
@@ -79,16 +81,23 @@ def look_at(pair: RasterPair, trained_on: Sequence[float] | None = None) -> Look
     seen = [see(raster, blocks) for raster in dates]
     sizes = [pixel_size(raster, pair) for raster in dates]
     moved = measure_shift(*seen)
+    few = None if pair.alignment else measure_few(pair)
+    local = few.median() if few else None
     facts: dict[str, Any] = {
         "shift": describe_shift(moved),
+        "shift_in_windows": None if local is None else [round(shift, 2) for shift in local],
         "after_is_warped": pair.after.is_warped,
         "notes": [note for raster in dates for note in band_notes(raster)],
     }
+    if pair.alignment:
+        facts["notes"] += pair.alignment.notes()
+    shifted = shift_warnings(pair.before.path, pair.after.path, moved, sizes[0])
     warnings = (
         place_warnings(pair)
         + resolution_warnings(pair.before.path, sizes[0], trained_on)
         + size_warnings(pair, sizes)
-        + shift_warnings(pair.before.path, pair.after.path, moved, sizes[0])
+        + (pair.alignment.warnings() if pair.alignment else [])
+        + (local_shift_warnings(pair, local, sizes[0]) or shifted)
     )
     for name, raster, squares, size in zip(("before", "after"), dates, seen, sizes, strict=True):
         missing = 1 - float(np.mean([square.mean() for square in squares.data]))
@@ -239,11 +248,25 @@ def shift_warnings(first: Path, second: Path, moved: Shift | None, size: tuple[f
     """Report dates that are shifted against each other, with the limits of `python -m change check`."""
     if moved is None or moved.confidence <= CONFIDENT or np.hypot(moved.x, moved.y) < SHIFTED:
         return []
-    metres = f" ({np.hypot(moved.x * size[0], moved.y * size[1]):.3g} m)" if size else ""
-    return [
-        f"{second} is shifted by about {moved.x:+.1f} columns and {moved.y:+.1f} rows{metres} against "
-        f"{first}: expect false changes along edges; align the dates first"
-    ]
+    return [f"{describe_move(first, second, (moved.x, moved.y), size)}; align the dates first"]
+
+
+def local_shift_warnings(
+    pair: RasterPair, shift: tuple[float, float] | None, size: tuple[float, float] | None
+) -> list[str]:
+    """Report dates that --align would bring closer together. `shift`: the median in a few windows, if it is known."""
+    if shift is None or np.hypot(*shift) <= ALIGN:
+        return []
+    return [f"{describe_move(pair.before.path, pair.after.path, shift, size)}; --align corrects it"]
+
+
+def describe_move(first: Path, second: Path, shift: tuple[float, float], size: tuple[float, float] | None) -> str:
+    """Describe a shift by x columns and y rows; `size`: width and height of a pixel in metres, if they are known."""
+    metres = f" ({np.hypot(shift[0] * size[0], shift[1] * size[1]):.3g} m)" if size else ""
+    return (
+        f"{second} is shifted by about {shift[0]:+.1f} columns and {shift[1]:+.1f} rows{metres} against {first}: "
+        "expect false changes along edges"
+    )
 
 
 def same_warnings(first: Path, second: Path, before: Seen, after: Seen) -> list[str]:

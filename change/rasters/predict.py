@@ -26,7 +26,7 @@ from change.rasters.polygons import LEAST_PIXELS, VECTORS
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 LIMIT = 2**31  # the values above must be less than this
 POLYGON_OPTIONS = ("min_area", "simplify")
-RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "vectors", "aoi", *POLYGON_OPTIONS)
+RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "align", "vectors", "aoi", *POLYGON_OPTIONS)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -125,6 +125,12 @@ def add_reading_options(rasters: argparse._ArgumentGroup) -> None:
         action="store_true",
         default=argparse.SUPPRESS,
         help="take pixels at the same row and column as the same place, whatever the files say",
+    )
+    rasters.add_argument(
+        "--align",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="measure the local shifts between the dates, and undo them while AFTER is read",
     )
 
 

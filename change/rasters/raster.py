@@ -5,6 +5,9 @@ its pixels already lie on that grid. Each block comes with a mask of the pixels 
 nodata, masked, transparent or outside of the raster. In integer rasters, a pixel is nodata if all chosen bands are; in
 float rasters, if any of them is nodata or NaN.
 
+With `align`, the local shift of the second raster against the first is measured and undone while it is read, see
+`change.rasters.alignment`.
+
 Shapes: images uint8 RGB (3, h, W) or (1, 3, h, W), levels of any type (3, h, W), data bool (h, W).
 """
 
@@ -21,11 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from change.common.errors import UserError
+from change.rasters.alignment import Alignment, align_dates
 from change.rasters.area import area_bounds, inside_area, read_area
 from change.rasters.bands import Source, open_source
 from change.rasters.gdal import find_alpha_band, gdal_errors, geo, read_palette, reason
 from change.rasters.grids import Bounds, find_overlap, find_shift
 from change.rasters.places import find_fault
+from change.rasters.shift_grid import ShiftGrid
 from change.rasters.stretch import check_8_bit_levels, choose_stretch
 
 SAMPLE = 128  # side in pixels of the squares from which the stretch is chosen
@@ -61,6 +66,7 @@ class AlignedRaster:
         self.dataset = source.dataset if warped is None else warped
         self.path = source.path
         self.window = window
+        self.shifts: ShiftGrid | None = None  # undone by `read`, if it is set
         self.is_warped = warped is not None
         self.palette = source.palette
         self.alpha = find_alpha_band(self.dataset)  # a warped raster may have one of its own
@@ -157,14 +163,32 @@ class AlignedRaster:
         return levels, valid
 
     def read(self, block: Block) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read a block.
+        """Read a block, with `shifts` undone if they are set.
 
         Returns:
             uint8 RGB (3, height, width), black where there is no data, and bool (height, width), True where there is.
         """
+        if self.shifts is not None:
+            return self.shifts.warp(self.read_beyond, *block)
         levels, valid = self.read_levels(block)
         data = has_data(levels, valid)
         return self.stretch.apply(levels) * data, data
+
+    def read_beyond(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Read a block as it is in the file. It may reach beyond the common grid and the file, where there is no data.
+
+        Returns as `read` does.
+        """
+        first_row, first_column = int(self.window.row_off), int(self.window.col_off)
+        low, high = max(top, -first_row), min(top + height, self.dataset.height - first_row)
+        begin, end = max(left, -first_column), min(left + width, self.dataset.width - first_column)
+        image, data = np.zeros((3, height, width), np.uint8), np.zeros((height, width), np.bool_)
+        if high > low and end > begin:
+            levels, valid = self.read_levels(Block(top=low, left=begin, height=high - low, width=end - begin))
+            found = has_data(levels, valid)
+            rows, columns = slice(low - top, high - top), slice(begin - left, end - left)
+            image[:, rows, columns], data[rows, columns] = self.stretch.apply(levels) * found, found
+        return image, data
 
 
 class RasterPair:
@@ -178,6 +202,7 @@ class RasterPair:
         assumes_aligned: whether rows and columns are compared, whatever the files say about their places.
         area: the area of interest as a multipolygon in `crs`, or None.
         fault: with `assumes_aligned`, what is wrong with the place of the first raster, which is then left out.
+        alignment: with `align`, the shifts that were measured and are undone; None without it.
     """
 
     def __init__(
@@ -190,6 +215,7 @@ class RasterPair:
         assume_aligned: bool = False,
         alpha: str = "auto",
         aoi: Path | None = None,
+        align: bool = False,
     ) -> None:
         """Open two rasters.
 
@@ -201,6 +227,7 @@ class RasterPair:
             assume_aligned: take pixels at the same row and column as the same place, whatever the files say.
             alpha: whether a band declared as alpha is transparency: yes, no, or auto, which looks at its levels.
             aoi: vector file of the area of interest, to which the grid is cut.
+            align: whether to measure the local shifts of the second raster, and to undo them.
 
         Raises:
             UserError: if a file cannot be read, has no place on earth or no data, or if they do not overlap.
@@ -235,6 +262,7 @@ class RasterPair:
             self.height, self.width = int(self.window.height), int(self.window.width)
             self.transform = geo("rasterio.windows").transform(self.window, transform)
             self.place = {"height": self.height, "width": self.width, "crs": self.crs, "transform": self.transform}
+            self.alignment: Alignment | None = align_dates(self) if align else None
             self.stack = stack.pop_all()
 
     def cut_to_area(self, aoi: Path, transform: Any) -> None:

@@ -61,7 +61,7 @@ class Settings:
         tile: side of the tiles in pixels.
         overlap: overlap of the tiles in pixels.
         batch: number of tiles predicted at once.
-        bands, stretch, assume_aligned, alpha: as in `RasterPair`.
+        bands, stretch, assume_aligned, alpha, align: as in `RasterPair`.
         min_area: smallest area of a polygon, in square metres, or None for `LEAST_PIXELS`; smaller polygons are left
             out.
         simplify: how far an outline may move, in pixels.
@@ -81,6 +81,7 @@ class Settings:
     simplify: float = 0.0
     vectors: str = "gpkg"
     aoi: Path | None = None
+    align: bool = False
 
 
 class RawFiles(NamedTuple):
@@ -168,6 +169,7 @@ def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
         assume_aligned=settings.assume_aligned,
         alpha=settings.alpha,
         aoi=settings.aoi,
+        align=settings.align,
     )
 
 
@@ -204,6 +206,7 @@ def describe_grid(before: Path, after: Path, pair: RasterPair) -> dict[str, Any]
         "transform": list(pair.transform)[:6],
         "before_date": pair.before.source.date,
         "after_date": pair.after.source.date,
+        **({} if pair.alignment is None else {"alignment": pair.alignment.metadata()}),
     }
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from change.common.logs import versions
 from change.common.pictures import YELLOW, Image, outline, outlined_panel, save_png
 from change.evaluation.report import ImageCase, photo, write_report
+from change.rasters.alignment import Alignment
 from change.rasters.area import inside_area
 from change.rasters.findings import describe_findings, format_area
 from change.rasters.gdal import geo
@@ -85,7 +86,7 @@ def write_pictures(rows: RowReader, found: Found, *, folder: Path, metadata: dic
             "scale": scale_bar(pair.width, side, SCALE_BAR),
             "found": describe_list(len(found.order), metadata),
             "changes": listed,
-            "about": describe_making(metadata),
+            "about": describe_making(metadata, pair.alignment),
         },
     }
     row = {"image": name, "predicted_share": metadata["pixels"]["changed"] / data}
@@ -242,7 +243,7 @@ def describe_list(count: int, metadata: dict[str, Any]) -> str:
     return f"{which}.{ids} Each one is outlined in yellow, the others near it in white."
 
 
-def describe_making(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def describe_making(metadata: dict[str, Any], alignment: Alignment | None) -> dict[str, dict[str, Any]]:
     """Collect titled tables that describe how the result was made."""
     checkpoint, pixels = metadata["checkpoint"], metadata["min_pixels"]
     resolution = checkpoint.get("resolution")
@@ -261,7 +262,10 @@ def describe_making(metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
     prediction = {name: metadata[name] for name in names if metadata.get(name)}
     if "polygons" in metadata:
         prediction["smallest_polygon"] = f"{pixels} pixels" if pixels else format_area(metadata["min_area"])
-    return dates | {
+    aligned = {} if alignment is None else {"Alignment": alignment.summary()}
+    return {
+        **dates,
+        **aligned,
         "Prediction": prediction,
         "Checkpoint": {
             "file": checkpoint.get("path"),

@@ -21,7 +21,7 @@ from change.rasters.predict import add_reading_options
 
 STEP = 32  # pixels: tile sides are multiples of it, as the network's strides require
 LIMIT = 4096  # pixels: tiles must not be larger
-READING = ("bands", "alpha", "stretch", "assume_aligned")
+READING = ("bands", "alpha", "stretch", "assume_aligned", "align")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -55,7 +55,7 @@ class TileSettings:
         layer: layer of the polygons' file; empty for a file with one layer.
         within: vector file of the area to which the tiles are restricted, or None.
         within_layer: layer of `within`; empty for a file with one layer.
-        reading: arguments of `RasterPair`: bands, stretch, alpha, assume_aligned.
+        reading: arguments of `RasterPair`: bands, stretch, alpha, assume_aligned, align.
     """
 
     size: int = 256

@@ -37,9 +37,10 @@ from change.prediction.compiling import Compiled, worth_compiling
 from change.training.average import WeightAverage
 from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
+from change.training.recorded import Recorded
 from change.training.run_state import RunState
 from change.training.start import Plan
-from models.config import MULTIPLE
+from models.config import MULTIPLE, NORMS_OVER_PAIRS
 from models.losses import TrainingLoss
 from models.network import PRXChange, build_network
 
@@ -178,16 +179,17 @@ def require_change(train: Split, root: str) -> None:
 def require_batch_norm(options: TrainOptions, order: EpochOrder, device: torch.device) -> None:
     """Raise UserError if a batch norm would see one value per channel, of which there is no variance.
 
-    Encoders see both dates as one batch, and our decoder normalises groups of channels or both dates. Only the decoder
-    of the U-Net normalises over the pairs, and its deepest map has one pixel for the smallest crop.
+    Encoders see both dates as one batch, and our decoder normalises groups of channels or both dates. Only the
+    decoders in `NORMS_OVER_PAIRS` normalise over the pairs at stride 32, where the smallest crop has one pixel.
     """
     synchronised = device.type == "cuda" and order.processes > 1
-    smallest_crop = options.network.model == "unet" and options.data.cropsize == MULTIPLE
+    model = options.network.model
+    smallest_crop = model in NORMS_OVER_PAIRS and options.data.cropsize == MULTIPLE
     if smallest_crop and order.smallest() == 1 and not synchronised:
         parts = f" and --grad_accum {order.parts}" if order.parts > 1 else ""
         shared = f" over {order.processes} processes" if order.processes > 1 else ""
         raise UserError(
-            f"--model unet with --cropsize {MULTIPLE} cannot train on a batch of one pair, because its batch norm "
+            f"--model {model} with --cropsize {MULTIPLE} cannot train on a batch of one pair, because its batch norm "
             f"needs more than one value: --train_batchsize {order.batch_size}{parts} splits {order.samples} train pairs"
             f"{shared} into batches of which the smallest is one pair; choose a --cropsize of {2 * MULTIPLE} or more, "
             "or another --train_batchsize"
@@ -255,7 +257,14 @@ def keep_on_device(
     workers = data.train_loader.loader.num_workers
     return replace(
         data,
-        train_loader=DeviceTrainLoader(train, train_pairs, order, workers, Compiled if compiles else None),
+        train_loader=DeviceTrainLoader(
+            train,
+            train_pairs,
+            order,
+            workers,
+            wrap=Compiled if compiles else None,
+            record=Recorded if options.compute.cuda_graphs and device.type == "cuda" and not compiles else None,
+        ),
         val_loader=DeviceWholeLoader(val, val_pairs, batches),
     )
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from change.checkpoint import PassRecord
@@ -36,6 +37,7 @@ from change.prediction.threshold import NotFiniteError
 from change.training.build import Data, Parts
 from change.training.interruption import Interrupted, StopSignal
 from change.training.pace import Pace
+from change.training.recorded import Recorded
 from change.training.run_folder import Run
 from change.training.run_state import Progress, RunState, unfit_state_error
 from change.training.schedule import Schedule, step_seed
@@ -84,6 +86,10 @@ class Training:
         compiles = compiles and not self.precision.apex
         self.shared = distributed.share_gradients(self.loss)
         self.forward = Compiled(self.shared, options.compute.kept_activations) if compiles else self.shared
+        on_gpu = self.precision.device.type == "cuda" and not self.precision.apex
+        records = options.compute.cuda_graphs and on_gpu and not several and not compiles
+        # The gradients of a batch that is not split into micro-batches.
+        self.add_whole = Recorded(self.add_gradients, self.loss) if records else self.add_gradients
 
     def position(self) -> str:
         """Describe the device, the number format, the processes and the next epoch."""
@@ -187,17 +193,24 @@ class Training:
         torch.manual_seed(step_seed(self.options.run.seed, self.progress.steps, distributed.rank()))
         for number, (part, weight) in enumerate(weighted_parts(batch, share), start=1):
             before, after, mask = (tensor.to(device, non_blocking=True) for tensor in part)
-            before, after = (normalise(images, self.template.mean, self.template.std) for images in (before, after))
             with distributed.exchange_gradients(self.shared, last=number == share.parts):
-                with self.precision.autocast():
-                    found, _ = self.forward(before, after, mask.float())
                 # The processes average their gradients, and the sum is needed.
-                self.precision.backward(weight * distributed.processes() * found.total, self.optimizer)
-            losses.append(weight * torch.stack(found).detach())
+                scale = weight * distributed.processes()
+                whole = scale == 1
+                found = self.add_whole(before, after, mask) if whole else self.add_gradients(before, after, mask, scale)
+            losses.append(weight * found)
         self.precision.step(self.optimizer)
         self.average.update(self.progress.steps + 1)
         self.pending.append(Pending(batch.names, torch.stack(losses).sum(0), share.pairs))
         self.images.update(image for pair in batch.hashes for image in pair)
+
+    def add_gradients(self, before: Tensor, after: Tensor, mask: Tensor, scale: float = 1.0) -> Tensor:
+        """Add the gradients of `scale` times the loss to those of the network; return the losses, not scaled."""
+        before, after = (normalise(images, self.template.mean, self.template.std) for images in (before, after))
+        with self.precision.autocast():
+            found, _ = self.forward(before, after, mask.float())
+        self.precision.backward(scale * found.total, self.optimizer)
+        return torch.stack(found).detach()
 
     def agreed(self) -> tuple[int, bool]:
         """Agree with the other processes on the signal to stop, 0 if there is none, and on whether a save is due."""

@@ -11,7 +11,17 @@ import pytest
 from numpy.typing import NDArray
 
 import change.evaluation.bootstrap
-from change.evaluation.bootstrap import SCORES, bootstrap, bounds, paired_difference, pool, scores, tail
+from change.evaluation.bootstrap import (
+    SCORES,
+    bootstrap,
+    bootstrap_runs,
+    bounds,
+    paired_difference,
+    pool,
+    scores,
+    smallest_visible,
+    tail,
+)
 from change.evaluation.metrics import Counts
 
 Ints = NDArray[np.int64]
@@ -102,6 +112,19 @@ def test_paired_difference_against_a_loop(runs_a: int, runs_b: int) -> None:
         assert result.significant(name) == (not low <= 0 <= high)
 
 
+def test_runs_of_one_system() -> None:
+    """One run gives the intervals of that run; several give those of the difference from a system without errors."""
+    counts = draw_counts(3, 40)
+    assert bootstrap_runs(counts[:1], 200) == bootstrap(counts[0], 200)
+    tp, fp, fn, tn = np.moveaxis(counts[:1], -1, 0)
+    perfect = np.stack((tp + fn, 0 * fp, 0 * fn, tn + fp), axis=-1)
+    found, expected = bootstrap_runs(counts, 200), paired_difference(perfect, counts, 200)
+    for name in SCORES:
+        assert found.low[name] == pytest.approx(1 + expected.low[name], abs=1e-12)
+        assert found.high[name] == pytest.approx(1 + expected.high[name], abs=1e-12)
+    assert found.units == 40 and found.low["f1"] < scores(counts.sum(1))["f1"].mean() < found.high["f1"]
+
+
 def test_the_same_units_on_both_sides() -> None:
     """The difference of two systems that err alike is certain, even if the score of each is not."""
     a = draw_counts(1, 60)
@@ -111,6 +134,17 @@ def test_the_same_units_on_both_sides() -> None:
     assert result.high["precision"] - result.low["precision"] < 0.1 * (alone.high["precision"] - alone.low["precision"])
     assert result.difference["recall"] == result.low["recall"] == result.high["recall"] == 0
     assert not result.significant("recall")
+
+
+@pytest.mark.parametrize(("image_sd", "run_sd", "runs"), [(0.5, 1.0, 3), (0.0, 1.0, 5), (1.0, 0.2, 1)])
+def test_smallest_visible_difference(image_sd: float, run_sd: float, runs: int) -> None:
+    """In simulated comparisons, four of five find such a difference, and one of 40 finds it where there is none."""
+    rng = np.random.default_rng(0)
+    sides = rng.normal(0, run_sd, (2, 40_000, runs)).mean(2)
+    noise = sides[1] - sides[0] + rng.normal(0, image_sd, 40_000)
+    visible, reach = smallest_visible(image_sd, run_sd, runs), 1.96 * noise.std()
+    assert np.mean(visible + noise - reach > 0) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(noise - reach > 0) == pytest.approx(0.025, abs=0.004)
 
 
 def test_undefined_scores() -> None:

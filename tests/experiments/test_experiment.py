@@ -14,12 +14,14 @@ from change.experiments import experiment
 from change.experiments.experiment import main, read_experiment
 from change.experiments.settings import parse_options
 from change.training.recipes import RECIPES, options_for_new_run
+from models.config import MODELS
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "change" / "experiments"
 ABLATION = str(FOLDER / "ablation.toml")
 RECIPE = str(FOLDER / "recipe.toml")
 PRETRAINED = str(FOLDER / "pretrained.toml")
+LEADERBOARD = str(FOLDER / "leaderboard.toml")
 
 SMALL = """
 root = "data"
@@ -29,6 +31,28 @@ seeds = [0]
 epoch = 4
 [[arm]]
 name = "one"
+"""
+
+SETS = """
+out = "out"
+seeds = [0, 1]
+[train]
+lr = 1e-3
+[[data]]
+name = "left"
+root = "data/a"
+epoch = 3
+check = "check.json"
+[[data]]
+name = "right"
+root = "data/b"
+epoch = 6
+[[arm]]
+name = "one"
+[[arm]]
+name = "more"
+seeds = [1, 2]
+train.swap = true
 """
 
 
@@ -148,6 +172,70 @@ def test_changes_to_the_pretrained_start(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(len(change) == 1 or change == {"cross", "patch"} for change in changes)
 
 
+def test_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arm is trained and scored on every data set, seed by seed; a second run does nothing."""
+    path = tmp_path / "mine.toml"
+    check = tmp_path / "check.json"
+    check.touch()
+    path.write_text(SETS.replace("check.json", str(check)))
+    arguments = [str(path), f"--out={tmp_path / 'out'}"]
+    code, commands = record(monkeypatch, *arguments)
+    assert code == 0
+    trained = {given["save_path"]: given for given in map(train_options, commands[::2])}
+    names = ["left/one_0", "right/one_0", "left/one_1", "left/more_1", "right/one_1", "right/more_1"]
+    assert list(trained) == [str(tmp_path / "out" / name) for name in [*names, "left/more_2", "right/more_2"]]
+    for folder, given in trained.items():
+        root, epoch = ("data/a", 3) if "/left/" in folder else ("data/b", 6)
+        assert given["root"] == str(REPOSITORY / root) and given["epoch"] == epoch
+        assert given["seed"] == int(folder[-1]) and given.get("swap", False) == ("more" in folder)
+    for folder, scoring in zip(trained, map(given_in, commands[1::2]), strict=True):
+        assert scoring["checkpoint_path"] == f"{folder}/w.pth" and scoring["save_path"] == f"{folder}/test"
+        assert scoring["test_root"] == trained[folder]["root"] + "/val"
+        assert scoring.get("check") == (str(check) if "/left/" in folder else None)
+    assert record(monkeypatch, *arguments) == (0, [])
+
+
+def test_chosen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--only chooses runs by patterns; --seeds are those of all arms."""
+    path = tmp_path / "mine.toml"
+    path.write_text(SETS)
+    arguments = [str(path), f"--out={tmp_path / 'out'}", "--seeds=0 5"]
+    code, commands = record(monkeypatch, *arguments, "--only=right/*_5 right/one_0")
+    assert code == 0
+    folders = [Path(train_options(command)["save_path"]) for command in commands[::2]]
+    assert [f"{folder.parent.name}/{folder.name}" for folder in folders] == [
+        "right/one_0",
+        "right/one_5",
+        "right/more_5",
+    ]
+    with pytest.raises(UserError, match="--only 'one_0' matches no run"):
+        main([*arguments, "--only=one_0"])
+    with pytest.raises(UserError, match=r"no .*check\.json: .*change check .*data/a --save_path .* writes it"):
+        main(arguments)
+    with pytest.raises(UserError, match="--epoch is set by the data set left: leave it out"):
+        main([*arguments, "--epoch=3"])
+    with pytest.raises(UserError, match="choose either root, for one data set"):
+        main([*arguments, "--root=data"])
+
+
+def test_leaderboard(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Every network is an arm, with one recipe and equally many crops, apart from the first stages of three."""
+    assert main([LEADERBOARD, f"--out={tmp_path}", "--dry_run", "--results=x"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    trained = {str(Path(g["save_path"]).relative_to(tmp_path)): g for g in map(train_options, commands[::2])}
+    assert len(trained) == 2 * (7 * 5 + 8 * 3)
+    assert all(options_for_new_run(given) for given in trained.values())
+    assert {given.get("model", "prx") for given in trained.values()} == set(MODELS)
+    varied = {"root", "epoch", "save_path", "seed", "model", "refine", "cross", "patch"}
+    varied |= {"pretrained", "resume", "checkpoint_path"}
+    assert len({str({k: v for k, v in given.items() if k not in varied}) for given in trained.values()}) == 1
+    for data, pairs in (("CLCD", 360), ("MS-HS-BCD", 539)):
+        epochs = {name: given["epoch"] for name, given in trained.items() if name.startswith(data)}
+        stages = sum(epochs[f"{data}/{name}_0"] for name in ("stage1", "stage2", "stages"))
+        assert {epoch for name, epoch in epochs.items() if "/stage" not in name} == {stages}
+        assert 12_000 <= stages * pairs < 13_000
+
+
 def test_steps_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optimizer extends published, average extends optimizer, other steps extend average; the last is the recipe."""
     arguments = [RECIPE, "--root=data", f"--out={tmp_path}", "--lists=lists", "--folds=0 2", "--nproc=2"]
@@ -252,12 +340,40 @@ def test_wrong_options(caplog: pytest.LogCaptureFixture, given: str, message: st
         ('name = "one"', 'name = "one"\n[[arm]]\nname = "one"', "two arms have the name one"),
         ('[[arm]]\nname = "one"', "", r"no arms: give at least one \[\[arm\]\]"),
         ("[[arm]]", "[arm]", r"write each arm as \[\[arm\]\]"),
+        ("[train]", '[[data]]\nname = "a"\nroot = "b"\n[train]', "choose either root, for one data set, or one"),
+        ('root = "data"', 'root = "data"\ndata = 3', r"write each data as \[\[data\]\]"),
+        (
+            'name = "one"',
+            'name = "one"\nseeds = [0]\n[[arm]]\nname = "b"\nstart = "one"\nseeds = [1]',
+            "seeds that one",
+        ),
     ],
 )
 def test_faults_in_a_file(tmp_path: Path, old: str, new: str, message: str) -> None:
+    refuse(tmp_path, SMALL, old, new, message)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "right"', 'name = "left"', "two data sets have the name left"),
+        ('name = "right"', 'name = "a/b"', "name 'a/b': choose one that can name a folder"),
+        ('root = "data/b"', "", "data right: the key root is missing"),
+        ('root = "data/b"', 'path = "data/b"', "data right: unknown key path; the keys are name, root, epoch, check"),
+        ("epoch = 6", "epoch = -1", "data right: epoch -1: choose 1 or more"),
+        ("epoch = 6", "", r"\[train\] needs epoch"),
+        ("seeds = [0, 1]", 'folds = [0]\nlists = "l"', "folds are those of one data set"),
+    ],
+)
+def test_faults_in_data_sets(tmp_path: Path, old: str, new: str, message: str) -> None:
+    refuse(tmp_path, SETS, old, new, message)
+
+
+def refuse(tmp_path: Path, text: str, old: str, new: str, message: str) -> None:
+    """Read an experiment with a fault, and expect an error that names the file."""
     path = tmp_path / "mine.toml"
-    assert old in SMALL
-    path.write_text(SMALL.replace(old, new))
+    assert old in text
+    path.write_text(text.replace(old, new))
     with pytest.raises(UserError, match=message) as error:
         read_experiment(path)
     assert str(path) in str(error.value)

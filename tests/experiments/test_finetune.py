@@ -84,7 +84,6 @@ def test_published_values(capsys: pytest.CaptureFixture[str]) -> None:
         "swap": True,
         "val_batchsize": 1,
         "refine": True,
-        "cross": True,
         "resume": True,
         "best_name": "best",
         "root": "d",
@@ -96,10 +95,10 @@ def test_published_values(capsys: pytest.CaptureFixture[str]) -> None:
         "scale": "0.75 1.5",
         "lr": 2e-4,
         "train_batchsize": 4,
-        "checkpoint_path": f"{checkpoints}/buildings_r18.pth",
+        "checkpoint_path": f"{checkpoints}/buildings.pth",
         "save_path": f"{results}/finetuned/d",
     }
-    longer = {**shared, "warmup": 1, "scale": "0.8 1.25", "resolution": "0.5 2"}
+    longer = {**shared, "cross": True, "warmup": 1, "scale": "0.8 1.25", "resolution": "0.5 2"}
     assert options_of(capsys, "d", LAND, "--nproc=2") == {
         **longer,
         "epoch": 130,
@@ -331,7 +330,15 @@ def test_from_another_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert main([str(write_data(tmp_path / "data", 64)), *given]) == 0, programs.said
     found = load_checkpoint(tmp_path / "tuned" / "best.pth")
     assert (found.config.backbone, found.config.width, found.mean) == ("efficientnet_lite0", 64, (0.5, 0.4, 0.3))
-    assert [record.name for record in found.lineage] == ["base", "refine+cross"]
+    assert [record.name for record in found.lineage] == ["base", "refine"]
+
+
+def test_cross_is_that_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is trained if the checkpoint has it, and left out on request."""
+    crossed = f"--checkpoint_path={REPOSITORY / 'checkpoints' / 'buildings_r18.pth'}"
+    assert options_of(capsys, "d", crossed)["cross"] is True
+    assert options_of(capsys, "d", crossed, "--no-cross")["cross"] is False
+    assert "cross" not in options_of(capsys, "d")
 
 
 def test_buildings_need_their_parts(tmp_path: Path) -> None:
@@ -342,8 +349,10 @@ def test_buildings_need_their_parts(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "all"), "--levir=nowhere", "--ms_bcd=nowhere"]
     with pytest.raises(UserError, match="no folder nowhere/train/label: set levir and ms_bcd"):
         buildings_data.main(arguments)
-    with pytest.raises(UserError, match="--count 0: choose 1 or more"):
-        buildings_data.main([*arguments, "--count=0"])
+    with pytest.raises(UserError, match="--count -1: choose 0 or more"):
+        buildings_data.main([*arguments, "--count=-1"])
+    with pytest.raises(UserError, match="--overlap 512: choose 0 to 511"):
+        buildings_data.main([*arguments, "--overlap=512"])
     with pytest.raises(UserError, match="file is not a folder: choose another one"):
         buildings_data.main([str(tmp_path / "file"), *arguments[1:]])
     assert (tmp_path / "file").read_text() == "kept"

@@ -26,6 +26,7 @@ from change.common.errors import run_command
 from change.common.files import write_whole
 from change.prediction.detector import ChangeDetector
 from change.training.precision import Precision
+from change.training.recorded import Recorded
 from models.config import STRIDES, NetworkConfig
 from models.encoders import encode_dates
 from models.losses import TrainingLoss
@@ -184,6 +185,35 @@ def step_against_cpu(backbone: str, device: torch.device) -> Iterator[Figure]:
         yield Figure(f"{title} (CPU {on_cpu[title]:.1e})", value, bound)
 
 
+def recorded_step(backbone: str, device: torch.device) -> Iterator[Figure]:
+    """Compare the gradients of a step that is replayed as a CUDA graph with those of the same step, launch by launch.
+
+    The network has no refinement, whose gradients are sums in no fixed order.
+    """
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(backbone)).train()
+    loss = TrainingLoss(network).to(device).to(memory_format=torch.channels_last)
+    before, after, mask, _ = make_batch(side_of(device)).to(device, torch.float32)
+
+    def add_gradients(*inputs: Tensor) -> Tensor:
+        losses, _ = loss(*inputs)
+        losses.total.backward()
+        total: Tensor = losses.total.detach()
+        return total
+
+    def one_step(step: Callable[..., Tensor]) -> dict[str, Tensor]:
+        total = step(before, after, mask).double().cpu()
+        found = {name: each.grad.double().cpu() for name, each in loss.named_parameters() if each.grad is not None}
+        loss.zero_grad(set_to_none=True)
+        return {"loss": total, **found}
+
+    exact, step = one_step(add_gradients), Recorded(add_gradients, loss)
+    for turn in ("recorded", "replayed"):
+        for title, value in differences(one_step(step), exact).items():
+            yield Figure(f"{title}, {turn}", value, 1e-4)
+    yield Figure("not recorded", float(step.graph is None), 0)
+
+
 def train_losses(backbone: str, amp: str, device: torch.device) -> tuple[list[float], bool]:
     """Take a few steps as train.py does, in one number format.
 
@@ -247,6 +277,8 @@ def plan_checks(device: torch.device) -> dict[str, Check]:
     }
     for backbone in BACKBONES:
         checks[f"step {backbone}"] = lambda backbone=backbone: step_against_cpu(backbone, device)  # type: ignore[misc]
+        if device.type == "cuda":
+            checks[f"recorded {backbone}"] = lambda backbone=backbone: recorded_step(backbone, device)  # type: ignore[misc]
         checks[f"half {backbone}"] = lambda backbone=backbone: half_steps(backbone, device)  # type: ignore[misc]
     return checks
 

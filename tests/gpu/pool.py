@@ -167,7 +167,8 @@ def make_jobs(session: Session) -> list[Job]:
         folder = session.scratch / run.name
         own = {"save_path": folder, "best_name": run.name, "device": session.device}
         options = {**defaults, **run.options, **own}
-        pairs = len(find_split(Path(options["root"]), "train").pairs)
+        lists = Path(options["list"]) / "train.txt" if options.get("list") else None
+        pairs = len(find_split(Path(options["root"]), "train", lists).pairs)
         jobs.append(Job(run, folder, to_arguments(options), pairs))
     return jobs
 

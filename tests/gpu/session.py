@@ -50,7 +50,7 @@ def make_parser() -> OneLineParser:
     parser.add_argument(
         "--shares", nargs=3, type=float, default=list(SHARES.values()), help="percent per part (default: 10 30 60)"
     )
-    parser.add_argument("--parallel", type=int, help="training processes at a time (default: 4 on a GPU, else 1)")
+    parser.add_argument("--parallel", type=int, help="training processes at a time (default: 2 on a GPU, else 1)")
     parser.add_argument("--groups", nargs="+", help=f"groups of the table (default on a GPU: {' '.join(GPU_GROUPS)})")
     parser.add_argument("--checks", nargs="+", default=[], help="only checks whose names contain one of these")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each variant of the table (default: 5)")
@@ -93,7 +93,7 @@ def read_session(options: Any, scratch: Path) -> Session:
         device=options.device,
         data=data,
         runs=runs,
-        parallel=options.parallel or (4 if on_gpu else 1),
+        parallel=options.parallel or (2 if on_gpu else 1),
         groups=list(dict.fromkeys(groups)),
         rounds=options.rounds,
         compiled=on_gpu and not options.eager,

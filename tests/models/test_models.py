@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from change.checkpoint import pass_name
 from change.prediction.folding import ChunkedAttention, Fused
 from models.config import STRIDES, NetworkConfig
-from models.decoder import DeepestStage, FusionStage, Head
+from models.decoder import Decoder, DeepestStage, FusionStage, Head
 from models.losses import TrainingLoss, dice_loss
 from models.network import PRXChange, build_network
 from models.padding import apply_to_any_size
@@ -188,7 +188,9 @@ def test_compile_builds_kernels(networks: dict[str, PRXChange]) -> None:
     """Compile the last stage and the head: together they use all our operations, and take half the time."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("torch.compile on the CPU needs a C++ compiler")
-    head, stage = networks["cross"].head, networks["cross"].decoder.stages[-1]
+    head, decoder = networks["cross"].head, networks["cross"].decoder
+    assert isinstance(decoder, Decoder)
+    stage = decoder.stages[-1]
 
     def last_stage(features: Tensor, coarse: Tensor) -> Tensor:
         logits: Tensor = head(stage(features, coarse))

@@ -13,7 +13,7 @@ from torch import Tensor
 from change.checkpoint import from_published, load_strict
 from change.published import our_name
 from models.config import STRIDES, NetworkConfig
-from models.decoder import FusionStage
+from models.decoder import Decoder, FusionStage
 from models.encoders import encode_dates
 from models.losses import TrainingLoss
 from models.network import PRXChange, build_network
@@ -68,6 +68,7 @@ def test_outputs(reference: tuple[PRXChange, dict[str, NDArray[np.float32]]]) ->
         for i in range(4):
             check(f"encoder{i}_mean{suffix}", features[i].mean((2, 3)))
             check(f"fusion{i}_mean{suffix}", fused[i].mean((2, 3)))
+        assert isinstance(network.decoder, Decoder)
         stage = network.decoder.stages[1]
         assert isinstance(stage, FusionStage)
         if (cross := stage.cross) is not None:

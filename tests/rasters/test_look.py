@@ -53,20 +53,21 @@ def test_nothing_is_odd(tmp_path: Path) -> None:
     assert facts["after"].items() >= expected.items()
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(0, 8), (-12, 5), (2, 1)])
+@pytest.mark.parametrize(("columns", "rows"), [(0, 8), (-12, 5), (2, 1), (1, 1)])
 def test_shift(tmp_path: Path, columns: int, rows: int) -> None:
-    """The shift is that of the pixels; it is a warning from 5 pixels on."""
+    """The shift is that of the pixels; it is a warning from more than 2 pixels on, and names the remedy."""
     big = draw_pair(np.random.default_rng(5), SIZE + 60, SIZE + 60)[0].transpose(2, 0, 1)
     first = big[:, 30 : 30 + SIZE, 30 : 30 + SIZE]
     second = big[:, 30 - rows : 30 - rows + SIZE, 30 - columns : 30 - columns + SIZE]
     facts, warnings = look(tmp_path, first, second)
     assert (facts["shift"]["x"], facts["shift"]["y"]) == pytest.approx((columns, rows), abs=1)
     metres = 2 * np.hypot(columns, rows)
-    if np.hypot(columns, rows) < 5:
+    assert facts["shift_in_windows"] == pytest.approx((columns, rows), abs=0.05)
+    if np.hypot(columns, rows) <= 2:
         assert warnings == []
     else:
         (warning,) = warnings
-        assert "2.tif is shifted by about" in warning
+        assert "2.tif is shifted by about" in warning and warning.endswith("; --align corrects it")
         assert float(warning.split("(")[1].split(" m)")[0]) == pytest.approx(metres, abs=2)
 
 

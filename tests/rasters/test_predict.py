@@ -358,6 +358,6 @@ def test_without_polygons_no_style_is_needed(tmp_path: Path, monkeypatch: pytest
 
 def test_a_missing_default_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("change.common.files.CLONE", tmp_path / "clone")
-    with pytest.raises(UserError, match=r"clone/checkpoints/buildings_r18.pth is missing"):
+    with pytest.raises(UserError, match=r"clone/checkpoints/buildings.pth is missing"):
         main([str(path) for path in (*scene(tmp_path / "in"), "-o", tmp_path / "out")])
     assert not (tmp_path / "out").exists()
