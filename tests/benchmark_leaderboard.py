@@ -49,8 +49,9 @@ def find_networks(folder: Path) -> dict[str, NetworkConfig]:
 
 def count_size(config: NetworkConfig, side: int = 256) -> tuple[int, int]:
     """Count the parameters, and the multiply-adds of a pair of images with sides of `side` pixels."""
-    torch.manual_seed(0)
-    network = build_network(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_network(config).eval()
     # Only this form of the attention consists of products that are counted on a CPU.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(*torch.zeros(2, 1, 3, side, side))
@@ -65,12 +66,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="calls of each network (default: 5)")
     parser.add_argument("--threads", type=int, default=2, help="number of threads (default: 2)")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
     networks = find_networks(given.folder)
     forms: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         name: Fused(build_network(config)) for name, config in networks.items()
     }
-    seconds = compare(forms, size=given.size, rounds=given.rounds, clock=time.perf_counter)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(given.threads)
+    try:
+        seconds = compare(forms, size=given.size, rounds=given.rounds, clock=time.perf_counter)
+    finally:
+        torch.set_num_threads(threads)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(SPEED_COLUMNS)

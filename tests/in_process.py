@@ -169,6 +169,7 @@ def torch_restored() -> Iterator[None]:
     values = [getattr(cudnn, flag) for flag in flags]
     dtype, threads, cv_threads = torch.get_default_dtype(), torch.get_num_threads(), cv2.getNumThreads()
     matmul, pixels, grad = torch.get_float32_matmul_precision(), PIL.Image.MAX_IMAGE_PIXELS, torch.is_grad_enabled()
+    torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 gives other processes
     try:
         yield
     finally:

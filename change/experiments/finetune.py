@@ -94,8 +94,8 @@ class FineTuning:
             options |= {"epoch": epochs, "val_epoch": math.ceil(epochs / 3)}
         start = given.get("checkpoint_path") or shipped_file(self.start)
         options["checkpoint_path"] = str(start)
-        if "cross" not in {**self.train, **given}:
-            options |= {"cross": True} if has_cross(Path(str(start))) else {}
+        if "cross" not in {**options, **self.train, **given} and has_cross(Path(str(start))):
+            options["cross"] = True
         return options
 
     def folder(self, data: Path, given: Mapping[str, Value]) -> Path:

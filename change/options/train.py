@@ -224,7 +224,9 @@ class TrainComputeOptions(ComputeOptions):
     kept_activations: float = option(
         1.0, "share of the activations to keep in memory; the others are computed again", needs="compile=on"
     )
-    cuda_graphs: bool = option(True, "on a GPU, launch all kernels of a step at once, unless it is compiled")
+    cuda_graphs: bool = option(
+        True, "on one GPU, replay each step as a CUDA graph; has no effect with --compile or --grad_accum"
+    )
     deterministic: bool = option(False, "use only algorithms that give the same bits again on the same device")
 
     def __post_init__(self) -> None:

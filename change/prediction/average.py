@@ -1,7 +1,7 @@
 """The mean of several networks: `python -m change average CHECKPOINT CHECKPOINT ... -o OUT`.
 
-The mean of weights that were fine-tuned from the same start often scores better than each of them. Weights of runs
-that began apart, such as other seeds from random weights, do not combine.
+The mean of checkpoints that were fine-tuned from a common start often scores better than each of them. Runs with
+different initial weights cannot be averaged.
 
 Source: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy without
 increasing inference time", ICML 2022.
@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str]) -> int:
     """Parse, load, write; return the exit code."""
     parser = OneLineParser(prog="python -m change average", description="Average the weights of several checkpoints.")
-    parser.add_argument("checkpoints", metavar="CHECKPOINT", type=Path, nargs="+", help="two or more, of one network")
+    parser.add_argument(
+        "checkpoints", metavar="CHECKPOINT", type=Path, nargs="+", help="two or more checkpoints of the same network"
+    )
     parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="file to write")
     given = parser.parse_args(arguments)
     if len(given.checkpoints) < 2:
@@ -46,9 +48,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def average(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """Average the weights and running statistics of networks. Integers, which only count steps, are the last one's.
+    """Average the weights and running statistics of networks. Integer buffers, which only count steps, are taken from
+    the last checkpoint.
 
-    The lineage joins those of all checkpoints. The ground resolution is that of the last one.
+    The lineage joins those of all checkpoints, that of the last one at the end. The ground resolution is that of the last one.
 
     Raises:
         UserError: The networks differ in their configuration, normalisation, threshold or the names of their weights.
@@ -62,10 +65,12 @@ def average(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
             raise UserError(f"{other.path} and {last.path} differ in their {differing[0]}: average runs of one network")
     weights = {}
     for name, tensor in last.weights.items():
-        total = last.weights[name].double()
-        for each in checkpoints[:-1]:
-            total = total + each.weights[name]
-        weights[name] = (total / len(checkpoints)).to(tensor.dtype) if tensor.is_floating_point() else tensor
-    lineage = list(last.lineage)
-    lineage += [record for each in checkpoints[:-1] for record in each.lineage if record not in lineage]
+        weights[name] = tensor
+        if tensor.is_floating_point():
+            total = tensor.double()
+            for each in checkpoints[:-1]:
+                total = total + each.weights[name]
+            weights[name] = (total / len(checkpoints)).to(tensor.dtype)
+    others = [record for each in checkpoints[:-1] for record in each.lineage if record not in last.lineage]
+    lineage = [record for number, record in enumerate(others) if record not in others[:number]] + list(last.lineage)
     return replace(last, weights=weights, lineage=lineage, val_threshold=None)

@@ -8,16 +8,13 @@ Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from change.prediction.compiling import is_out_of_memory
-
-log = logging.getLogger(__name__)
+from change.common.errors import UserError
 
 TRIES = 3  # plain calls before the recording, in which libraries start and choose their algorithms
 
@@ -45,48 +42,53 @@ class Recorded:
         self.inputs: tuple[Tensor, ...] = ()
         self.outputs: Any = None
         self.gradients: list[Tensor | None] = []
-        self.plain = False  # recording has failed
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """Return what the function returns, and leave the gradients that it leaves."""
-        if self.graph is None and not self.plain:
-            self.record(inputs)
-        if self.graph is None or any(own.shape != given.shape for own, given in zip(self.inputs, inputs, strict=True)):
-            return self.function(*inputs)
-        for own, given in zip(self.inputs, inputs, strict=True):
-            own.copy_(given, non_blocking=True)
-        self.graph.replay()
+        """Return what the function returns, and set the gradients as the function does.
+
+        Raises:
+            UserError: the function cannot be recorded, or the recording does not fit into memory.
+        """
+        with torch.cuda.device(inputs[0].device):  # streams and graphs belong to the current device
+            if self.graph is None:
+                self.record(inputs)
+            if any(own.shape != given.shape for own, given in zip(self.inputs, inputs, strict=True)):
+                return self.function(*inputs)
+            for own, given in zip(self.inputs, inputs, strict=True):
+                own.copy_(given, non_blocking=True)
+            assert self.graph is not None
+            self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
         return self.outputs
 
     def record(self, inputs: tuple[Tensor, ...]) -> None:
-        """Record the function; if that fails, it is called as it is. Raises an error about memory."""
+        """Record the function; raises UserError as `__call__` does."""
         kept = [buffer.clone() for buffer in self.buffers]
-        state = torch.cuda.get_rng_state()
+        device = inputs[0].device
+        state = torch.cuda.get_rng_state(device)
         self.inputs = tuple(torch.clone(tensor) for tensor in inputs)
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(TRIES):
+                self.function(*self.inputs)
+                self.forget_gradients()
         try:
-            with torch.cuda.stream(stream):
-                for _ in range(TRIES):
-                    self.function(*self.inputs)
-                    self.forget_gradients()
-            # Other threads, such as the one that pins memory, may go on with what a recording does not allow.
+            # Other threads, such as the one that pins memory, may keep making calls that are not allowed in a capture.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self.outputs = self.function(*self.inputs)
-            self.gradients = [parameter.grad for parameter in self.parameters]
-            self.graph = graph
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
+        except RuntimeError as error:  # torch may be unable to draw random numbers after that, so the run must end
             reason = str(error).strip().partition("\n")[0]
-            log.warning("no CUDA graph of this step (%s): going on without", reason)
-            self.plain = True
+            raise UserError(
+                f"this training step cannot be recorded as a CUDA graph ({reason}): use --cuda_graphs False"
+            ) from error
+        self.gradients = [parameter.grad for parameter in self.parameters]
+        self.graph = graph
         torch.cuda.current_stream().wait_stream(stream)
         self.forget_gradients()
-        torch.cuda.set_rng_state(state)
+        torch.cuda.set_rng_state(state, device)
         for buffer, before in zip(self.buffers, kept, strict=True):
             buffer.copy_(before)
 

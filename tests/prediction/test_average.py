@@ -16,8 +16,9 @@ from models.network import build_network
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> list[Path]:
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Save two checkpoints of one network, the second fine-tuned from the first."""
+    monkeypatch.setattr("change.prediction.average.start_logging", lambda: None)  # it would replace pytest's handlers
     config = NetworkConfig("resnet18", model="unet")
     records = [PassRecord("unet", ["ab"]), PassRecord("unet", ["cd"])]
     found = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from change.common.errors import UserError
 from change.training.recorded import Recorded
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -54,8 +54,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
             "current_stream": Stream,
             "stream": block,
             "graph": block,
-            "get_rng_state": torch.get_rng_state,
-            "set_rng_state": torch.set_rng_state,
+            "device": block,
+            "get_rng_state": lambda _: torch.get_rng_state(),
+            "set_rng_state": lambda state, _: torch.set_rng_state(state),
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
     return torch.device(request.param)
@@ -143,33 +144,44 @@ def test_recorded_once(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)
-def test_failure(device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """If the recording fails, training goes on without it, and a warning gives the reason."""
+@pytest.mark.parametrize(
+    "error", [RuntimeError("operation not permitted\nmore lines"), torch.OutOfMemoryError("out of memory")]
+)
+def test_failure(device: torch.device, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """A step that cannot be recorded, or for which the memory is too small, ends the run with the remedy."""
 
     @contextlib.contextmanager
     def refuse(*_: Any, **__: Any) -> Iterator[None]:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
         yield
+        raise error
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
-    batches = draw(4, 4)
-    with caplog.at_level(logging.WARNING):
-        losses, _ = train(device, batches, recorded)
-    assert losses == train(device, batches, lambda function, _: function)[0]
-    assert [record.getMessage() for record in caplog.records] == [
-        "no CUDA graph of this step (operation not permitted when stream is capturing): going on without"
-    ]
+    reason = str(error).partition("\n")[0]
+    with pytest.raises(UserError, match=rf"CUDA graph \({reason}\): use --cuda_graphs False"):
+        train(device, draw(4, 4), recorded)
 
 
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)
-def test_out_of_memory(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too little memory is no reason to go on without: the plain step would fail too."""
+def test_errors_of_the_step_itself(device: torch.device) -> None:
+    """They are raised as they are: the recording is not to blame."""
 
-    @contextlib.contextmanager
-    def refuse(*_: Any, **__: Any) -> Iterator[None]:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-        yield
+    def fail(values: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
     with pytest.raises(torch.OutOfMemoryError):
-        train(device, draw(4), recorded)
+        recorded(fail, nn.Identity())(torch.ones(2))
+
+
+def test_device_of_the_inputs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recording and replay happen on the device of the inputs, which need not be the current one."""
+    entered: list[torch.device] = []
+    enter = torch.cuda.device
+
+    def noted(place: torch.device) -> Any:
+        entered.append(place)
+        return enter(place)
+
+    monkeypatch.setattr(torch.cuda, "device", noted)
+    values = torch.ones(2, device=device)
+    recorded(lambda x: 2 * x, nn.Identity())(values)
+    assert entered == [values.device]
