@@ -51,7 +51,7 @@ def average(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """Average the weights and running statistics of networks. Integer buffers, which only count steps, are taken from
     the last checkpoint.
 
-    The lineage joins those of all checkpoints, that of the last one at the end. The ground resolution is that of the last one.
+    The lineage joins those of all checkpoints, that of the last one at the end. The resolution is the last one's.
 
     Raises:
         UserError: The networks differ in their configuration, normalisation, threshold or the names of their weights.

@@ -5,6 +5,7 @@ The number of windows has a limit and each is read by itself, so scenes may have
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.rasters.places import ground_size
-from change.rasters.registration import FLAT, NO_DATA, REACH, UNCLEAR, Read, ShiftField, Square, measure_field
+from change.rasters.registration import FLAT, NO_DATA, REACH, SUPPORT, UNCLEAR, Read, ShiftField, Square, measure_field
 from change.rasters.shift_grid import ReadBlock, smooth_grid
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ MOST = 16  # maximum number of windows along each side of the scene
 FEW = 4  # the same if the shift is only measured for a warning
 KEPT = 0.05  # share of the windows with data that must agree
 LEFT = 1.0  # pixels: a larger residual is a warning
-UNALIGNED = "--align has no effect, the dates are compared as they are"
+UNALIGNED = "--align has no effect"
 REASONS = {
     NO_DATA: "too little of the scene holds data at both dates",
     FLAT: "the images show too little structure, as water does",
@@ -38,7 +39,8 @@ class Alignment:
 
     Attributes:
         measured: the shifts in all windows; None if the scene is too small.
-        unseen: the shifts in windows between these, which have no part in the field; None if there is no field.
+        unseen: the shifts in windows between these; None if there is no field. Along a side with fewer than `FEW`
+            windows they are the same windows, so the residual is optimistic.
         residual: what the field leaves of them.
         pixel: width and height of a pixel on the ground in metres; None if they are not known.
         fault: why there is no field; empty if there is one.
@@ -60,7 +62,7 @@ class Alignment:
         if left is None:
             return ["--align: the residual cannot be measured, because too few windows agree: look at the report"]
         if self.applied and left["pixels"] > LEFT:
-            return [f"--align: shifts of {left['pixels']:.1f} pixels remain in the median: expect false changes"]
+            return [f"--align: a median shift of {left['pixels']:.1f} pixels remains: expect false changes"]
         return []
 
     def notes(self) -> list[str]:
@@ -75,10 +77,8 @@ class Alignment:
         assert shift is not None
         undone, left = self.lengths(self.measured), self.lengths(self.residual)
         return {
-            "result": "aligned"
-            if self.applied
-            else "not aligned, because the field would leave shifts that are as long",
-            "windows": f"{int(self.measured.kept.sum())} of {self.measured.kept.size} measured and agree",
+            "result": "aligned" if self.applied else "not aligned, because the correction would not reduce the shifts",
+            "windows": f"{int(self.measured.kept.sum())} of {self.measured.kept.size} agree",
             "median_shift": f"{shift[0]:+.2f} columns, {shift[1]:+.2f} rows",
             "length_of_the_shift": describe_lengths(undone),
             "between_these_windows": describe_lengths(self.lengths(self.unseen)),
@@ -126,7 +126,7 @@ def align_dates(pair: RasterPair) -> Alignment:
         pixel = ground_size(pair.crs, pair.transform, column=pair.width / 2, row=pair.height / 2)
     side = choose_side(pair)
     if not side:
-        fault = f"the scene has {pair.width} x {pair.height} pixels, fewer than {SMALL} along a side"
+        fault = f"the scene has {pair.width} x {pair.height} pixels, too few for {SUPPORT} windows of {SMALL} x {SMALL}"
         return Alignment(None, None, None, pixel, fault, applied=False)
     tops, lefts = (spread(length, side, MOST) for length in (pair.height, pair.width))
     before, after = (reader(raster.read_beyond) for raster in (pair.before, pair.after))
@@ -160,7 +160,10 @@ def choose_side(pair: RasterPair) -> int:
     shorter = min(pair.height, pair.width)
     if shorter >= 2 * LARGE:
         return LARGE
-    return SMALL if shorter >= SMALL else 0
+    if shorter < SMALL:
+        return 0
+    windows = len(spread(pair.height, SMALL, MOST)) * len(spread(pair.width, SMALL, MOST))
+    return SMALL if windows >= SUPPORT else 0
 
 
 def spread(length: int, side: int, most: int) -> NDArray[np.int64]:
@@ -190,11 +193,12 @@ def reader(read: ReadBlock) -> Read:
 
 
 def explain(measured: ShiftField, reach: int) -> str:
-    """Say why too few windows agree: the most frequent reason for those that were not measured.
+    """Say why too few windows agree: the most frequent reason. Shifts that disagree count as unclear.
 
     `reach`: the largest shift that was looked for, in pixels.
     """
-    reason = measured.faults.most_common(1)[0][0] if measured.faults else UNCLEAR
+    disagreeing = int((np.isfinite(measured.x) & ~measured.kept).sum())
+    reason = (measured.faults + Counter({UNCLEAR: disagreeing})).most_common(1)[0][0]
     return f"{REASONS[reason].format(reach=reach)} ({int(measured.kept.sum())} of {measured.kept.size} windows agree)"
 
 

@@ -126,6 +126,8 @@ def open_rasters(folder: Path, metadata: dict[str, Any]) -> RasterPair:
     first, second = pair.before.source.dataset, pair.after.source.dataset
     if pair.assumes_aligned and (first.crs, first.transform) != (second.crs, second.transform):
         log.warning("--assume_aligned: QGIS shows %s where its file says, not where it was compared", paths[1])
+    if metadata.get("align"):
+        log.warning("--align: QGIS shows %s as it is in its file, not aligned: draw on %s", paths[1], paths[0])
     return pair
 
 
