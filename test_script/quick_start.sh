@@ -18,6 +18,6 @@ fi
 
 run_program test "$@"
 if [ "$checkpoint_path" = "$repo/checkpoints/buildings_r18.pth" ]; then
-  echo "The network was PRX-Change with ResNet-18, checkpoints/buildings_r18.pth. The smaller network"
+  echo "The network was PRX-Change with ResNet-18, checkpoints/buildings_r18.pth. The smaller one"
   echo "in checkpoints/buildings.pth scores higher on real images: see docs/models/buildings.md."
 fi

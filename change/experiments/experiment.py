@@ -104,7 +104,7 @@ class Experiment:
         if bool(self.root) == bool(self.data):
             raise UserError("choose either root, for one data set, or one [[data]] for each of several")
         if self.data and self.folds:
-            raise UserError("folds are those of one data set: give root instead of [[data]]")
+            raise UserError("folds work with one data set only: give root instead of [[data]]")
         known: list[str] = []
         for data in self.data:
             check_name(data.name)
@@ -127,7 +127,7 @@ class Experiment:
             if arm.seeds and self.folds:
                 raise UserError(f"arm {arm.name}: seeds cannot be chosen with folds")
             if arm.start and not set(self.seeds_of(arm)) <= set(self.seeds_of(known[arm.start])):
-                raise UserError(f"arm {arm.name} has seeds that {arm.start}, its start, lacks: give both the same")
+                raise UserError(f"arm {arm.name} has seeds that its start {arm.start} lacks: give both the same")
             known[arm.name] = arm
         if not known:
             raise UserError("no arms: give at least one [[arm]]")
@@ -279,7 +279,7 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--lists", metavar="FOLDER", help="folder of the folds' lists")
     parser.add_argument("--test_amp", default="auto", help="precision of test.py (default: auto)")
     parser.add_argument("--nproc", default="1", help="training processes, or gpu: one for each GPU (default: 1)")
-    parser.add_argument("--only", metavar="PATTERNS", default="*", help="runs to choose, as in 'clcd/bit_* clcd/prx_0'")
+    parser.add_argument("--only", metavar="PATTERNS", default="*", help="only these, as in 'CLCD/bit_* CLCD/prx_0'")
     parser.add_argument(
         "--results", metavar="FOLDER", type=Path, help="also write one CSV per run, for python -m change leaderboard"
     )
@@ -314,7 +314,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(rest)
     experiment = change_experiment(experiment, given, options)
     if given.results and experiment.folds:
-        raise UserError("--results needs seeds: the runs of folds are not those of a leaderboard")
+        raise UserError("--results needs seeds: a leaderboard cannot show folds")
     device = str(options.get("device", ""))
     runs = choose_runs(experiment, given.only)
     if not given.dry_run:
@@ -327,7 +327,7 @@ def main(arguments: Sequence[str]) -> int:
                 if code := run(command, given.dry_run):
                     return code
         if given.results and not given.dry_run:
-            from change.experiments.run_result import write_result  # here, because it imports torch
+            from change.experiments.run_result import write_result  # here, because it imports this module
 
             write_result(experiment, data, arm, number, given.results)
     return 0

@@ -49,9 +49,9 @@ python -m change leaderboard docs/results/{name} > docs/{name}.md
 
 The last command makes this page. [Networks to compare with](networks.md#leaderboard) says how to add a network or a
 data set. Every score is of the changed class, in percent, and the mean over the seeds. Intervals are 95% intervals over
-groups of images and seeds. *Apart* is the F1 on the images that neither are nor continue a train image. *Boundary F1*
+groups of images and seeds. *Apart* is the F1 on images that are not train images and do not border one. *Boundary F1*
 allows a distance of 2 pixels. Multiply-adds (MACs) are those of a pair of 256 x 256, seconds those of a pair of 1024 x
-1024. What is not known is left empty.
+1024. Unknown values are left empty.
 """
 
 PAIRS = """### Differences on {data}
@@ -109,6 +109,8 @@ def read_speed(folder: Path) -> dict[str, dict[str, str]]:
             raise ValueError(f"the columns are not {', '.join(SPEED_COLUMNS)}")
         for row in rows:
             int(row["parameters"]), int(row["macs"]), float(row["seconds"] or 0)
+            if row["machine"] is None:
+                raise ValueError(f"the row of {row[SPEED_COLUMNS[0]]} is not complete")
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}: python -m tests.benchmark_leaderboard writes it anew") from error
     return {row["network"]: row for row in rows}
@@ -118,7 +120,7 @@ def make_entries(results: Sequence[RunResult]) -> list[Entry]:
     """Score the networks on a data set, the best first. Raises UserError if their runs cannot be compared."""
     grouped, units = find_units([result.run for result in results])
     known = [result.apart for result in results if result.apart is not None]
-    apart = known[0] if known and known[0].any() and not known[0].all() else np.zeros(len(grouped.images), np.bool_)
+    apart = known[0] if known and known[0].any() else np.zeros(len(grouped.images), np.bool_)
     by_network: dict[str, list[RunResult]] = {}
     for result in sorted(results, key=lambda each: each.facts.seed):
         by_network.setdefault(result.facts.network, []).append(result)
@@ -179,12 +181,12 @@ def describe_data(entries: Sequence[Entry], speed: Mapping[str, Mapping[str, str
     every = [result for entry in entries for result in entry.results]
     first = every[0]
     grouped, units = find_units([result.run for result in every])
-    kind = "groups of connected tiles" if any(grouped.groups) else "images: there are no groups"
+    kind = "groups of connected tiles" if any(grouped.groups) else "images, because there are no groups"
     known = [result.apart for result in every if result.apart is not None]
     apart = f", {known[0].sum()} of them apart from train" if known else ""
     lines = [f"Scored: {len(units)} images of {first.facts.split}{apart}. Intervals: {len(set(units))} {kind}."]
     same = [f"{name}: {show(first.facts)}" for name, show in SHARED.items() if not varies(entries, show)]
-    lines.append(f"Of all networks: {'; '.join(same)}." if same else "")
+    lines.append(f"All networks share: {'; '.join(same)}." if same else "")
     codes = sorted({f"{result.facts.code} (torch {result.facts.torch})" for result in every})
     lines.append(f"Code: {', '.join(codes)}.")
     if machines := {speed[entry.network]["machine"] for entry in entries if entry.network in speed}:

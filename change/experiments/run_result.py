@@ -220,7 +220,7 @@ def read_result(path: Path) -> RunResult:
     except (csv.Error, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{path} was not written by experiment --results ({error!r}): delete it") from error
     if path.parts[-2:] != result_path(Path(), facts.data, facts.network, facts.seed).parts:
-        raise UserError(f"{path} is of {facts.data}/{facts.network}_{facts.seed}: give it back that name")
+        raise UserError(f"{path} holds the result of {facts.data}/{facts.network}_{facts.seed}: give it back that name")
     metrics = {
         "protocol": facts.protocol,
         "data": {"fingerprint": facts.fingerprint},

@@ -345,7 +345,7 @@ def test_wrong_options(caplog: pytest.LogCaptureFixture, given: str, message: st
         (
             'name = "one"',
             'name = "one"\nseeds = [0]\n[[arm]]\nname = "b"\nstart = "one"\nseeds = [1]',
-            "seeds that one",
+            "seeds that its start one",
         ),
     ],
 )
@@ -362,7 +362,7 @@ def test_faults_in_a_file(tmp_path: Path, old: str, new: str, message: str) -> N
         ('root = "data/b"', 'path = "data/b"', "data right: unknown key path; the keys are name, root, epoch, check"),
         ("epoch = 6", "epoch = -1", "data right: epoch -1: choose 1 or more"),
         ("epoch = 6", "", r"\[train\] needs epoch"),
-        ("seeds = [0, 1]", 'folds = [0]\nlists = "l"', "folds are those of one data set"),
+        ("seeds = [0, 1]", 'folds = [0]\nlists = "l"', "folds work with one data set only"),
     ],
 )
 def test_faults_in_data_sets(tmp_path: Path, old: str, new: str, message: str) -> None:

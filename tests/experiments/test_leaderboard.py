@@ -80,7 +80,7 @@ def test_what_differs_gets_a_column(tmp_path: Path) -> None:
     write_board(tmp_path)
     page = make_page(tmp_path)
     assert "Scored: 80 images of val, 60 of them apart from train. Intervals: 40 groups of connected tiles." in page
-    shared = "Of all networks: encoder: efficientnet_lite0, width 32; first weights: imagenet; recipe: scratch; "
+    shared = "All networks share: encoder: efficientnet_lite0, width 32; first weights: imagenet; recipe: scratch; "
     assert f"{shared}crops: 12,960 of 256; device: cpu, bf16." in page and "Code: 1234567 (torch 2.9.0)." in page
     write_board_run(tmp_path, "CLCD", "stage1", 0, draw_counts(0.5, 5), crops=4320)
     write_board_run(tmp_path, "CLCD", "stage1", 1, draw_counts(0.5, 6), crops=4320, device="cuda")
@@ -98,7 +98,7 @@ def test_what_is_not_known(tmp_path: Path) -> None:
         write_board_run(tmp_path, "CLCD", name, 0, counts, grouped=False, average_precision=None, trained_on=["a"])
     page = make_page(tmp_path)
     scores, differences = tables(page)
-    assert "Scored: 40 images of val. Intervals: 40 images: there are no groups." in page
+    assert "Scored: 40 images of val. Intervals: 40 images, because there are no groups." in page
     assert [row[0] for row in scores[1:]] == ["prx", "unet", "bit"]
     assert [row[2] for row in scores[1:]] == ["0.00", "0.00", ""] and scores[3][3:7] == ["", "", "", "25.00"]
     assert differences[1][2] == "" and differences[1][1].startswith("+0.00")

@@ -122,5 +122,5 @@ def test_damaged_files(tmp_path: Path, kind: str) -> None:
 
 def test_a_file_of_another_name(tmp_path: Path) -> None:
     path = write_board_run(tmp_path, "set", "bit", 1, draw_counts(0.6, 0, images=4))
-    with pytest.raises(UserError, match=r"bit_2\.csv is of set/bit_1: give it back that name"):
+    with pytest.raises(UserError, match=r"bit_2\.csv holds the result of set/bit_1: give it back that name"):
         read_result(path.rename(path.with_name("bit_2.csv")))
