@@ -16,8 +16,11 @@ if [ -d "$test_root/label" ]; then
   : "${save_iou_map:=True}"
 fi
 
-run_program test "$@"
 if [ "$checkpoint_path" = "$repo/checkpoints/buildings_r18.pth" ]; then
-  echo "The network was PRX-Change with ResNet-18, checkpoints/buildings_r18.pth. The smaller one"
-  echo "in checkpoints/buildings.pth scores higher on real images: see docs/models/buildings.md."
+  {
+    echo "The network is PRX-Change with ResNet-18, checkpoints/buildings_r18.pth. The smaller one in"
+    echo "checkpoints/buildings.pth scores higher on real images: see docs/models/buildings.md."
+  } >&2
 fi
+
+run_program test "$@"
