@@ -17,8 +17,8 @@ if [ -d "$test_root/label" ]; then
 fi
 
 if [ "$checkpoint_path" = "$repo/checkpoints/buildings_r18.pth" ]; then
-  echo "The network is PRX-Change with ResNet-18, checkpoints/buildings_r18.pth. The smaller" >&2
-  echo "checkpoints/buildings.pth scores higher on real images: see docs/models/buildings.md." >&2
+  echo "The network is PRX-Change with ResNet-18, checkpoints/buildings_r18.pth. The smaller"
+  echo "checkpoints/buildings.pth scores higher on real images: see docs/models/buildings.md."
 fi
 
 run_program test "$@"

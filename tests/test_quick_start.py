@@ -28,7 +28,7 @@ def test_quick_start(tmp_path: Path) -> None:
     values = {"save_path": tmp_path / "qs", "device": "cpu"}
     result = run_script("test_script/quick_start.sh", REPOSITORY / "test_script", **values)
     assert result.returncode == 0, result.stderr
-    assert "The network is PRX-Change with ResNet-18, checkpoints/buildings_r18.pth." in result.stderr
+    assert "The network is PRX-Change with ResNet-18, checkpoints/buildings_r18.pth." in result.stdout
     metrics = json.loads((tmp_path / "qs" / "metrics.json").read_text())
     assert metrics["scores"]["f1"] >= 0.85
     assert metrics["trained_on"] == []
