@@ -30,7 +30,10 @@ from change.data.masks import FEW_BITS, has_levels_in_colour, refuse_no_data
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of an image, to be stored as PNG. `source` is the `image_hash` of the whole image; "" for a mask."""
+    """A part of an image, to be stored as PNG.
+
+    `source` is the `image_hash` of the whole image, or of its strip; "" for a mask.
+    """
 
     name: str
     image: PIL.Image.Image
@@ -52,12 +55,52 @@ class Tile:
         return "cut"
 
 
-def cut(name: str, files: Mapping[str, Content], tile: int, overlap: int) -> Iterator[tuple[str, dict[str, Tile]]]:
+@dataclass(frozen=True)
+class Strip:
+    """The columns of a scene that are used in train or in val, if the two divide one scene.
+
+    Attributes:
+        share: The share of the columns of tiles that val gets, above 0 and below 1.
+        is_val: Whether the columns of val are meant. They are the last ones; the column before them is in neither.
+    """
+
+    share: float
+    is_val: bool
+
+    def find_columns(self, width: int, tile: int) -> tuple[int, int]:
+        """Return the first column of pixels and the one after the last. Raises UserError if a part has no tile."""
+        held = max(1, round(self.share * (width // tile)))
+        start = width - held * tile
+        if start < 2 * tile:
+            raise UserError(
+                f"--val {self.share:g} --tile {tile}: the scene is {width} pixels wide, so no tile is left for train: "
+                "choose smaller values"
+            )
+        return (start, width) if self.is_val else (0, start - tile)
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How images are cut into tiles.
+
+    Attributes:
+        tile: The side of the tiles in pixels; 0 to keep images whole.
+        overlap: The pixels that neighbouring tiles share.
+        strip: The columns that are cut; None for all.
+    """
+
+    tile: int
+    overlap: int = 0
+    strip: Strip | None = None
+
+
+def cut(name: str, files: Mapping[str, Content], cutting: Cutting) -> Iterator[tuple[str, dict[str, Tile]]]:
     """Yield the stem and the tiles of a pair, row by row.
 
-    The last tiles of a row and of a column end at the image's border. Raises UserError if images differ in size or are
-    smaller than a tile, or for the same reasons as `decode`.
+    The last tiles of a row and of a column end at the border of the image, or of its strip. Raises UserError if images
+    differ in size or are smaller than a tile, or for the same reasons as `decode` and `Strip.find_columns`.
     """
+    tile = cutting.tile
     images = {kind: decode(file, kind == LABEL) for kind, file in files.items()}
     sizes = {f"{files[kind]} {image.width}x{image.height}": image.size for kind, image in images.items()}
     width, height = images[BEFORE].size
@@ -65,10 +108,16 @@ def cut(name: str, files: Mapping[str, Content], tile: int, overlap: int) -> Ite
         raise UserError(f"sizes differ: {', '.join(sizes)}")
     if min(width, height) < tile:
         raise UserError(f"{files[BEFORE]} is {width}x{height}: choose a smaller --tile than {tile}")
+    first = 0
+    if cutting.strip:
+        first, end = cutting.strip.find_columns(width, tile)
+        with PIXEL_LIMIT.lifted():
+            images = {kind: image.crop((first, 0, end, height)) for kind, image in images.items()}
+        width = end - first
     sources = {kind: "" if kind == LABEL else image_hash(np.asarray(images[kind].convert("RGB"))) for kind in images}
-    tops, lefts = ([*range(0, side - tile, tile - overlap), side - tile] for side in (height, width))
+    tops, lefts = ([*range(0, side - tile, tile - cutting.overlap), side - tile] for side in (height, width))
     for top, left in itertools.product(tops, lefts):
-        stem, box = f"{name}_{top}_{left}", (left, top, left + tile, top + tile)
+        stem, box = f"{name}_{top}_{first + left}", (left, top, left + tile, top + tile)
         with PIXEL_LIMIT.lifted():
             tiles = {kind: Tile(f"{stem}.png", image.crop(box), sources[kind]) for kind, image in images.items()}
         yield stem, tiles

@@ -29,6 +29,7 @@ class DataSet:
         cover: How its masks of land cover are stored, if it has any.
         splits: The splits for which folders with other names than train, val and test stand, in lower case.
         name_of: Returns the name of a pair for the stem of any of its files.
+        scene: Whether each split is one scene, so that --val divides the scene of train.
         tile: The side of the tiles unless --tile is given; 0 for whole images.
         workers: The number of pairs that are read at once; None for as many as there are cores.
     """
@@ -41,6 +42,7 @@ class DataSet:
     cover: LandCover | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     name_of: Callable[[str], str] = str
+    scene: bool = False
     tile: int = 0
     workers: int | None = None
 
@@ -90,6 +92,7 @@ DATA_SETS = {
         (1, 0, 1),
         ("2012/whole_image/{split}/image", "2016/whole_image/{split}/image", "change_label/{split}"),
         name_of=name_scene,
+        scene=True,
         tile=256,
     ),
     "WHU-CD-256": DataSet(

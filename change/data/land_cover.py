@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from change.change_dataloader import LABEL
@@ -26,7 +27,7 @@ from change.data.made_masks import Counts, MakeMask, Mask, require_one_size
 
 BEFORE_COVER, AFTER_COVER = "land cover before", "land cover after"  # kinds of files
 NONE = 255  # the code of pixels without land cover
-CHANGED = 255
+CHANGED = np.uint8(255)
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +100,9 @@ class LandCover:
     def mark_change(self, files: Mapping[str, Content]) -> tuple[Mask, Counts]:
         """Make a mask of any change, uint8 (H, W) of 0 and 255, as a `MakeMask`."""
         if not self.colours:
-            return np.where(self.label(files[LABEL]), CHANGED, 0).astype(np.uint8), Counter()
+            return self.label(files[LABEL]) * CHANGED, Counter()
         transitions, counts = self.transitions(files)
-        return np.where(transitions > 0, CHANGED, 0).astype(np.uint8), counts
+        return (transitions > 0) * CHANGED, counts
 
     # --- from-to classes -----------------------------------------------------------------------------------------
 
@@ -111,14 +112,18 @@ class LandCover:
 
     def count(self, pairs: Iterable[Mapping[str, Content]], workers: int | None) -> NDArray[np.int64]:
         """Count the pixels of all pairs by land cover before and after, (N, N)."""
-        size = len(self.names) ** 2 + 1
 
         def count_one(files: Mapping[str, Content]) -> NDArray[np.int64]:
-            return np.bincount(self.transitions(files)[0].ravel(), minlength=size)
+            return self.count_pairs(self.transitions(files)[0])
 
         with ThreadPoolExecutor(workers) as pool:
-            total = sum(pool.map(count_one, pairs), np.zeros(size, np.int64))
-        return total[1:].reshape(len(self.names), len(self.names))
+            return sum(pool.map(count_one, pairs), np.zeros((len(self.names), len(self.names)), np.int64))
+
+    def count_pairs(self, transitions: Mask) -> NDArray[np.int64]:
+        """Count the pixels of `transitions` by land cover before and after, (N, N)."""
+        number = len(self.names)
+        counts = np.array(PIL.Image.fromarray(transitions).histogram())  # needs less memory than np.bincount
+        return counts[1 : 1 + number**2].reshape(number, number)
 
     def from_to(self, train: Pairs, workers: int | None) -> tuple[Classes, MakeMask]:
         """Find the classes that occur in train, and return them with what makes masks of them.
@@ -146,16 +151,15 @@ class LandCover:
 
         def make(files: Mapping[str, Content]) -> tuple[Mask, Counts]:
             transitions, notes = self.transitions(files)
-            there = np.bincount(transitions.ravel(), minlength=len(self.names) ** 2 + 1)
-            for place in np.flatnonzero(there[1:]):
-                before, after = divmod(int(place), len(self.names))
+            there = self.count_pairs(transitions)
+            for before, after in np.argwhere(there):
                 if (before, after) in values:
                     continue
-                name, value = self.class_name(before, after), int(table[1 + place])
+                name, value = self.class_name(before, after), int(table[1 + before * len(self.names) + after])
                 if not value:
                     raise UserError(f"{files[AFTER_COVER]}: {name} has no counterpart in train: leave this pair out")
                 used = self.class_name(*listed[value - 1])
-                notes[f"are {name}, which train lacks, and are marked as {used}"] = int(there[1 + place])
+                notes[f"are {name}, which train lacks, and are marked as {used}"] = int(there[before, after])
             return table[transitions], notes
 
         log.info("train has %d from-to classes, of %d possible ones", len(listed), either.size)

@@ -8,7 +8,9 @@ or, with --tile, PNG tiles STEM_Y_X, named after the row and the column of their
 SOURCE is never written to, and nothing in ROOT is overwritten. After an interruption, run the command again to complete
 ROOT.
 
---val SHARE sets a share of the train pairs aside as val, see `change.data.splitting`.
+--val SHARE sets a share of the train pairs aside as val, see `change.data.splitting`. Of a data set that is one scene,
+it becomes a strip, see `change.data.cutting`. For some data sets, --from_to and --direction write masks with classes,
+and ROOT/classes.txt names them, see `change.data.land_cover`, `change.data.direction` and `change.data.classes`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import argparse
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
@@ -30,7 +32,7 @@ from change.common.logs import start_logging
 from change.common.names import files_by_stem
 from change.data.archives import Content, File, is_hidden
 from change.data.classes import CLASSES, Classes, write_classes
-from change.data.cutting import Tile, cut
+from change.data.cutting import Cutting, Strip, Tile, cut
 from change.data.direction import find_directions
 from change.data.downloads import Pairs, find_pairs, read_names
 from change.data.known_sets import DATA_SETS, KINDS, DataSet, find_layout
@@ -62,6 +64,15 @@ def refuse_strangers(pairs: Pairs, folder: Path, tile: int) -> None:
             )
 
 
+def refuse_other_tiles(folder: Path, stems: Collection[str]) -> None:
+    """Raise UserError if `folder` holds tiles with other stems, such as those of another --val."""
+    strange = [
+        path for kind in KINDS for stem, path in files_by_stem(folder / kind, SUFFIXES).items() if stem not in stems
+    ]
+    if strange:
+        raise UserError(f"{list_names(strange)}: from a run with another --val or --tile; remove {folder}")
+
+
 def refuse_mixture(root: Path, classes: Classes | None) -> None:
     """Raise UserError if ROOT has masks with classes and they are not wanted, or the other way round."""
     has_classes = (root / CLASSES).exists()
@@ -76,7 +87,7 @@ def file_name(name: str, content: Content | Tile) -> str:
     return f"{name}{PurePath(content.name).suffix}"
 
 
-def write_split(pairs: Pairs, folder: Path, tile: int, overlap: int, workers: int | None) -> list[str]:
+def write_split(pairs: Pairs, folder: Path, cutting: Cutting, workers: int | None) -> list[str]:
     """Write pairs, or their tiles, to folder/{A,B,label}; return the stems for the list.
 
     `workers` pairs are read at once; as many as there are cores if None.
@@ -87,7 +98,7 @@ def write_split(pairs: Pairs, folder: Path, tile: int, overlap: int, workers: in
         make_folder(folder / kind)
 
     def write(name: str) -> tuple[dict[str, tuple[str, str]], Counter[str]]:
-        return write_pair(name, pairs[name], folder, tile, overlap)
+        return write_pair(name, pairs[name], folder, cutting)
 
     written: dict[str, tuple[str, str]] = {}
     total: Counter[str] = Counter()
@@ -96,15 +107,17 @@ def write_split(pairs: Pairs, folder: Path, tile: int, overlap: int, workers: in
         for sources, done in tqdm(results, desc=folder.name, total=len(pairs), unit="pair", disable=None):
             written |= sources
             total += done
-    if tile:
+    if cutting.tile:
         write_sources(folder, written)
+    if cutting.strip:
+        refuse_other_tiles(folder, written)
     counts = ", ".join(f"{count} {how}" for how, count in sorted(total.items()))
-    log.info("%s: %d pairs; %s: %s", folder, len(pairs), "tiles" if tile else "files", counts)
+    log.info("%s: %d pairs; %s: %s", folder, len(pairs), "tiles" if cutting.tile else "files", counts)
     return list(written)
 
 
 def write_pair(
-    name: str, files: Mapping[str, Content], folder: Path, tile: int, overlap: int
+    name: str, files: Mapping[str, Content], folder: Path, cutting: Cutting
 ) -> tuple[dict[str, tuple[str, str]], Counter[str]]:
     """Write a pair's files, or their tiles.
 
@@ -118,8 +131,8 @@ def write_pair(
     sources: dict[str, tuple[str, str]] = {}
     done: Counter[str] = Counter()
     parts: Iterator[tuple[str, Mapping[str, Content | Tile]]] = iter([(name, files)])
-    if tile:
-        parts = cut(name, files, tile, overlap)
+    if cutting.tile:
+        parts = cut(name, files, cutting)
     for stem, contents in parts:
         for kind, content in contents.items():
             target = folder / kind / file_name(stem, content)
@@ -162,7 +175,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(DATA_SETS)}, or a name of your own")
     parser.add_argument("source", metavar="SOURCE", type=Path, help="the download: folder, zip file, folder of zips")
     parser.add_argument("root", metavar="ROOT", type=Path, help="folder to create, for train, val and test")
-    parser.add_argument("--before", default="", help="folder of the images before, in SOURCE or in its splits' folders")
+    parser.add_argument(
+        "--before",
+        default="",
+        help="folder of the images before, in SOURCE or in its splits' folders; {split} stands for a split's name",
+    )
     parser.add_argument("--after", default="", help="folder of the images after")
     parser.add_argument("--label", default="", help="folder of the masks, if there are any")
     parser.add_argument("--list", type=Path, help="folder of train.txt, val.txt, test.txt, which split SOURCE")
@@ -211,7 +228,7 @@ def check_values(given: argparse.Namespace, lists: Path) -> None:
     for option in ("from_to", "direction"):
         able = [name for name, known in DATA_SETS.items() if option == known.classes]
         if getattr(given, option) and given.name not in able:
-            raise UserError(f"{given.name} --{option}: only {', '.join(able)} can be prepared so; leave it out")
+            raise UserError(f"{given.name} --{option}: only {', '.join(able)} have the masks for it; leave it out")
     if not given.source.exists():
         raise UserError(f"{given.source} does not exist: SOURCE is the download, a folder or a zip file")
     for folder in (lists, *(given.root / split for split in SPLITS)):
@@ -229,6 +246,32 @@ def lists_folder(given: argparse.Namespace) -> Path:
     return Path(given.list_path or home_folder() / "list", name)
 
 
+def divide_scene(found: dict[str, Pairs], given: argparse.Namespace) -> dict[str, Pairs]:
+    """Return the splits of a scene, of which `Strip` gives one part to train and another to val.
+
+    Raises UserError if there is a val split already or no train split, or if whole images are wanted.
+    """
+    if "val" in found or "train" not in found or not given.tile:
+        raise UserError(
+            f"--val {given.val:g} --tile {given.tile}: val becomes a strip of tiles of the train scene, but SOURCE has "
+            f"the splits {', '.join(found)}: choose a --tile, or leave --val out"
+        )
+    return {"train": found["train"], "val": found["train"], **found}
+
+
+def choose_cuttings(
+    splits: Mapping[str, Pairs], known: DataSet | None, given: argparse.Namespace
+) -> dict[str, Cutting]:
+    """Return how the images of each split are cut. Raises UserError if ROOT/val holds a part of train's scene."""
+    divided = known is not None and known.scene
+    if divided and "val" not in splits and (given.root / "val").exists():
+        raise UserError(f"{given.root / 'val'} was cut from the scene of train by --val: repeat --val, or remove it")
+    strips: dict[str, Strip] = {}
+    if divided and given.val:
+        strips = {split: Strip(given.val, is_val=split == "val") for split in ("train", "val")}
+    return {split: Cutting(given.tile, given.overlap, strips.get(split)) for split in splits}
+
+
 def divide(
     found: dict[str, Pairs], known: DataSet | None, given: argparse.Namespace
 ) -> tuple[dict[str, Pairs], Classes | None, MakeMask | None]:
@@ -244,7 +287,9 @@ def divide(
     make: MakeMask | None = known.cover.mark_change if known and known.cover else None
     classes: Classes | None = None
     splits = found
-    if given.val:
+    if given.val and known and known.scene:
+        splits = divide_scene(found, given)
+    elif given.val:
         divided = set_val_aside(make_masks(found, make)[0], given.val, given.seed)
         origin = {split: split if split in found else "train" for split in divided}
         splits = {split: {name: found[origin[split]][name] for name in pairs} for split, pairs in divided.items()}
@@ -287,15 +332,16 @@ def main(arguments: Sequence[str]) -> int:
         found = find_pairs(given.source, layout, given.list, shipped, zips, "train" if given.val else "")
         splits, classes, make = divide(found, known, given)
         splits, pixels = make_masks(splits, make)
+        cuttings = choose_cuttings(splits, known, given)
         for split, pairs in splits.items():
             refuse_strangers(pairs, given.root / split, given.tile)
         if known and known.classes:
             refuse_mixture(given.root, classes)
         if classes:
             write_classes(given.root, classes)
+        workers = known.workers if known else None
         written = {
-            split: write_split(pairs, given.root / split, given.tile, given.overlap, known.workers if known else None)
-            for split, pairs in splits.items()
+            split: write_split(pairs, given.root / split, cuttings[split], workers) for split, pairs in splits.items()
         }
     for split, stems in written.items():
         write_list(lists / f"{split}.txt", stems, given.root / split)

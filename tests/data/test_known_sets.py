@@ -15,6 +15,7 @@ from change.change_dataloader import find_split
 from change.common.errors import UserError
 from change.data.classes import read_classes
 from change.data.known_sets import name_place
+from change.data.sources import read_sources
 from tests.data.class_downloads import (
     HRSCD_NAMES,
     SECOND_ROWS,
@@ -28,7 +29,7 @@ from tests.data.class_downloads import (
     square,
     whu_mask,
 )
-from tests.data.downloads import download, identity, tree, zipped
+from tests.data.downloads import SPLITS, download, identity, tree, zipped
 from tests.data.helpers import Array
 
 
@@ -260,9 +261,9 @@ def test_hrscd_zips_and_refusals(tmp_path: Path) -> None:
     assert len(stems(root / "train" / "label")) == 2 and len(stems(root / "test" / "label")) == 1
 
 
-def prepare_fails(name: str, source: Path, root: Path) -> UserError:
+def prepare_fails(name: str, source: Path, root: Path, *options: object) -> UserError:
     with pytest.raises(UserError) as refusal:
-        prepare(name, source, root)
+        prepare(name, source, root, *options)
     return refusal.value
 
 
@@ -295,6 +296,29 @@ def test_whu(tmp_path: Path, packed: bool, caplog: pytest.LogCaptureFixture) -> 
     assert (tmp_path / "list" / "WHU-CD-tile32" / "test.txt").read_text().startswith("christchurch_0_0\n")
 
 
+def test_val_of_whu(tmp_path: Path) -> None:
+    """Val gets the last columns of tiles, with a gap to train of one tile; both have their own sources."""
+    top, root = draw_whu(tmp_path), tmp_path / "data"
+    prepare("WHU-CD", top, root, "--tile", 16, "--val", 0.3)
+    columns = {split: {int(stem.rsplit("_", 1)[1]) for stem in stems(root / split / "A")} for split in SPLITS}
+    assert columns == {"train": {0, 16, 22}, "val": {54}, "test": {0, 16, 24}}  # 70 pixels; 38 to 53 are the gap
+    mask = whu_mask(70)
+    for split in ("train", "val"):
+        for path in (root / split / "label").iterdir():
+            row, column = map(int, path.stem.split("_")[1:])
+            assert np.array_equal(pixels(path), mask[row : row + 16, column : column + 16])
+    sources = {split: {pair[0] for pair in read_sources(root / split).values()} for split in SPLITS}
+    assert [len(hashes) for hashes in sources.values()] == [1, 1, 1] and len(set().union(*sources.values())) == 3
+    written = identity(root)
+    prepare("WHU-CD", top, root, "--tile", 16, "--val", 0.3)
+    assert identity(root) == written
+    assert "data/val was cut from the scene of train by --val" in refused("WHU-CD", top, root, "--tile", 16)
+    assert "from a run with another --val" in str(prepare_fails("WHU-CD", top, root, "--tile", 16, "--val", 0.6))
+    other = tmp_path / "other"
+    assert "no tile is left for train" in str(prepare_fails("WHU-CD", top, other, "--tile", 32, "--val", 0.3))
+    assert "choose a --tile, or leave --val out" in refused("WHU-CD", top, other, "--tile", 0, "--val", 0.3)
+
+
 def test_random_split_of_whu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prepare("whu-cd-256", download(tmp_path, "WHU-CD-256"), tmp_path / "data")
     assert "WHU-CD-256: this split was drawn at random" in caplog.text and "but 6096 were published" in caplog.text
@@ -304,7 +328,10 @@ def test_whu_refused(tmp_path: Path) -> None:
     top, root = draw_whu(tmp_path), tmp_path / "data"
     assert "choose a smaller --tile than 256" in str(prepare_fails("WHU-CD", top, root))
     shutil.rmtree(root)
-    shutil.rmtree(top / "1. The two-period image data" / "change_label")
+    label = top / "1. The two-period image data" / "change_label"
+    label.rename(label.with_name("changes"))
+    prepare("WHU-CD", top, tmp_path / "renamed", "--tile", 40, "--label", "changes/{split}")
+    shutil.rmtree(label.with_name("changes"))
     assert "has no images in folders change_label/{split}" in refused("WHU-CD", top, root)
 
 
