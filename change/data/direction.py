@@ -8,6 +8,7 @@ the image that shows it.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,7 @@ def read_marks(file: Content) -> NDArray[np.bool_]:
 def find_new(train: Pairs) -> str:
     """Return the kind of label that marks the new houses: label1, unless the images clearly say label2."""
     pairs = list(train.values())
-    some = [pairs[index] for index in range(0, len(pairs), max(1, len(pairs) // ASKED))]
+    some = pairs[:: math.ceil(len(pairs) / ASKED)]
     with ThreadPoolExecutor() as pool:
         votes = [vote for voted in pool.map(ask_pair, some) for vote in voted]
     share = sum(votes) / max(1, len(votes))
