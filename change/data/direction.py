@@ -122,8 +122,8 @@ def find_outlines(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return outline
 
 
-def measure_sharpness(file: Content) -> NDArray[np.floating]:
+def measure_sharpness(file: Content) -> NDArray[np.float32]:
     """Return the gradient of an image's brightness, (H, W), divided by its mean."""
     grey = np.asarray(decode(file, is_mask=False).convert("RGB")).astype(np.float32) @ LUMA.astype(np.float32)
     gradient = np.hypot(*np.gradient(grey))
-    return np.asarray(gradient / max(float(gradient.mean()), 1e-6))
+    return np.asarray(gradient / max(float(gradient.mean()), 1e-6), np.float32)

@@ -43,7 +43,7 @@ def pixel_areas(crs: Any, transform: Any, rows: Values, columns: Values) -> Valu
 
 def turn(degrees: Values) -> Values:
     """Turn differences of longitude in degrees to radians from -pi to pi."""
-    return np.radians((degrees + ROUND / 2) % ROUND - ROUND / 2)
+    return np.asarray(np.radians((degrees + ROUND / 2) % ROUND - ROUND / 2))
 
 
 def sum_areas(crs: Any, transform: Any, *, first: int, masks: list[NDArray[np.bool_]]) -> list[float]:

@@ -80,7 +80,7 @@ def pixel_tables(threshold: float) -> NDArray[np.float32]:
     change = np.clip((probability - threshold) / (1 - threshold), 0, 1)
     below = probability / threshold if threshold else np.ones(256)
     uncertainty = np.where(probability > threshold, 1 - change, below)
-    return np.stack((probability, uncertainty, change, levels == NO_DATA)).astype(np.float32)
+    return np.asarray(np.stack((probability, uncertainty, change, levels == NO_DATA)), np.float32)
 
 
 def add_up(dataset: Any, tables: NDArray[np.float32], *, first: int, begin: int, size: int, count: int) -> Values:

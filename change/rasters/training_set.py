@@ -226,7 +226,7 @@ class TileCutter:
             else:
                 mask = label[:, part]
                 tile = Tile(f"{self.stem}_{top}_{left}", top, left, int(mask.sum()))
-                contents = images[0][:, part], images[1][:, part], mask.astype(np.uint8) * 255
+                contents = images[0][:, part], images[1][:, part], mask.astype(np.uint8) * np.uint8(255)
                 yield tile, dict(zip(KINDS, contents, strict=True))
 
     def save(self, cut: tuple[Tile, dict[str, NDArray[np.uint8]]]) -> Tile:
