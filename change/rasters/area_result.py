@@ -14,10 +14,11 @@ from change.common.errors import UserError, list_names
 from change.common.files import file_hash, write_whole
 from change.evaluation.area_estimate import Accuracy, Estimate, estimate_accuracy
 from change.evaluation.report import read_page, write_page
-from change.rasters.area_sample import DESIGN, FOLDER, POINTS, read_scene
+from change.rasters.area_sample import DESIGN, FOLDER, POINTS
 from change.rasters.gdal import geo
 from change.rasters.grids import apply_affine
 from change.rasters.numbering import Numbers
+from change.rasters.result_folder import read_scene
 from change.rasters.strata import CHANGE
 
 RESULT = "area.json"
@@ -43,7 +44,7 @@ def estimate_area(folder: Path, reference: Path) -> dict[str, Any]:
         UserError: if the folder is not a finished scene, the sample is missing or of another scene, or the layer is
             incomplete or mistyped.
     """
-    read_scene(folder)
+    read_scene(folder, "mask.tif")
     design = read_design(folder)
     if not reference.exists() and reference.name == str(reference):
         reference = folder / FOLDER / reference

@@ -28,8 +28,7 @@ from change.rasters.gdal import geo, limited_cache
 from change.rasters.grids import Values, apply_affine
 from change.rasters.numbering import Numbers
 from change.rasters.pixel_areas import pixel_areas
-from change.rasters.places import is_on_earth
-from change.rasters.result_folder import METADATA, is_result
+from change.rasters.result_folder import read_scene
 from change.rasters.strata import NAMES, Strata, count_strata, draw_pixels
 
 if TYPE_CHECKING:
@@ -62,21 +61,6 @@ class Plan:
     chip: int
 
 
-def read_scene(folder: Path) -> dict[str, Any]:
-    """Read metadata.json of a finished scene. Raises UserError if the folder holds none with a place on earth."""
-    if not is_result(folder) or not (folder / "mask.tif").is_file():
-        what = "holds images without a place on earth" if (folder / "mask.png").is_file() else "is not a finished scene"
-        raise UserError(f"{folder} {what}: give a folder that python -m change predict wrote for two rasters")
-    metadata: dict[str, Any] = json.loads((folder / METADATA).read_bytes())
-    with geo("rasterio").open(folder / "mask.tif") as dataset:
-        if not is_on_earth(dataset.crs):
-            raise UserError(
-                f"{folder} has no coordinate reference system on earth, so no areas: assign one to the rasters and "
-                "predict again"
-            )
-    return metadata
-
-
 def write_sample(folder: Path, plan: Plan) -> dict[str, Any]:
     """Draw a sample of a finished scene and write it into its folder area.
 
@@ -86,7 +70,7 @@ def write_sample(folder: Path, plan: Plan) -> dict[str, Any]:
     Raises:
         UserError: if the folder is not a finished scene, has a sample, or lacks the rasters for chips.
     """
-    metadata = read_scene(folder)
+    metadata = read_scene(folder, "mask.tif")
     out = folder / FOLDER
     if out.exists():
         raise UserError(f"{out} exists, and a sample is not overwritten: give it to --reference, or move it away")

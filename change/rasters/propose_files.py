@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shlex
 import shutil
@@ -21,11 +20,11 @@ from change.rasters.drawn_changes import to_pixels
 from change.rasters.gdal import geo, limited_cache, quiet_gdal
 from change.rasters.grids import SAME, Values, apply_affine
 from change.rasters.numbering import Numbers
-from change.rasters.places import Outlines, is_on_earth, polygonal_parts
+from change.rasters.places import Outlines, polygonal_parts
 from change.rasters.propose_project import STYLE, check_own_files, make_project
 from change.rasters.propose_tiles import CHANGE, RANDOM, UNSURE, Candidates, Choice, choose_tiles, measure_tiles
 from change.rasters.raster import RasterPair
-from change.rasters.result_folder import METADATA, is_result
+from change.rasters.result_folder import read_scene
 from change.rasters.tiles import READING
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,6 @@ POLYGONS = "changes.gpkg"  # of the scene
 PRECISION = 1e-6  # pixels: that of the clipped polygons
 SLIVER = 0.01  # square pixels: smaller parts of polygons are left out
 MARGIN = 0.05  # of the extent: what the project shows around the tiles
-GIVE = "give a folder that python -m change predict wrote for two rasters"
 
 
 def propose_tiles(folder: Path, *, count: int, size: int, seed: int) -> int:
@@ -58,7 +56,7 @@ def propose_tiles(folder: Path, *, count: int, size: int, seed: int) -> int:
         raise UserError(f"{out} exists, and labels are not overwritten: move it away first")
     check_own_files()
     with quiet_gdal(), limited_cache():
-        metadata = read_scene(folder)
+        metadata = read_changes(folder)
         with contextlib.closing(open_rasters(folder, metadata)) as pair:
             top, left = find_offset(folder, metadata, pair)
             candidates = measure_tiles(
@@ -84,21 +82,9 @@ def propose_tiles(folder: Path, *, count: int, size: int, seed: int) -> int:
 # --- the scene -----------------------------------------------------------------------------------------------------
 
 
-def read_scene(folder: Path) -> dict[str, Any]:
-    """Read metadata.json of a finished scene. Raises UserError if it has no place on earth, or no polygons."""
-    if not is_result(folder):
-        raise UserError(f"{folder} is not a finished result: {GIVE}")
-    if (folder / "mask.png").is_file():
-        raise UserError(f"{folder} holds images without a place on earth: {GIVE}")
-    if not (folder / "probability.tif").is_file():
-        raise UserError(f"{folder} lacks probability.tif: {GIVE}")
-    metadata: dict[str, Any] = json.loads((folder / METADATA).read_bytes())
-    with geo("rasterio").open(folder / "probability.tif") as dataset:
-        if not is_on_earth(dataset.crs):
-            raise UserError(
-                f"{folder} has no coordinate reference system on earth, so its tiles have no place: assign one to the "
-                "rasters and predict again"
-            )
+def read_changes(folder: Path) -> dict[str, Any]:
+    """Read metadata.json of a finished scene with polygons. Raises UserError as `read_scene` does, or without them."""
+    metadata = read_scene(folder, "probability.tif")
     if not metadata["pixels"]["changed"]:
         raise UserError(
             f"{folder}: no change was predicted, so there is nothing to correct: predict again with a --threshold "

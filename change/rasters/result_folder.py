@@ -6,8 +6,11 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from change.common.errors import UserError, list_names
+from change.rasters.gdal import geo
+from change.rasters.places import is_on_earth
 from change.rasters.polygons import STYLE, WRITERS
 
 METADATA = "metadata.json"
@@ -22,6 +25,7 @@ WRITTEN = {
     "report.html",
     METADATA,
 }
+GIVE = "give a folder that python -m change predict wrote for two rasters"
 QGIS = (".aux.xml", "-wal", "-shm", "-journal")  # endings of the files that QGIS leaves beside those that it opens
 
 
@@ -47,6 +51,27 @@ def is_result(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(metadata, dict) and {"threshold", "checkpoint"} <= metadata.keys()
+
+
+def read_scene(folder: Path, raster: str) -> dict[str, Any]:
+    """Read metadata.json of a finished scene whose `raster` is needed, such as mask.tif.
+
+    Raises UserError if the folder holds no scene, or one without a place on earth.
+    """
+    if not is_result(folder):
+        raise UserError(f"{folder} is not a finished scene: {GIVE}")
+    if not (folder / raster).is_file():
+        pictures = (folder / "mask.png").is_file()
+        raise UserError(
+            f"{folder} {'holds images without a place on earth' if pictures else f'lacks {raster}'}: {GIVE}"
+        )
+    metadata: dict[str, Any] = json.loads((folder / METADATA).read_bytes())
+    with geo("rasterio").open(folder / raster) as dataset:
+        if not is_on_earth(dataset.crs):
+            raise UserError(
+                f"{folder} has no coordinate reference system on earth: assign one to the rasters and predict again"
+            )
+    return metadata
 
 
 def has_result(folder: Path, kept: Mapping[Path, Path], overwrite: bool, option: str = "-o") -> bool:

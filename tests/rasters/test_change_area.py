@@ -323,7 +323,7 @@ def test_scenes_without_a_place(tmp_path: Path) -> None:
         main([str(tmp_path)])
     levels = np.zeros((1, 4, 4), np.uint8)
     write_raster(tmp_path / "mask.tif", levels, crs=None)
-    with pytest.raises(UserError, match="has no coordinate reference system on earth, so no areas: assign"):
+    with pytest.raises(UserError, match="has no coordinate reference system on earth: assign"):
         main([str(tmp_path)])
 
 

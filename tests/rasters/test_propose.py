@@ -335,14 +335,14 @@ def test_wrong_scenes(finished: Path, tmp_path: Path) -> None:
     """A missing, unfinished or empty result, and rasters that are gone or have another grid: one line each."""
     with pytest.raises(UserError, match=r"^no folder .*gone: give a folder that python -m change predict wrote"):
         main([str(tmp_path / "gone")])
-    with pytest.raises(UserError, match="is not a finished result: give a folder"):
+    with pytest.raises(UserError, match="is not a finished scene: give a folder"):
         main([str(tmp_path)])
     metadata = json.loads((finished / "metadata.json").read_text())
     before = Path(metadata["before"])
     moved = write_raster(tmp_path / "moved.tif", noise(HEIGHT, WIDTH), transform=GRID @ Affine.translation(0.5, 0))
     small = write_raster(tmp_path / "small.tif", noise(64, 64))
     faults: list[tuple[dict[str, Any], str, str]] = [
-        ({}, "metadata.json", "is not a finished result: give a folder"),
+        ({}, "metadata.json", "is not a finished scene: give a folder"),
         ({}, "probability.tif", "lacks probability.tif: give a folder"),
         ({}, "changes.gpkg", "lacks changes.gpkg: predict again with --vectors gpkg"),
         ({"pixels": {"data": 9, "changed": 0}}, "", "no change was predicted, so there is nothing to correct"),
@@ -367,7 +367,7 @@ def test_scenes_without_a_place(tmp_path: Path) -> None:
     """Rasters without a reference system, and images, have no place on earth."""
     paths = [write_raster(tmp_path / f"{seed}.tif", noise(64, 64, seed=seed), crs=None) for seed in (1, 2)]
     run_predict(paths, tmp_path / "out", 0.1, assume_aligned=True)
-    with pytest.raises(UserError, match="out has no coordinate reference system on earth, so its tiles have no place"):
+    with pytest.raises(UserError, match="out has no coordinate reference system on earth: assign one"):
         main([str(tmp_path / "out")])
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "metadata.json").write_text('{"threshold": 0.5, "checkpoint": {}}')
