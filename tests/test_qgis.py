@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import shapely
 from tests.conftest import REPOSITORY, last_line, run_verb, surroundings
 from tests.rasters.drawn import UTM, read_band, scene
 from tests.rasters.test_propose_project import python_of_qgis
+from tests.test_docs import commands, text_of
 
 SCRIPT = REPOSITORY / "docs" / "qgis" / "change.py"
 # What QGIS sets on some systems. The program must not see it.
@@ -89,7 +91,7 @@ import logging
 from tqdm import tqdm
 from change.common.logs import start_logging
 start_logging()
-with tqdm(total=40, desc="scene", unit="row", leave=False, mininterval=0) as bar:
+with tqdm(total=40, desc="scene", unit="row", leave=False, mininterval=0, miniters=1) as bar:
     for row in range(40):
         bar.update(1)
         if row == 20:
@@ -176,6 +178,17 @@ def test_it_needs_only_qgis() -> None:
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     packages = {str(name).partition(".")[0] for name in imported}
     assert "qgis" in packages and packages - {"qgis"} <= sys.stdlib_module_names
+
+
+def test_the_page_names_every_parameter() -> None:
+    """The table and the command of docs/qgis.md name the parameters that the script declares."""
+    calls = [node for node in ast.walk(ast.parse(SCRIPT.read_text())) if isinstance(node, ast.Call)]
+    named = [call for call in calls if ast.unparse(call.func).startswith("QgsProcessingParameter")]
+    declared = {ast.literal_eval(call.args[0]) for call in named}
+    page = text_of("docs/qgis.md")
+    table = re.findall(r"`([A-Z]+)`", "".join(line for line in page.splitlines() if line.startswith("|")))
+    (command,) = [command for command in commands(page) if command.startswith("qgis_process")]
+    assert len(declared) == 8 and declared == set(table) > set(re.findall(r"\b([A-Z]+)=", command))
 
 
 # --- in QGIS -------------------------------------------------------------------------------------------------------
@@ -320,7 +333,8 @@ def test_layers_in_qgis(tmp_path: Path, program: Path) -> None:
     area = tmp_path / "area.gpkg"
     geopandas.GeoDataFrame({"name": ["first", "second"]}, geometry=boxes, crs=UTM).to_file(area)
     out = tmp_path / "results" / "out"
-    given = {"BEFORE": before, "AFTER": after, "PROGRAM": program, "OUTPUT": out, "EXTRA": "--device cpu --min_area 0"}
+    given = {"BEFORE": before, "AFTER": after, "OUTPUT": out, "EXTRA": "--device cpu --min_area 0"}
+    given["PROGRAM"] = Path("~", "..", program.relative_to(tmp_path))
     python = python_of_qgis()
     if not python:
         pytest.skip("QGIS is not installed (on Debian: apt-get install qgis)")

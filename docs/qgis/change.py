@@ -135,7 +135,7 @@ class PredictChange(QgsProcessingAlgorithm):
         def text(name: str) -> str:
             return self.parameterAsString(parameters, name, context).strip()
 
-        program = shutil.which(text("PROGRAM") or PROGRAM)
+        program = shutil.which(str(Path(text("PROGRAM") or PROGRAM).expanduser()))
         if not program:
             wanted = text("PROGRAM") or f"{PROGRAM}, which is not on PATH"
             raise QgsProcessingException(f"cannot run {wanted}: install PRX-Change and choose its program {PROGRAM}")
