@@ -117,7 +117,9 @@ def test_deepness(tmp_path: Path, source: Path) -> None:
     )
     model = onnx.load(out)
     settings = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    # onnxruntime 1.17, which the plugin installs, runs files up to version 9 and operators up to version 20.
     assert model.ir_version == 8
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
     assert settings == {
         "model_type": "Segmentor",
         "class_names": {"0": "background", "1": "change"},
