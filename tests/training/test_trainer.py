@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import signal
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch import nn
 from change.checkpoint import load_checkpoint, read_tensors
 from change.options.train import OptimizerOptions
 from change.training.build import parameter_groups
+from change.training.trainer import Training
 from models.config import NetworkConfig
 from models.network import build_network
 from tests.conftest import (
@@ -226,6 +229,27 @@ def test_going_on_elsewhere(dataset: Path, tmp_path: Path) -> None:
     assert finished.returncode == 0
     assert "nothing left to do" in finished.stderr
     assert (moved / "1.state.pth").read_bytes() == before
+
+
+def test_a_finished_run_frees_its_loaders(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference counting frees them. If that is left to the garbage collector, each worker takes ten seconds to end."""
+    runs: list[weakref.ref[Training]] = []
+    alive: list[bool] = []
+    fit = Training.fit
+
+    def watched(training: Training) -> None:
+        runs.append(weakref.ref(training))
+        fit(training)
+
+    monkeypatch.setattr(Training, "fit", watched)
+    monkeypatch.setattr("gc.collect", lambda: alive.append(runs[0]() is not None))  # called when the program has ended
+    gc.disable()
+    try:
+        result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", epoch=1))
+    finally:
+        gc.enable()
+    assert result.returncode == 0, result.stderr
+    assert alive == [False]
 
 
 def test_val_that_was_trained_on(tmp_path: Path) -> None:
