@@ -198,7 +198,8 @@ def train_arguments(root: Path, save_path: Path, **options: object) -> list[str]
         "lr": 1e-3,
     }
     if options.get("resume"):
-        del defaults["pretrained"]  # which does nothing then, and is refused
+        for name in ("pretrained", *SMALL):  # the checkpoint has weights, and says which network they are of
+            del defaults[name]
     return [f"--{name}={value}" for name, value in {**defaults, **options}.items()]
 
 
