@@ -47,5 +47,5 @@ def test_a_variant_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Its process is a real one; the machine is not measured, which test_table_and_json does."""
     monkeypatch.setattr(benchmark, "measure_rates", lambda device: {})
     monkeypatch.chdir(REPOSITORY)
-    with pytest.raises(UserError, match="^the process of load 512 x 4, textbook, ended"):
+    with pytest.raises(UserError, match=r"^the process of load 512 x 4, textbook, ended"):
         benchmark.main(["--device", "cpu", "--rounds", "1", "--only", "load", "--data", str(tmp_path)])
