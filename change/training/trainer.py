@@ -88,8 +88,9 @@ class Training:
         self.forward = Compiled(self.shared, options.compute.kept_activations) if compiles else self.shared
         on_gpu = self.precision.device.type == "cuda" and not self.precision.apex
         records = options.compute.cuda_graphs and on_gpu and not several and not compiles
-        # The gradients of a batch that is not split into micro-batches.
-        self.add_whole = Recorded(self.add_gradients, self.loss) if records else self.add_gradients
+        # For a batch that is not split into micro-batches. `self.add_gradients` in its place would tie this object, the
+        # loaders and their workers in a cycle.
+        self.recorded = Recorded(self.add_gradients, self.loss) if records else None
 
     def position(self) -> str:
         """Describe the device, the number format, the processes and the next epoch."""
@@ -196,8 +197,10 @@ class Training:
             with distributed.exchange_gradients(self.shared, last=number == share.parts):
                 # The processes average their gradients, and the sum is needed.
                 scale = weight * distributed.processes()
-                whole = scale == 1
-                found = self.add_whole(before, after, mask) if whole else self.add_gradients(before, after, mask, scale)
+                if scale == 1 and self.recorded is not None:
+                    found = self.recorded(before, after, mask)
+                else:
+                    found = self.add_gradients(before, after, mask, scale)
             losses.append(weight * found)
         self.precision.step(self.optimizer)
         self.average.update(self.progress.steps + 1)

@@ -127,6 +127,7 @@ def test_training_from_imagenet(dataset: Path, tmp_path: Path) -> None:
     """The command that a user types; the checkpoint says which network it holds."""
     options = {
         "backbone": LITE[0],
+        "width": 0,
         "pretrained": "imagenet",
         "cropsize": 32,
         "epoch": 1,
