@@ -1,6 +1,7 @@
 """The connected changes of a scene as polygons, and their files.
 
-Areas are geodesic, on the WGS 84 ellipsoid, in square metres, whatever the raster's coordinate reference system.
+Areas and perimeters are geodesic, on the WGS 84 ellipsoid, in square metres and metres, whatever the raster's
+coordinate reference system.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def change_polygons(
         simplify: how far an outline may move, in pixels; 0 keeps it.
 
     Returns:
-        A GeoDataFrame of multipolygons with the columns id (the number of the change), area_m2, mean_probability and
-        max_probability, the largest change first.
+        A GeoDataFrame of multipolygons with the columns id (the number of the change), area_m2, perimeter_m,
+        mean_probability and max_probability, the largest change first.
     """
     geopandas, shapely = geo("geopandas"), geo("shapely")
     outlines, traced, crs, transform = trace_outlines(numbers, mask)
@@ -60,6 +61,7 @@ def change_polygons(
     if simplify:
         simpler = shapely.simplify(frame.geometry.to_numpy(), simplify * pixel, preserve_topology=True)
         frame["geometry"] = as_multipolygons(simpler)
+    frame.insert(3, "perimeter_m", geodesic_perimeters(frame.geometry.to_numpy(), crs, pixel))
     return frame
 
 
@@ -107,6 +109,19 @@ def geodesic_areas(outlines: Outlines, crs: Any, pixel: float) -> NDArray[np.flo
     geod = geo("pyproj").Geod(ellps="WGS84")
     placed, _ = to_longitude_latitude(outlines, crs, pixel)
     return np.array([abs(geod.geometry_area_perimeter(outline)[0]) for outline in placed], np.float64)
+
+
+def geodesic_perimeters(outlines: Outlines, crs: Any, pixel: float) -> NDArray[np.float64]:
+    """Compute the perimeters of outlines (N,), holes included, in metres; `pixel` as in `geodesic_areas`."""
+    shapely = geo("shapely")
+    placed, _ = to_longitude_latitude(outlines, crs, pixel)
+    parts, of_part = shapely.get_parts(placed, return_index=True)
+    rings, of_ring = shapely.get_rings(parts, return_index=True)
+    points, of_point = shapely.get_coordinates(rings, return_index=True)
+    steps = np.flatnonzero(of_point[1:] == of_point[:-1])  # from a point to the next one of the same ring
+    _, _, lengths = geo("pyproj").Geod(ellps="WGS84").inv(*points[steps].T, *points[steps + 1].T)
+    owners = of_part[of_ring[of_point[steps]]]
+    return np.bincount(owners, lengths, minlength=len(outlines)).astype(np.float64)  # integers if there are no steps
 
 
 def place_in_wgs84(frame: Any, pixel: float) -> Any:

@@ -2,8 +2,9 @@
 
     probability.tif  uint8: HIGHEST stands for probability 1, NO_DATA for no data at either date
     mask.tif         uint8 with a colour table: 1 where changed, NO_DATA as above
-    changes.gpkg     polygons in the raster's reference system, with id, area_m2, mean_probability, max_probability,
-                     before, after, before_date, after_date and checkpoint; changes.geojson: the same in WGS 84
+    changes.gpkg     polygons in the raster's reference system, with id, area_m2, perimeter_m, mean_probability,
+                     max_probability, before, after, before_date, after_date and checkpoint; changes.geojson: the same
+                     in WGS 84
     changes.qml      a style for the polygons in QGIS
     preview.png      before and after with the outlines of the polygons, reduced in size
     report.html      a page with a before/after slider, the largest changes, and how the result was made
