@@ -66,6 +66,7 @@ class Settings:
         min_area: smallest area of a polygon, in square metres, or None for `LEAST_PIXELS`; smaller polygons are left
             out.
         simplify: how far an outline may move, in pixels.
+        outlines: pixels for outlines along pixel edges, square for right angles where they fit.
         vectors: the polygons' format: gpkg, geojson or none.
         aoi: vector file of the area of interest; everything outside of it is no data.
     """
@@ -80,6 +81,7 @@ class Settings:
     alpha: str = "auto"
     min_area: float | None = None
     simplify: float = 0.0
+    outlines: str = "pixels"
     vectors: str = "gpkg"
     aoi: Path | None = None
     align: bool = False
@@ -332,11 +334,14 @@ class SceneWriter:
             highest=HIGHEST,
             min_area=self.settings.min_area,
             simplify=self.settings.simplify,
+            outlines=self.settings.outlines,
         )
         add_texts(frame, self.texts())
         pixel = abs(self.rows.pair.transform.determinant) ** 0.5
         write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
         self.metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+        if "squared" in frame:
+            self.metadata["polygons"]["squared"] = int(frame["squared"].sum())
         return frame
 
     def texts(self) -> dict[str, str]:
