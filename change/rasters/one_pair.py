@@ -19,7 +19,7 @@ from change.prediction.detector import ChangeDetector
 from change.rasters.bands import ALPHA_CHOICES
 from change.rasters.findings import describe_findings
 from change.rasters.jobs import check_layer, find_jobs
-from change.rasters.polygons import VECTORS
+from change.rasters.polygons import OUTLINES, VECTORS
 from change.rasters.predict import RASTER_OPTIONS
 from change.rasters.predict_pairs import predict_job
 from change.rasters.result_folder import METADATA, folders_to_keep, has_result
@@ -103,13 +103,15 @@ def predict_pair(
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise UserError for a value that the command line refuses and that is not checked when it is used."""
-    for name, choices in (("vectors", VECTORS), ("alpha", ALPHA_CHOICES)):
+    for name, choices in (("vectors", VECTORS), ("alpha", ALPHA_CHOICES), ("outlines", OUTLINES)):
         if name in options and options[name] not in choices:
             raise UserError(f"{name} {options[name]!r}: choose one of {', '.join(choices)}")
     for name in ("min_area", "simplify"):
         value = options.get(name)
         if value is not None and not 0 <= value < math.inf:
             raise UserError(f"{name} {value}: choose 0 or more, and a finite number")
+    if options.get("outlines") == "square" and options.get("simplify"):
+        raise UserError("simplify does nothing with outlines='square': leave it out")
     bands = options.get("bands")
     if bands is not None and (len(bands) != 3 or min(bands) < 1):
         raise UserError(f"bands {bands}: give three numbers of 1 or more, such as (3, 2, 1)")

@@ -21,11 +21,11 @@ from change.common.errors import OneLineParser, UserError
 from change.common.files import DEFAULT_CHECKPOINT, shipped_file
 from change.rasters.bands import ALPHA_CHOICES
 from change.rasters.jobs import check_layer, find_jobs
-from change.rasters.polygons import LEAST_PIXELS, VECTORS
+from change.rasters.polygons import LEAST_PIXELS, OUTLINES, VECTORS
 
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 LIMIT = 2**31  # the values above must be less than this
-POLYGON_OPTIONS = ("min_area", "simplify")
+POLYGON_OPTIONS = ("min_area", "simplify", "outlines")
 RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "align", "vectors", "aoi", *POLYGON_OPTIONS)
 
 
@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         All options with their values, except `RASTER_OPTIONS`: `rasters` holds those of them that are given.
 
     Raises:
-        UserError: for a value out of range, for an option that has no effect with --vectors none, or if the default
+        UserError: for a value out of range, for an option that has no effect with another one, or if the default
             checkpoint is missing.
     """
     given = make_parser().parse_args(arguments)
@@ -60,6 +60,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         check_layer(aoi, "--aoi")
     if given.rasters.get("vectors") == "none":
         refuse_idle(given.rasters, POLYGON_OPTIONS, "--vectors none")
+    if given.rasters.get("outlines") == "square":
+        refuse_idle(given.rasters, ("simplify",), "--outlines square")
     return given
 
 
@@ -100,6 +102,11 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"smallest polygon to keep, in square metres; 0 keeps all (default: {LEAST_PIXELS} pixels)",
     )
     rasters.add_argument("--simplify", type=float, help="how far outlines may move, in pixels (default: 0)")
+    rasters.add_argument(
+        "--outlines",
+        choices=OUTLINES,
+        help="pixels: along pixel edges; square: with right angles, as buildings, where that fits (default: pixels)",
+    )
     return parser
 
 

@@ -2,8 +2,9 @@
 
     probability.tif  uint8: HIGHEST stands for probability 1, NO_DATA for no data at either date
     mask.tif         uint8 with a colour table: 1 where changed, NO_DATA as above
-    changes.gpkg     polygons in the raster's reference system, with id, area_m2, mean_probability, max_probability,
-                     before, after, before_date, after_date and checkpoint; changes.geojson: the same in WGS 84
+    changes.gpkg     polygons in the raster's reference system, with id, area_m2, perimeter_m, mean_probability,
+                     max_probability, before, after, before_date, after_date and checkpoint; changes.geojson: the same
+                     in WGS 84
     changes.qml      a style for the polygons in QGIS
     preview.png      before and after with the outlines of the polygons, reduced in size
     report.html      a page with a before/after slider, the largest changes, and how the result was made
@@ -65,6 +66,7 @@ class Settings:
         min_area: smallest area of a polygon, in square metres, or None for `LEAST_PIXELS`; smaller polygons are left
             out.
         simplify: how far an outline may move, in pixels.
+        outlines: pixels for outlines along pixel edges, square for right angles where they fit.
         vectors: the polygons' format: gpkg, geojson or none.
         aoi: vector file of the area of interest; everything outside of it is no data.
     """
@@ -79,6 +81,7 @@ class Settings:
     alpha: str = "auto"
     min_area: float | None = None
     simplify: float = 0.0
+    outlines: str = "pixels"
     vectors: str = "gpkg"
     aoi: Path | None = None
     align: bool = False
@@ -331,11 +334,14 @@ class SceneWriter:
             highest=HIGHEST,
             min_area=self.settings.min_area,
             simplify=self.settings.simplify,
+            outlines=self.settings.outlines,
         )
         add_texts(frame, self.texts())
         pixel = abs(self.rows.pair.transform.determinant) ** 0.5
         write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
         self.metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+        if "squared" in frame:
+            self.metadata["polygons"]["squared"] = int(frame["squared"].sum())
         return frame
 
     def texts(self) -> dict[str, str]:
