@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from change.common.bands import has_data
 from change.common.errors import UserError
 from change.rasters.alignment import Alignment, align_dates
 from change.rasters.area import area_bounds, inside_area, read_area
@@ -381,17 +382,3 @@ def warp_onto(second: Any, first: Any) -> Any:
         resampling=resampling.bilinear if read_palette(second) is None else resampling.nearest,
         add_alpha=not has_mask,  # else pixels outside of the raster would count as data
     )
-
-
-def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Find the pixels that hold data, bool (h, W).
-
-    Args:
-        levels: any type (3, h, W).
-        valid: bool (3, h, W), which of them are valid.
-
-    An integer that stands for nodata may also be a valid level of one band, such as a red of 0. So a pixel holds data
-    if any band is valid. Floats have separate values for nodata, so all bands must be valid.
-    """
-    found = np.all if levels.dtype.kind == "f" else np.any
-    return np.asarray(found(valid, 0), np.bool_)
