@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from change.common.bands import Bands
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.tiff import OWN_METADATA
@@ -61,7 +62,8 @@ class Settings:
         tile: side of the tiles in pixels.
         overlap: overlap of the tiles in pixels.
         batch: number of tiles predicted at once.
-        bands, stretch, assume_aligned, alpha, align: as in `RasterPair`.
+        bands, stretch, assume_aligned, alpha, align: as in `RasterPair`; for bands other than 8-bit RGB, the stretch is
+            that of the pictures.
         min_area: smallest area of a polygon, in square metres, or None for `LEAST_PIXELS`; smaller polygons are left
             out.
         simplify: how far an outline may move, in pixels.
@@ -100,6 +102,7 @@ def predict_rasters(
     settings: Settings,
     about: dict[str, Any],
     progress: bool = False,
+    reads: Bands | None = None,
 ) -> dict[str, Any]:
     """Predict a scene and write its files.
 
@@ -107,10 +110,11 @@ def predict_rasters(
         before: raster.
         after: raster of the later date.
         folder: exists and is empty.
-        predict: for tiles, uint8 (B, 3, h, w) each.
+        predict: for tiles (B, C, h, w) each, as in `RasterPair.rows`.
         settings: how to predict, and what to write.
         about: further entries of metadata.json, as `ChangeDetector.describe` returns them.
         progress: show a progress bar.
+        reads: the bands that the network reads; None for 8-bit RGB.
 
     Returns:
         The content of metadata.json.
@@ -124,7 +128,7 @@ def predict_rasters(
     network = PredictWhereData(predict)
     with (
         limited_cache(),
-        contextlib.closing(open_pair(before, after, settings)) as pair,
+        contextlib.closing(open_pair(before, after, settings, reads)) as pair,
         contextlib.closing(RowReader(pair, settings.tile, settings.overlap)) as rows,
     ):
         polygons = wants_polygons(pair, settings)
@@ -134,7 +138,7 @@ def predict_rasters(
                 f"{before} has no coordinate reference system on earth ({pair.crs}): no polygons are written"
             )
         log_look(look)
-        metadata = describe(before, after, pair, settings) | about | look.metadata()
+        metadata = describe(before, after, pair, settings) | describe_bands(pair) | about | look.metadata()
         try:
             with contextlib.closing(Numbering(folder / ".numbers.tif", pair.place)) as numbering:
                 writer = SceneWriter(rows, numbering, folder, settings=settings, metadata=metadata)
@@ -159,8 +163,8 @@ def check_own_files(vectors: str) -> None:
             raise UserError(f"{path} is missing: it comes with PRX-Change; install it again or restore it with git")
 
 
-def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
-    """Open two rasters as `settings` ask. Raises UserError as `RasterPair` does."""
+def open_pair(before: Path, after: Path, settings: Settings, reads: Bands | None = None) -> RasterPair:
+    """Open two rasters as `settings` ask, for a network that reads `reads`. Raises UserError as `RasterPair` does."""
     return RasterPair(
         before,
         after,
@@ -170,6 +174,7 @@ def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
         alpha=settings.alpha,
         aoi=settings.aoi,
         align=settings.align,
+        reads=reads,
     )
 
 
@@ -208,6 +213,18 @@ def describe_grid(before: Path, after: Path, pair: RasterPair) -> dict[str, Any]
         "after_date": pair.after.source.date,
         **({} if pair.alignment is None else {"alignment": pair.alignment.metadata()}),
     }
+
+
+def describe_bands(pair: RasterPair) -> dict[str, Any]:
+    """Describe the bands that the network read, for metadata.json; nothing for 8-bit RGB.
+
+    "bands" then holds the numbers of those that pictures show, so that the scene can be opened as RGB.
+    """
+    reads, numbers = pair.before.reads, pair.before.bands
+    if reads is None:
+        return {}
+    shown = [numbers[place] for place in reads.shown()]
+    return {"bands": shown, "read_bands": dict(zip(reads.names, numbers, strict=True)), "read_type": reads.kind}
 
 
 def describe_stretch(pair: RasterPair) -> dict[str, dict[str, list[float]]]:
