@@ -102,14 +102,17 @@ def write_pair(files: dict[str, Path], out: Path, before: Path) -> bool:
                 stack.callback(warped.close)
             path = out / sub / f"{files[sub].stem}.tif"
             try:
-                write_window(warped, window, path, like=dataset, first=first)
+                write_window(warped, window, path, like=dataset, first=first, masked=sub != LABEL)
             except gdal_errors() as error:
                 raise UserError(f"{path} cannot be written from {files[sub]} ({reason(error)})") from error
     return True
 
 
-def write_window(warped: Any, window: Any, path: Path, *, like: Any, first: Any) -> None:
-    """Write a window of a dataset as a GeoTIFF with the bands of `like`, on the grid of `first`."""
+def write_window(warped: Any, window: Any, path: Path, *, like: Any, first: Any, masked: bool) -> None:
+    """Write a window of a dataset as a GeoTIFF with the bands of `like`, on the grid of `first`.
+
+    `masked`: mask pixels that lie outside of `like`, if there are any and it has no other value for them.
+    """
     rasterio = geo("rasterio")
     windows = geo("rasterio.windows")
     alpha = find_alpha_band(warped) if find_alpha_band(like) is None else None  # added by the warp
@@ -130,10 +133,12 @@ def write_window(warped: Any, window: Any, path: Path, *, like: Any, first: Any)
     }
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **profile) as out:
         out.descriptions = like.descriptions[: len(numbers)]
+        if masked and alpha is not None:
+            inside = warped.read(alpha, window=window)
+            if not inside.all():
+                out.write_mask(inside)
         for top in range(0, height, ROWS):
             rows = min(ROWS, height - top)
             source = windows.Window(window.col_off, window.row_off + top, width, rows)
             target = windows.Window(0, top, width, rows)
             out.write(warped.read(numbers, window=source), window=target)
-            if alpha is not None:
-                out.write_mask(warped.read(alpha, window=source), window=target)
