@@ -36,9 +36,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from change.common.bands import Bands, restore_bands, stretch_levels
+from change.common.bands import Bands, restore_bands
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash, write_whole
+from change.data.band_files import Channels
 from change.published import translate
 from models.config import RGB, NetworkConfig
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD
@@ -113,8 +114,7 @@ class Checkpoint:
         """Return an image (H, W, C) as RGB (H, W, 3): levels are stretched around the mean of their band."""
         if self.bands is None:
             return image
-        places = list(self.bands.shown())
-        return stretch_levels(image[..., places], np.array(self.mean)[places], np.array(self.std)[places])
+        return Channels(self.bands, self.mean, self.std).picture(image)
 
     def knows_its_images(self) -> bool:
         """Return whether the lineage records the training images of every pass."""

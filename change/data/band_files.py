@@ -17,18 +17,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from change.common.bands import Bands, Header, has_data
+from change.common.bands import Bands, Header, has_data, stretch_levels
 from change.common.errors import UserError, import_optional
 
 PART = 2**22  # levels that are read at once for statistics
 CACHE = 64 * 2**20  # bytes of decoded blocks that GDAL may keep
 
 
-class Statistics(NamedTuple):
-    """Mean and standard deviation of each band."""
+class Channels(NamedTuple):
+    """The bands of a network, with the mean and the standard deviation of each in the units of the files."""
 
+    bands: Bands
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def picture(self, levels: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return levels (H, W, C) as RGB (H, W, 3), stretched around the mean of each band."""
+        places = list(self.bands.shown())
+        return stretch_levels(levels[..., places], np.array(self.mean)[places], np.array(self.std)[places])
 
 
 @contextlib.contextmanager
@@ -84,7 +90,7 @@ def read_part(dataset: Any, numbers: Sequence[int], window: Any) -> tuple[NDArra
     return np.where(data, levels, levels.dtype.type(0)), data
 
 
-def measure(paths: Sequence[Path], bands: Bands) -> Statistics:
+def measure(paths: Sequence[Path], bands: Bands) -> Channels:
     """Measure mean and standard deviation of each band over all files, without pixels that hold no data.
 
     Files are read in parts of at most `PART` levels, or one block if that is larger, so their size does not matter.
@@ -111,7 +117,7 @@ def measure(paths: Sequence[Path], bands: Bands) -> Statistics:
     flat = [name for name, spread in zip(bands.names, std, strict=True) if not spread > 0]
     if flat:
         raise UserError(f"--bands: {flat[0]} has the same level in all train images: leave it out")
-    return Statistics(tuple(mean.tolist()), tuple(std.tolist()))
+    return Channels(bands, tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def sums(path: Path, bands: Bands) -> Iterator[tuple[float, NDArray[np.float64], NDArray[np.float64]]]:

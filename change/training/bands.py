@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import NamedTuple
 
 from change.change_dataloader import Split, find_first_image
 from change.checkpoint import load_checkpoint
 from change.common.bands import Bands, choose_bands
 from change.common.errors import UserError, list_names
-from change.data.band_files import measure, read_header
+from change.data.band_files import Channels, measure, read_header
 from change.options.train import TrainOptions
 from change.training.run_state import RunState
 
 log = logging.getLogger(__name__)
-
-
-class Channels(NamedTuple):
-    """The bands of a network, with the mean and the standard deviation of each in the units of the files."""
-
-    bands: Bands
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 def known_channels(options: TrainOptions, state: RunState | None) -> Channels | None:
@@ -60,8 +51,8 @@ def measure_channels(train: Split) -> Channels | None:
     """
     if train.bands is None:
         return None
-    mean, std = measure([path for pair in train.pairs for path in (pair.before, pair.after)], train.bands)
+    found = measure([path for pair in train.pairs for path in (pair.before, pair.after)], train.bands)
     names = train.bands.names
-    described = [f"{name} {middle:.4g} +- {spread:.4g}" for name, middle, spread in zip(names, mean, std, strict=True)]
+    described = [f"{name} {mean:.4g} +- {std:.4g}" for name, mean, std in zip(names, *found[1:], strict=True)]
     log.info("mean and standard deviation of the bands of train: %s", list_names(described, len(names)))
-    return Channels(train.bands, mean, std)
+    return found

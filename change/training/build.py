@@ -20,6 +20,7 @@ from change.common.bands import Bands
 from change.common.command_line import read_range
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
+from change.data.band_files import Channels
 from change.data.cache import DecodedCache, decode_pairs
 from change.data.degradation import Degradations
 from change.data.loaders import EpochOrder, TrainLoader, default_workers, whole_batches, whole_loader
@@ -36,7 +37,7 @@ from change.data.transforms import BandJitter, ColorJitter, Geometry
 from change.options.train import AugmentationOptions, DataOptions, OptimizerOptions, TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
 from change.training.average import WeightAverage
-from change.training.bands import Channels, choose_run_bands, known_channels, measure_channels, refuse_for_bands
+from change.training.bands import choose_run_bands, known_channels, measure_channels, refuse_for_bands
 from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
 from change.training.recorded import Recorded
