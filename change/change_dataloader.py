@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from change.common.band_files import read_bands, read_header
 from change.common.bands import Bands
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash
@@ -44,7 +45,6 @@ from change.common.images import (
 )
 from change.common.names import files_by_stem, read_list
 from change.common.tiff import have_different_grids
-from change.data.band_files import read_bands, read_header
 from change.data.masks import find_rule, read_mask
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")

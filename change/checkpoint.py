@@ -36,10 +36,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from change.common.bands import Bands, restore_bands
+from change.common.bands import Bands, Channels, restore_bands
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash, write_whole
-from change.data.band_files import Channels
 from change.published import translate
 from models.config import RGB, NetworkConfig
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD

@@ -115,6 +115,19 @@ class Bands:
         return f"{len(self.names)} band{'s' * (len(self.names) > 1)} of {self.kind} ({list_names(self.names, MOST)})"
 
 
+class Channels(NamedTuple):
+    """The bands of a network, with the mean and the standard deviation of each in the units of the files."""
+
+    bands: Bands
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def picture(self, levels: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return levels (H, W, C) as RGB (H, W, 3), stretched around the mean of each band."""
+        places = list(self.bands.shown())
+        return stretch_levels(levels[..., places], np.array(self.mean)[places], np.array(self.std)[places])
+
+
 def restore_bands(stored: Mapping[str, Any] | None) -> Bands | None:
     """Make bands from the dict of a file, which may hold lists. Raises KeyError, TypeError or ValueError for others."""
     if stored is None:

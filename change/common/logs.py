@@ -40,7 +40,8 @@ def start_logging(process: int = 0) -> logging.handlers.MemoryHandler:
     message = f"[process {process}] %(message)s" if process else "%(message)s"
     logging.basicConfig(level=logging.INFO, format=message, handlers=[console, kept], force=True)
     logging.captureWarnings(True)
-    warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # of rasterio, about ordinary images
+    for text in ("Dataset has no geotransform", "The dataset's nodata attribute is shadowing"):  # of rasterio
+        warnings.filterwarnings("ignore", message=text)
     return kept
 
 

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 
 from change.change_dataloader import Pair, read_images
+from change.common.bands import Channels
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.images import Image
-from change.data.band_files import Channels
 from change.data.masks import read_levels
 
 ROWS = 12  # findings per sheet

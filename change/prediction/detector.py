@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from change.checkpoint import load_checkpoint, network_for_prediction
+from change.common.band_files import read_bands
 from change.common.bands import Bands
 from change.common.choices import OVERLAP, TILE
 from change.common.devices import DTYPES, choose_amp, choose_device
@@ -23,7 +24,6 @@ from change.common.errors import UserError
 from change.common.files import DEFAULT_CHECKPOINT, shipped_file
 from change.common.images import Image, bits, read_opaque, split_alpha
 from change.common.tiff import have_different_grids, more_than_rgba
-from change.data.band_files import read_bands
 from change.prediction.predictor import precision_name, predictor
 from change.prediction.threshold import require_finite
 from change.prediction.tiles import Predict, sliding, symmetric

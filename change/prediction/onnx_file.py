@@ -19,11 +19,11 @@ from torch.export import Dim
 from torch.torch_version import TorchVersion
 
 from change.checkpoint import Checkpoint, load_checkpoint, network_for_prediction, save_tensors
+from change.common.band_files import read_bands
 from change.common.bands import Bands
 from change.common.errors import UserError, import_optional
 from change.common.files import shipped_file, write_whole
 from change.common.images import read_image
-from change.data.band_files import read_bands
 from change.prediction.folding import Fused
 from models.config import MULTIPLE
 from models.padding import normalise

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from change.common.band_files import header_of
 from change.common.bands import Bands
 from change.common.errors import UserError
-from change.data.band_files import header_of
 from change.rasters.gdal import find_alpha_band, geo, open_raster, read_date, read_palette
 
 ROLES = ("red", "green", "blue")

@@ -288,24 +288,13 @@ class RasterPair:
                 open_source(path, bands=bands, alpha=alpha, stack=stack, reads=reads) for path in (before, after)
             ]
             self.channels, self.kind = len(sources[0].bands) if reads else 3, reads.kind if reads else "uint8"
-            first, second = (source.dataset for source in sources)
+            first = sources[0].dataset
             self.crs, transform = first.crs, first.transform
-            warped = None
             if assume_aligned:
-                check_sizes(first, second, before=before, after=after)
-                self.window = other = whole_window(first)
                 self.fault = find_fault(first) if first.crs else ""
                 if self.fault:
                     self.crs, transform = None, geo("rasterio.transform").Affine.identity()
-            else:
-                check_reference_systems(first, second, before=before, after=after)
-                self.window = other = overlap_window(first, second, before=before, after=after)
-                shift = find_shift(first, second)
-                if shift is None:
-                    warped = warp_onto(second, first)
-                    stack.callback(warped.close)
-                else:
-                    other = shift_window(self.window, shift)
+            other, warped = self.choose_grid(sources, stack)
             self.before = AlignedRaster(sources[0], window=self.window, stretch=stretch, reads=reads)
             self.after = AlignedRaster(sources[1], window=other, stretch=stretch, warped=warped, reads=reads)
             self.area = None if aoi is None else read_area(aoi, first, self.fault)
@@ -316,6 +305,30 @@ class RasterPair:
             self.place = {"height": self.height, "width": self.width, "crs": self.crs, "transform": self.transform}
             self.alignment: Alignment | None = align_dates(self) if align else None
             self.stack = stack.pop_all()
+
+    def choose_grid(self, sources: Sequence[Source], stack: ExitStack) -> tuple[Any, Any]:
+        """Set the window of the common grid in the first raster.
+
+        Returns:
+            The window in the second raster, or in a warped raster, and that raster or None; `stack` closes it.
+
+        Raises:
+            UserError: as `RasterPair` does.
+        """
+        first, second = (source.dataset for source in sources)
+        before, after = (source.path for source in sources)
+        if self.assumes_aligned:
+            check_sizes(first, second, before=before, after=after)
+            self.window = whole_window(first)
+            return self.window, None
+        check_reference_systems(first, second, before=before, after=after)
+        self.window = overlap_window(first, second, before=before, after=after)
+        shift = find_shift(first, second)
+        if shift is not None:
+            return shift_window(self.window, shift), None
+        warped = warp_onto(second, first)
+        stack.callback(warped.close)
+        return self.window, warped
 
     def cut_to_area(self, aoi: Path, transform: Any) -> None:
         """Cut the windows of both rasters to the area, with a margin. The stretch remains that of the whole rasters.

@@ -37,12 +37,13 @@ from change.common.tiff import OWN_METADATA
 from change.evaluation.report import TEMPLATE
 from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
+from change.rasters.describe import describe_bands, describe_grid, describe_stretch
 from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, reason
 from change.rasters.look import log_look, look_at
 from change.rasters.numbering import Changes, Numbering
 from change.rasters.places import is_on_earth
 from change.rasters.polygons import LEAST_PIXELS, STYLE, add_texts, change_polygons, write_vectors
-from change.rasters.raster import AlignedRaster, RasterPair
+from change.rasters.raster import RasterPair
 from change.rasters.result_folder import METADATA
 from change.rasters.rows import PredictWhereData, RowReader, predict_rows
 from change.rasters.scene_report import Found, write_pictures
@@ -198,42 +199,6 @@ def describe(before: Path, after: Path, pair: RasterPair, settings: Settings) ->
         "min_pixels": LEAST_PIXELS if settings.min_area is None else None,
         "stretched": describe_stretch(pair),
     }
-
-
-def describe_grid(before: Path, after: Path, pair: RasterPair) -> dict[str, Any]:
-    """Describe the files, the common grid and the dates of a pair, for metadata.json."""
-    return {
-        "before": str(before),
-        "after": str(after),
-        "height": pair.height,
-        "width": pair.width,
-        "crs": pair.crs.to_string() if pair.crs else None,
-        "transform": list(pair.transform)[:6],
-        "before_date": pair.before.source.date,
-        "after_date": pair.after.source.date,
-        **({} if pair.alignment is None else {"alignment": pair.alignment.metadata()}),
-    }
-
-
-def describe_bands(pair: RasterPair) -> dict[str, Any]:
-    """Describe the bands that the network read, for metadata.json; nothing for 8-bit RGB.
-
-    "bands" then holds the numbers of those that pictures show, so that the scene can be opened as RGB.
-    """
-    reads, numbers = pair.before.reads, pair.before.bands
-    if reads is None:
-        return {}
-    shown = [numbers[place] for place in reads.shown()]
-    return {"bands": shown, "read_bands": dict(zip(reads.names, numbers, strict=True)), "read_type": reads.kind}
-
-
-def describe_stretch(pair: RasterPair) -> dict[str, dict[str, list[float]]]:
-    """Describe which levels of each date become 0 and 255, for metadata.json."""
-
-    def ends(raster: AlignedRaster) -> dict[str, list[float]]:
-        return {"low": list(raster.stretch.low), "high": list(raster.stretch.high)}
-
-    return {"before": ends(pair.before), "after": ends(pair.after)}
 
 
 class SceneWriter:

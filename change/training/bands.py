@@ -7,9 +7,9 @@ from pathlib import Path
 
 from change.change_dataloader import Split, find_first_image
 from change.checkpoint import load_checkpoint
-from change.common.bands import Bands, choose_bands
+from change.common.band_files import measure, read_header
+from change.common.bands import Bands, Channels, choose_bands
 from change.common.errors import UserError, list_names
-from change.data.band_files import Channels, measure, read_header
 from change.options.train import TrainOptions
 from change.training.run_state import RunState
 

@@ -16,11 +16,10 @@ from torch.utils.data import DataLoader
 from change.change_dataloader import Split, find_split, shared_images
 from change.checkpoint import Checkpoint
 from change.common import distributed
-from change.common.bands import Bands
+from change.common.bands import Bands, Channels
 from change.common.command_line import read_range
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
-from change.data.band_files import Channels
 from change.data.cache import DecodedCache, decode_pairs
 from change.data.degradation import Degradations
 from change.data.loaders import EpochOrder, TrainLoader, default_workers, whole_batches, whole_loader

@@ -12,29 +12,16 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from change.common.bands import Bands, Header, has_data, stretch_levels
+from change.common.bands import Bands, Channels, Header, has_data
 from change.common.errors import UserError, import_optional
 
 PART = 2**22  # levels that are read at once for statistics
 CACHE = 64 * 2**20  # bytes of decoded blocks that GDAL may keep
-
-
-class Channels(NamedTuple):
-    """The bands of a network, with the mean and the standard deviation of each in the units of the files."""
-
-    bands: Bands
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def picture(self, levels: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return levels (H, W, C) as RGB (H, W, 3), stretched around the mean of each band."""
-        places = list(self.bands.shown())
-        return stretch_levels(levels[..., places], np.array(self.mean)[places], np.array(self.std)[places])
 
 
 @contextlib.contextmanager
@@ -83,7 +70,11 @@ def read_bands(path: Path, bands: Bands) -> tuple[NDArray[Any], NDArray[np.bool_
 def read_part(dataset: Any, numbers: Sequence[int], window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Read a window of an open dataset: levels (C, h, w), 0 where there is no data, and where there is, bool (h, w)."""
     levels = dataset.read(list(numbers), window=window)
-    valid = np.asarray(dataset.read_masks(list(numbers), window=window) > 0)
+    alphas = [number for number, kind in enumerate(dataset.colorinterp, start=1) if kind.name == "alpha"]
+    if set(alphas) & set(numbers):  # GDAL takes the fourth band of 8 bits for alpha, and would mask the others by it
+        valid = np.asarray(levels != dataset.nodata)
+    else:
+        valid = np.asarray(dataset.read_masks(list(numbers), window=window) > 0)
     if levels.dtype.kind == "f":
         valid &= np.isfinite(levels)
     data = has_data(levels, valid)
