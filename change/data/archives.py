@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import Protocol
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from change.common.errors import UserError
@@ -19,6 +20,23 @@ from change.common.files import write_whole
 ZIP_ERRORS = (BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError)  # what zipfile raises for damage
 
 Folder = tuple[str, ...]  # the parts of a folder's path, in lower case
+
+
+class Content(Protocol):
+    """What becomes a file of the layout for training: a `File` of a download, or a mask that is made from several."""
+
+    @property
+    def name(self) -> str:
+        """The file's name, without folders."""
+
+    def read(self) -> bytes:
+        """Return the content."""
+
+    def same(self, target: Path) -> bool:
+        """Tell whether the file `target` has the same content."""
+
+    def put(self, target: Path) -> str:
+        """Make the file `target`; return how, in a word or two."""
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,43 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from change.change_dataloader import SPLITS, SUFFIXES
 from change.common.errors import UserError, list_names
 from change.common.names import decode_text, natural_order, parse_list
-from change.data.archives import File, Folder, normalise_folder, walk
+from change.data.archives import Content, File, Folder, normalise_folder, walk
 
-Pairs = dict[str, dict[str, File]]  # files by stem and kind
+Found = dict[str, dict[str, File]]  # files of a download, by the name of their pair and by kind
+Pairs = dict[str, dict[str, Content]]  # the same, once masks may have been made
+PLACEHOLDER = "{split}"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a download is laid out.
+
+    Attributes:
+        kinds: The kind of the images in a folder, by the folder's name or the last parts of its path. The first that
+            fits counts. {split} stands for a folder that `splits` names.
+        splits: The split that a folder stands for, by the folder's name in lower case; "" if lists divide its images.
+        name_of: Returns the name of a pair for the stem of any of its files. It may raise UserError.
+    """
+
+    kinds: Mapping[str, str]
+    splits: Mapping[str, str] = field(default_factory=lambda: {split: split for split in SPLITS})
+    name_of: Callable[[str], str] = str
+
+    def tails(self) -> Iterator[tuple[Folder, str, str]]:
+        """Yield the last parts of every folder with images, their kind and, if there is a {split}, their split."""
+        for folder, kind in self.kinds.items():
+            divided = self.splits if PLACEHOLDER in folder else {"": ""}
+            for name, split in divided.items():
+                yield normalise_folder(PurePath(folder.replace(PLACEHOLDER, name)).parts), kind, split
 
 
 @dataclass
@@ -29,14 +54,14 @@ class Download:
         tops: By split, the folder that holds its folders of images.
     """
 
-    pairs: dict[str, Pairs] = field(default_factory=lambda: {split: defaultdict(dict) for split in ("", *SPLITS)})
+    pairs: dict[str, Found] = field(default_factory=lambda: {split: defaultdict(dict) for split in ("", *SPLITS)})
     lists: dict[Folder, dict[str, File]] = field(default_factory=lambda: defaultdict(dict))
     tops: dict[str, Folder] = field(default_factory=dict)
 
 
 def find_pairs(
     source: Path,
-    kinds: Mapping[str, str],
+    layout: Layout,
     list_folder: Path | None,
     shipped: Path | None,
     zips: contextlib.ExitStack,
@@ -49,7 +74,7 @@ def find_pairs(
 
     Args:
         source: A folder, which may contain zip files, or a zip file.
-        kinds: The kind of the images in a folder, by the folder's name or the last parts of its path.
+        layout: What its folders hold.
         list_folder: The folder of the lists, on disk or beside the images. By default, the folder "list" beside the
             images is used, and `shipped` if that does not exist.
         shipped: The folder of the lists that come with the program, or None.
@@ -59,8 +84,8 @@ def find_pairs(
     Raises:
         UserError: If there is no data set or more than one, if a pair lacks a file, or for the same reasons as `walk`.
     """
-    found = collect(source, kinds, zips)
-    folders = {kind: folder for folder, kind in kinds.items()}
+    found = collect(source, layout, zips)
+    folders = {kind: folder for folder, kind in layout.kinds.items()}
     held = {kind for pairs in found.pairs.values() for files in pairs.values() for kind in files}
     missing = [folder for kind, folder in folders.items() if kind not in held]
     if missing:
@@ -70,7 +95,7 @@ def find_pairs(
     if "" in found.tops:
         lists = choose_lists(found, list_folder, shipped)
         alone = {without_lists: in_natural_order(found.pairs[""])} if without_lists else {}
-        splits = split_by_lists(found.pairs[""], lists) if lists else alone
+        splits = split_by_lists(found.pairs[""], lists, layout.name_of) if lists else alone
     elif list_folder:
         folders_there = ", ".join(found.tops)
         raise UserError(f"--list {list_folder}: {source} has folders for its splits ({folders_there}): leave it out")
@@ -93,30 +118,31 @@ def find_pairs(
         raise UserError(
             f"{source}: no file for {list_names(lacking)}: every pair needs a file of its stem in each folder"
         )
-    return splits
+    return {split: {name: {**files} for name, files in pairs.items()} for split, pairs in splits.items()}
 
 
-def in_natural_order(pairs: Pairs) -> Pairs:
+def in_natural_order(pairs: Found) -> Found:
     """Return pairs in the natural order of their stems."""
     return {name: pairs[name] for name in sorted(pairs, key=natural_order)}
 
 
-def collect(source: Path, kinds: Mapping[str, str], zips: contextlib.ExitStack) -> Download:
+def collect(source: Path, layout: Layout, zips: contextlib.ExitStack) -> Download:
     """Collect the images and lists of a download.
 
-    Raises UserError if it holds two data sets, or for the same reasons as `walk`.
+    Raises UserError if it holds two data sets, or for the same reasons as `walk` and `Layout.name_of`.
     """
     found = Download()
-    tails = {normalise_folder(PurePath(folder).parts): kind for folder, kind in kinds.items()}
-    for folder, file in walk(source, {*SPLITS, *(tail[-1] for tail in tails)}, zips):
+    tails = list(layout.tails())
+    for folder, file in walk(source, {*layout.splits, *(part for tail, _, _ in tails for part in tail)}, zips):
         stem, suffix = PurePath(file.name).stem, PurePath(file.name).suffix.lower()
-        tail = next((tail for tail in tails if folder[-len(tail) :] == tail), None)
-        if suffix in SUFFIXES and tail:
+        fitting = next(((tail, kind, split) for tail, kind, split in tails if folder[-len(tail) :] == tail), None)
+        if suffix in SUFFIXES and fitting:
+            tail, kind, split = fitting
             top = folder[: -len(tail)]
-            split = next((part for part in reversed(top) if part in SPLITS), "")
+            split = split or next((layout.splits[part] for part in reversed(top) if part in layout.splits), "")
             if found.tops.setdefault(split, top) != top or ("" in found.tops and len(found.tops) > 1):
                 raise UserError(f"{source} holds two data sets, or one twice ({file}): give the folder of one")
-            add(found.pairs[split][stem], tails[tail], file)
+            add(found.pairs[split][layout.name_of(stem)], kind, file)
         elif suffix == ".txt" and stem in SPLITS:
             found.lists[folder][stem] = file
     return found
@@ -148,12 +174,12 @@ def choose_lists(found: Download, list_folder: Path | None, shipped: Path | None
     return beside or on_disk
 
 
-def split_by_lists(pairs: Pairs, lists: dict[str, File]) -> dict[str, Pairs]:
-    """Assign pairs to the splits whose lists name them.
+def split_by_lists(pairs: Found, lists: dict[str, File], name_of: Callable[[str], str]) -> dict[str, Found]:
+    """Assign pairs to the splits whose lists name them. `name_of`: see `Layout`.
 
     A warning counts the pairs that no list names, and the names without a pair.
     """
-    names = {split: read_names(lists[split], pairs) for split in SPLITS if split in lists}
+    names = {split: [*map(name_of, read_names(lists[split], pairs))] for split in SPLITS if split in lists}
     every: set[str] = set().union(*names.values())
     if names and every != pairs.keys():
         log.warning(

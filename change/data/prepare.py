@@ -8,161 +8,39 @@ or, with --tile, PNG tiles STEM_Y_X, named after the row and the column of their
 SOURCE is never written to, and nothing in ROOT is overwritten. After an interruption, run the command again to complete
 ROOT.
 
---val SHARE sets a share of the train pairs aside as val, see `change.data.splitting`.
+--val SHARE sets a share of the train pairs aside as val, see `change.data.splitting`. Of a data set that is one scene,
+it becomes a strip, see `change.data.cutting`. For some data sets, --from_to and --direction write masks with classes,
+and ROOT/classes.txt names them, see `change.data.land_cover`, `change.data.direction` and `change.data.classes`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
-import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-import numpy as np
-import PIL.Image
 from tqdm import tqdm
 
 from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import home_folder, make_folder, write_whole
-from change.common.images import (
-    IMAGE_MODES,
-    PIXEL_LIMIT,
-    UNREADABLE,
-    bits,
-    image_hash,
-    open_image,
-    stored_as,
-    upright,
-)
 from change.common.logs import start_logging
 from change.common.names import files_by_stem
-from change.data.archives import File, is_hidden
+from change.data.archives import Content, File, is_hidden
+from change.data.classes import CLASSES, Classes, write_classes
+from change.data.cutting import Cutting, Strip, Tile, cut
+from change.data.direction import find_directions
 from change.data.downloads import Pairs, find_pairs, read_names
-from change.data.masks import FEW_BITS, has_levels_in_colour, refuse_no_data
+from change.data.known_sets import DATA_SETS, KINDS, DataSet, find_layout
+from change.data.made_masks import MakeMask, make_masks, report_counts
 from change.data.sources import write_sources
 from change.data.splitting import set_val_aside
 
-KINDS = (BEFORE, AFTER, LABEL)
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """A published data set.
-
-    Attributes:
-        pairs: The number of pairs in train, val and test.
-        folders: The names of its folders of before, after and masks.
-        note: A warning that is logged.
-    """
-
-    pairs: tuple[int, int, int]
-    folders: tuple[str, ...] = KINDS
-    note: str = ""
-
-
-DATA_SETS = {
-    "LEVIR-CD": DataSet((445, 64, 128)),
-    "LEVIR-CD-256": DataSet((7120, 1024, 2048)),
-    "DSIFN-CD": DataSet((3600, 340, 48), ("t1", "t2", "mask")),
-    "DSIFN-CD-256": DataSet(
-        (14400, 1360, 192),
-        note="164 of the 192 test images are also in train: scores on test are not scores of unseen data",
-    ),
-    "S2Looking": DataSet(
-        (3500, 500, 1000),
-        ("Image1", "Image2", "label"),
-        "the masks are those in label; label1 and label2 (houses that appeared, houses that vanished) are left out",
-    ),
-    "CLCD": DataSet((360, 120, 120), ("time1", "time2", "label")),
-}
-
-
-# --- tiles -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A part of an image, to be stored as PNG. `source` is the `image_hash` of the whole image; "" for a mask."""
-
-    name: str
-    image: PIL.Image.Image
-    source: str
-
-    def same(self, target: Path) -> bool:
-        """Tell whether the file `target` has these pixels. Its bytes may differ if another Pillow wrote it."""
-        try:
-            with open_image(target) as there:
-                return np.array_equal(np.asarray(there), np.asarray(self.image))
-        except UNREADABLE:
-            return False
-
-    def put(self, target: Path) -> str:
-        """Write the file `target`; return "cut"."""
-        data = io.BytesIO()
-        self.image.save(data, "PNG")
-        write_whole(target, data.getvalue())
-        return "cut"
-
-
-def cut(name: str, files: dict[str, File], tile: int, overlap: int) -> Iterator[tuple[str, dict[str, Tile]]]:
-    """Yield the stem and the tiles of a pair, row by row.
-
-    The last tiles of a row and of a column end at the image's border. Raises UserError if images differ in size or are
-    smaller than a tile, or for the same reasons as `decode`.
-    """
-    images = {kind: decode(file, kind == LABEL) for kind, file in files.items()}
-    sizes = {f"{files[kind]} {image.width}x{image.height}": image.size for kind, image in images.items()}
-    width, height = images[BEFORE].size
-    if len(set(sizes.values())) > 1:
-        raise UserError(f"sizes differ: {', '.join(sizes)}")
-    if min(width, height) < tile:
-        raise UserError(f"{files[BEFORE]} is {width}x{height}: choose a smaller --tile than {tile}")
-    sources = {kind: "" if kind == LABEL else image_hash(np.asarray(images[kind].convert("RGB"))) for kind in images}
-    tops, lefts = ([*range(0, side - tile, tile - overlap), side - tile] for side in (height, width))
-    for top, left in itertools.product(tops, lefts):
-        stem, box = f"{name}_{top}_{left}", (left, top, left + tile, top + tile)
-        with PIXEL_LIMIT.lifted():
-            tiles = {kind: Tile(f"{stem}.png", image.crop(box), sources[kind]) for kind, image in images.items()}
-        yield stem, tiles
-
-
-def decode(file: File, is_mask: bool) -> PIL.Image.Image:
-    """Decode an image of at most 8 bits per channel, or a grey mask of up to 16 bits, which PNG stores without loss.
-
-    An orientation tag is followed.
-
-    Raises UserError for other images, for a mask with pixels that are declared as no data, and for a file that does not
-    decode.
-    """
-    data = file.read()
-    try:
-        with open_image(io.BytesIO(data)) as opened:
-            depth, stored = bits(opened), stored_as(opened)  # before Pillow loads the pixels and forgets them
-            levels_only = is_mask and has_levels_in_colour(opened)
-            image = upright(opened).copy()
-            if is_mask:  # the tiles would not declare their nodata
-                refuse_no_data(file, opened, np.asarray(image))
-    except UNREADABLE as error:
-        raise UserError(f"{file} cannot be decoded ({error}): replace the file") from error
-    if is_mask and any(name in stored for name in FEW_BITS):
-        raise UserError(f"{file} is a grey mask of 2 or 4 bits: save one channel of 8 bits to cut it into tiles")
-    if levels_only:
-        return PIL.Image.fromarray(np.asarray(image))  # without its colour table
-    if image.mode in IMAGE_MODES and depth == 8:
-        return image
-    levels = np.asarray(image)
-    if is_mask and image.mode.startswith("I") and levels.min() >= 0 and levels.max() <= 65535:
-        return PIL.Image.fromarray(levels.astype(np.uint16))
-    raise UserError(f"{file} is of mode {image.mode}, {depth} bit: convert it to 8 bits, with a stretch of your choice")
 
 
 # --- files in ROOT ---------------------------------------------------------------------------------------------------
@@ -173,7 +51,7 @@ def refuse_strangers(pairs: Pairs, folder: Path, tile: int) -> None:
     for kind in KINDS:
         if not (folder / kind).is_dir():
             continue
-        own = {files[kind].name for files in pairs.values() if kind in files}
+        own = {file_name(name, files[kind]) for name, files in pairs.items() if kind in files}
         strange = []
         for stem, path in files_by_stem(folder / kind, SUFFIXES).items():
             known = stem.rsplit("_", 2)[0] in pairs if tile else path.name in own
@@ -186,8 +64,33 @@ def refuse_strangers(pairs: Pairs, folder: Path, tile: int) -> None:
             )
 
 
-def write_split(pairs: Pairs, folder: Path, tile: int, overlap: int) -> list[str]:
+def refuse_other_tiles(folder: Path, stems: Collection[str]) -> None:
+    """Raise UserError if `folder` holds tiles with other stems, such as those of another --val."""
+    strange = [
+        path for kind in KINDS for stem, path in files_by_stem(folder / kind, SUFFIXES).items() if stem not in stems
+    ]
+    if strange:
+        raise UserError(f"{list_names(strange)}: from a run with another --val or --tile; remove {folder}")
+
+
+def refuse_mixture(root: Path, classes: Classes | None) -> None:
+    """Raise UserError if ROOT has masks with classes and they are not wanted, or the other way round."""
+    has_classes = (root / CLASSES).exists()
+    if has_classes and not classes:
+        raise UserError(f"{root / CLASSES} belongs to masks with classes: choose another ROOT, or remove it")
+    if classes and not has_classes and any((root / split / LABEL).is_dir() for split in SPLITS):
+        raise UserError(f"{root} has masks without classes: choose another ROOT")
+
+
+def file_name(name: str, content: Content | Tile) -> str:
+    """Return the name that a file of a pair gets: the name of the pair, and the file's suffix."""
+    return f"{name}{PurePath(content.name).suffix}"
+
+
+def write_split(pairs: Pairs, folder: Path, cutting: Cutting, workers: int | None) -> list[str]:
     """Write pairs, or their tiles, to folder/{A,B,label}; return the stems for the list.
+
+    `workers` pairs are read at once; as many as there are cores if None.
 
     Raises UserError if a file exists with other content, or if a file cannot be read, cut or written.
     """
@@ -195,24 +98,26 @@ def write_split(pairs: Pairs, folder: Path, tile: int, overlap: int) -> list[str
         make_folder(folder / kind)
 
     def write(name: str) -> tuple[dict[str, tuple[str, str]], Counter[str]]:
-        return write_pair(name, pairs[name], folder, tile, overlap)
+        return write_pair(name, pairs[name], folder, cutting)
 
     written: dict[str, tuple[str, str]] = {}
     total: Counter[str] = Counter()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(workers) as pool:
         results = pool.map(write, pairs)
         for sources, done in tqdm(results, desc=folder.name, total=len(pairs), unit="pair", disable=None):
             written |= sources
             total += done
-    if tile:
+    if cutting.tile:
         write_sources(folder, written)
+    if cutting.strip:
+        refuse_other_tiles(folder, written)
     counts = ", ".join(f"{count} {how}" for how, count in sorted(total.items()))
-    log.info("%s: %d pairs; %s: %s", folder, len(pairs), "tiles" if tile else "files", counts)
+    log.info("%s: %d pairs; %s: %s", folder, len(pairs), "tiles" if cutting.tile else "files", counts)
     return list(written)
 
 
 def write_pair(
-    name: str, files: dict[str, File], folder: Path, tile: int, overlap: int
+    name: str, files: Mapping[str, Content], folder: Path, cutting: Cutting
 ) -> tuple[dict[str, tuple[str, str]], Counter[str]]:
     """Write a pair's files, or their tiles.
 
@@ -225,11 +130,12 @@ def write_pair(
     """
     sources: dict[str, tuple[str, str]] = {}
     done: Counter[str] = Counter()
-    parts: Iterator[tuple[str, dict[str, File] | dict[str, Tile]]]
-    parts = cut(name, files, tile, overlap) if tile else iter([(name, files)])
+    parts: Iterator[tuple[str, Mapping[str, Content | Tile]]] = iter([(name, files)])
+    if cutting.tile:
+        parts = cut(name, files, cutting)
     for stem, contents in parts:
         for kind, content in contents.items():
-            target = folder / kind / content.name
+            target = folder / kind / file_name(stem, content)
             if not target.exists():
                 done[content.put(target)] += 1
             elif content.same(target):
@@ -261,33 +167,6 @@ def write_list(path: Path, stems: list[str], folder: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def kinds_of(name: str, given: Sequence[str]) -> dict[str, str]:
-    """Return the kind of image (A, B or label) that each folder holds, by the folder's name.
-
-    Args:
-        name: The data set. The folders of a known one have the names of ROOT's folders, or the published names.
-        given: The names of the folders of before, after and masks on the command line, "" if not given.
-
-    Raises:
-        UserError: If a kind has no folder, or shares it with another.
-    """
-    known = DATA_SETS.get(name)
-    kinds: dict[str, str] = {}
-    for kind, published, own in zip(KINDS, known.folders if known else KINDS, given, strict=True):
-        if own:
-            kinds[own] = kind
-        elif known:
-            kinds[kind] = kind
-            kinds[published] = kind
-    needed = KINDS if known or given[2] else KINDS[:2]
-    if set(kinds.values()) != set(needed) or not all(PurePath(folder).name for folder in kinds):
-        raise UserError(
-            f"{name}: name a folder with each of --before, --after and, if there are masks, --label; only "
-            f"{', '.join(DATA_SETS)} do not need these options"
-        )
-    return dict(sorted(kinds.items(), key=lambda item: -item[0].count("/")))  # the longest path is tried first
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line. The name of a known data set gets its usual upper and lower case."""
     parser = OneLineParser(
@@ -296,7 +175,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("name", metavar="NAME", help=f"{', '.join(DATA_SETS)}, or a name of your own")
     parser.add_argument("source", metavar="SOURCE", type=Path, help="the download: folder, zip file, folder of zips")
     parser.add_argument("root", metavar="ROOT", type=Path, help="folder to create, for train, val and test")
-    parser.add_argument("--before", default="", help="folder of the images before, in SOURCE or in its splits' folders")
+    parser.add_argument(
+        "--before",
+        default="",
+        help="folder of the images before, in SOURCE or in its splits' folders; {split} stands for a split's name",
+    )
     parser.add_argument("--after", default="", help="folder of the images after")
     parser.add_argument("--label", default="", help="folder of the masks, if there are any")
     parser.add_argument("--list", type=Path, help="folder of train.txt, val.txt, test.txt, which split SOURCE")
@@ -308,11 +191,25 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="share of the train pairs to set aside as val, such as 0.2",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of --val (default: 0)")
-    parser.add_argument("--tile", type=int, default=0, help="write tiles of this side (default: 0, whole images)")
+    parser.add_argument(
+        "--from_to",
+        action="store_true",
+        help="write masks with a class for each pair of land covers, of SECOND and HRSCD",
+    )
+    parser.add_argument(
+        "--direction", action="store_true", help="write masks with the classes new and vanished, of S2Looking"
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        help="write tiles of this side (default: 0, whole images; 256 for WHU-CD and 1000 for HRSCD)",
+    )
     parser.add_argument("--overlap", type=int, default=0, help="pixels that neighbouring tiles share (default: 0)")
     parser.add_argument("--list_path", type=Path, help="folder in which NAME with its lists is created (default: list)")
     given = parser.parse_args(arguments)
     given.name = next((known for known in DATA_SETS if known.lower() == given.name.lower()), given.name)
+    if given.tile is None:
+        given.tile = DATA_SETS[given.name].tile if given.name in DATA_SETS else 0
     return given
 
 
@@ -328,6 +225,10 @@ def check_values(given: argparse.Namespace, lists: Path) -> None:
         raise UserError(
             f"--val {given.val:g} --seed {given.seed}: choose a share above 0 and below 1, and a seed of 0 or more"
         )
+    for option in ("from_to", "direction"):
+        able = [name for name, known in DATA_SETS.items() if option == known.classes]
+        if getattr(given, option) and given.name not in able:
+            raise UserError(f"{given.name} --{option}: only {', '.join(able)} have the masks for it; leave it out")
     if not given.source.exists():
         raise UserError(f"{given.source} does not exist: SOURCE is the download, a folder or a zip file")
     for folder in (lists, *(given.root / split for split in SPLITS)):
@@ -345,38 +246,110 @@ def lists_folder(given: argparse.Namespace) -> Path:
     return Path(given.list_path or home_folder() / "list", name)
 
 
+def divide_scene(found: dict[str, Pairs], given: argparse.Namespace) -> dict[str, Pairs]:
+    """Return the splits of a scene, of which `Strip` gives one part to train and another to val.
+
+    Raises UserError if there is a val split already or no train split, or if whole images are wanted.
+    """
+    if "val" in found or "train" not in found or not given.tile:
+        raise UserError(
+            f"--val {given.val:g} --tile {given.tile}: val becomes a strip of tiles of the train scene, but SOURCE has "
+            f"the splits {', '.join(found)}: choose a --tile, or leave --val out"
+        )
+    return {"train": found["train"], "val": found["train"], **found}
+
+
+def choose_cuttings(
+    splits: Mapping[str, Pairs], known: DataSet | None, given: argparse.Namespace
+) -> dict[str, Cutting]:
+    """Return how the images of each split are cut. Raises UserError if ROOT/val holds a part of train's scene."""
+    divided = known is not None and known.scene
+    if divided and "val" not in splits and (given.root / "val").exists():
+        raise UserError(f"{given.root / 'val'} was cut from the scene of train by --val: repeat --val, or remove it")
+    strips: dict[str, Strip] = {}
+    if divided and given.val:
+        strips = {split: Strip(given.val, is_val=split == "val") for split in ("train", "val")}
+    return {split: Cutting(given.tile, given.overlap, strips.get(split)) for split in splits}
+
+
+def divide(
+    found: dict[str, Pairs], known: DataSet | None, given: argparse.Namespace
+) -> tuple[dict[str, Pairs], Classes | None, MakeMask | None]:
+    """Set pairs aside as val if that is wanted, and choose how masks are made.
+
+    Returns:
+        The splits, whose pairs still have all files of the download; the classes of the masks, if they have classes;
+        and what makes the masks, if they are not those of the download.
+
+    Raises:
+        UserError: As `set_val_aside`, `find_directions` and `LandCover.from_to` do.
+    """
+    make: MakeMask | None = known.cover.mark_change if known and known.cover else None
+    classes: Classes | None = None
+    splits = found
+    if given.val and known and known.scene:
+        splits = divide_scene(found, given)
+    elif given.val:
+        divided = set_val_aside(make_masks(found, make)[0], given.val, given.seed)
+        origin = {split: split if split in found else "train" for split in divided}
+        splits = {split: {name: found[origin[split]][name] for name in pairs} for split, pairs in divided.items()}
+    if given.from_to or given.direction:
+        if "train" not in found:
+            raise UserError(f"{given.source} has no train split, which determines the classes: add it to SOURCE")
+        train = found["train"]  # with the pairs set aside, so that the classes do not depend on the draw
+        if given.direction:
+            classes, make = find_directions(train)
+        elif known and known.cover:
+            classes, make = known.cover.from_to(train, known.workers)
+    return splits, classes, make
+
+
+def report(root: Path, known: DataSet, counts: Mapping[str, int]) -> None:
+    """Log the numbers of pairs by split that differ from the published ones."""
+    for split, published in zip(SPLITS, known.pairs, strict=True):
+        if counts.get(split, 0) != published:
+            log.warning(
+                "%s: %d pairs, but %d were published; is the download complete?",
+                root / split,
+                counts.get(split, 0),
+                published,
+            )
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run `python -m change prepare`; return the exit code."""
     given = parse(arguments)
     start_logging()
-    kinds = kinds_of(given.name, (given.before, given.after, given.label))
+    known = DATA_SETS.get(given.name)
+    with_classes = given.from_to or given.direction
+    layout = find_layout(given.name, (given.before, given.after, given.label), with_classes, given.list is not None)
     lists = lists_folder(given)
     check_values(given, lists)
     with contextlib.ExitStack() as zips:
         # Lists that an earlier run with --val wrote must not be taken for lists that come with the program.
         may_be_own = given.val and given.name not in DATA_SETS
         shipped = None if may_be_own else home_folder() / "list" / given.name
-        splits = find_pairs(given.source, kinds, given.list, shipped, zips, "train" if given.val else "")
-        if given.val:
-            splits = set_val_aside(splits, given.val, given.seed)
+        found = find_pairs(given.source, layout, given.list, shipped, zips, "train" if given.val else "")
+        splits, classes, make = divide(found, known, given)
+        splits, pixels = make_masks(splits, make)
+        cuttings = choose_cuttings(splits, known, given)
         for split, pairs in splits.items():
             refuse_strangers(pairs, given.root / split, given.tile)
+        if known and known.classes:
+            refuse_mixture(given.root, classes)
+        if classes:
+            write_classes(given.root, classes)
+        workers = known.workers if known else None
         written = {
-            split: write_split(pairs, given.root / split, given.tile, given.overlap) for split, pairs in splits.items()
+            split: write_split(pairs, given.root / split, cuttings[split], workers) for split, pairs in splits.items()
         }
     for split, stems in written.items():
         write_list(lists / f"{split}.txt", stems, given.root / split)
-    known = DATA_SETS.get(given.name)
+        report_counts(given.root / split, pixels[split])
     if known:
-        for split, published in zip(SPLITS, known.pairs, strict=True):
-            count = len(splits.get(split, ()))
-            if count != published:
-                log.warning(
-                    "%s: %d pairs, but %d were published; is the download complete?",
-                    given.root / split,
-                    count,
-                    published,
-                )
-        if known.note:
+        # Data sets without an official val split are counted before --val divides their train split.
+        counted = splits if known.pairs[1] else found
+        report(given.root, known, {split: len(pairs) for split, pairs in counted.items()})
+        if known.note and not given.direction and not (known.splits and given.list):
             log.warning("%s: %s", given.name, known.note)
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 from change.common.errors import UserError, list_names
 from change.common.files import make_folder
 from change.common.names import natural_order
-from change.data.archives import File
+from change.data.archives import Content, File
 from change.data.check import connect
 from change.data.downloads import Pairs
 from change.data.findings import compare
@@ -143,12 +143,13 @@ def set_val_aside(splits: dict[str, Pairs], share: float, seed: int) -> dict[str
     return {**splits, "train": train, "val": val}
 
 
-def on_disk(files: dict[str, File], folder: Path) -> dict[str, Path]:
-    """Return the paths of a pair's files, which are written to `folder` if they are in a zip file."""
+def on_disk(files: Mapping[str, Content], folder: Path) -> dict[str, Path]:
+    """Return the paths of a pair's files, which are written to `folder` if they are not on disk yet."""
     paths = {}
     for kind, file in files.items():
-        paths[kind] = file.path
-        if file.entry:
+        if isinstance(file, File) and not file.entry:
+            paths[kind] = file.path
+        else:
             paths[kind] = make_folder(folder / kind) / file.name
             paths[kind].write_bytes(file.read())
     return paths

@@ -13,6 +13,7 @@ from pathlib import Path
 from change.common.errors import OneLineParser, UserError, run_command
 from change.common.files import write_folder
 from change.data import prepare
+from change.data.known_sets import KINDS
 from change.data.sources import read_sources, write_sources
 from change.synthetic import render
 
@@ -62,7 +63,7 @@ def add_pairs(folder: Path, source: Path, prefix: str) -> None:
 
     What its tiles were cut from is recorded in `folder`, too.
     """
-    for kind in prepare.KINDS:
+    for kind in KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
         for file in sorted((source / kind).iterdir()):
             if file.name.startswith("."):

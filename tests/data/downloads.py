@@ -20,8 +20,10 @@ FOLDERS = {
     "DSIFN-CD-256": ("A", "B", "label"),
     "S2Looking": ("Image1", "Image2", "label"),
     "CLCD": ("time1", "time2", "label"),
+    "SYSU-CD": ("time1", "time2", "label"),
+    "WHU-CD-256": ("A", "B", "label"),
 }
-LISTED = ("LEVIR-CD-256", "DSIFN-CD-256")
+LISTED = ("LEVIR-CD-256", "DSIFN-CD-256", "WHU-CD-256")
 
 
 def stems(name: str, split: str) -> list[str]:
@@ -29,6 +31,8 @@ def stems(name: str, split: str) -> list[str]:
     count = range(COUNTS[split])
     if name == "S2Looking":
         return [str({"train": 1, "val": 3501, "test": 4001}[split] + index) for index in count]
+    if name == "SYSU-CD":
+        return [f"{index:05}" for index in count]
     if name in LISTED:
         return [f"{split}_2_{index}" for index in count]
     return [f"{split}_{index + 8}" for index in count] if name == "LEVIR-CD" else [str(index + 8) for index in count]

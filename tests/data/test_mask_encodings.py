@@ -16,8 +16,8 @@ from change.change_dataloader import find_split
 from change.common.errors import UserError
 from change.data.archives import File
 from change.data.check import main as check
+from change.data.cutting import decode
 from change.data.masks import read_mask
-from change.data.prepare import decode
 from tests.conftest import write_pairs
 from tests.data.helpers import Array, palette, save, user_error
 

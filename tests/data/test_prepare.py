@@ -19,6 +19,7 @@ import change.data.prepare
 from change.change_dataloader import SUFFIXES, find_split
 from change.common.errors import UserError
 from change.common.names import read_list
+from change.data.known_sets import DATA_SETS
 from tests.conftest import REPOSITORY
 from tests.data.downloads import (
     FOLDERS,
@@ -109,7 +110,7 @@ def test_shipped_lists() -> None:
     published = {"LEVIR-CD": (445, 64, 128), "S2Looking": (3500, 500, 1000)}
     for name, counts in published.items():
         names = [read_list(REPOSITORY / "list" / name / f"{split}.txt", SUFFIXES) for split in SPLITS]
-        assert tuple(map(len, names)) == counts == change.data.prepare.DATA_SETS[name].pairs
+        assert tuple(map(len, names)) == counts == DATA_SETS[name].pairs
         assert len(set().union(*names)) == sum(counts)
     assert (names[0][9], names[1][0], names[2][-1]) == ("10", "3501", "5000")
 

@@ -17,8 +17,8 @@ from rasterio.warp import transform_bounds
 
 from change.common.errors import UserError
 from change.data.archives import File
+from change.data.cutting import decode
 from change.data.masks import read_mask
-from change.data.prepare import decode
 from change.rasters.jobs import find_jobs
 from change.rasters.predict import main, parse_arguments
 from change.rasters.predict_pairs import make_settings
