@@ -125,6 +125,7 @@ def sums(path: Path, bands: Bands) -> Iterator[tuple[float, NDArray[np.float64],
                 levels, data = read_part(dataset, numbers, windows.Window(left, top, width, height))
                 if not data.any():
                     continue
-                found = levels[:, data].astype(np.float64)
+                held = levels.reshape(len(numbers), -1) if data.all() else levels[:, data]
+                found = held.astype(np.float64)
                 mean = found.mean(1)
                 yield float(found.shape[1]), mean, np.square(found - mean[:, None]).sum(1)
