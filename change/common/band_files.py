@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from change.common.bands import Bands, Channels, Header, has_data
+from change.common.bands import Bands, Channels, Header, blank, has_data
 from change.common.errors import UserError, import_optional
 
 PART = 2**22  # levels that are read at once for statistics
@@ -78,7 +78,7 @@ def read_part(dataset: Any, numbers: Sequence[int], window: Any) -> tuple[NDArra
     if levels.dtype.kind == "f":
         valid &= np.isfinite(levels)
     data = has_data(levels, valid)
-    return np.where(data, levels, levels.dtype.type(0)), data
+    return blank(levels, data), data
 
 
 def measure(paths: Sequence[Path], bands: Bands) -> Channels:

@@ -228,3 +228,8 @@ def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_
     """
     found = np.all if levels.dtype.kind == "f" else np.any
     return np.asarray(found(valid, 0), np.bool_)
+
+
+def blank(levels: NDArray[Any], data: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return levels (C, h, w) with 0 where `data`, bool (h, w), is False, also in place of NaN."""
+    return np.where(data, levels, levels.dtype.type(0))

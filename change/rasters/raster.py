@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from change.common.bands import Bands, has_data
+from change.common.bands import Bands, blank, has_data
 from change.common.errors import UserError
 from change.rasters.alignment import Alignment, align_dates
 from change.rasters.area import area_bounds, inside_area, read_area
@@ -199,7 +199,7 @@ class AlignedRaster:
         """Read a block as the network sees it: as `read` does or, of other bands, levels (C, height, width)."""
         if self.reads is None:
             return self.read(block)
-        return self.read_as(block, np.multiply, self.read_levels_beyond)
+        return self.read_as(block, blank, self.read_levels_beyond)
 
     def read_as(self, block: Block, convert: Convert, read_beyond: ReadBlock) -> tuple[Any, NDArray[np.bool_]]:
         """Read a block and convert its levels, or read it with `read_beyond` and undo the shifts."""
@@ -220,7 +220,7 @@ class AlignedRaster:
     def read_levels_beyond(self, top: int, left: int, height: int, width: int) -> tuple[Any, NDArray[np.bool_]]:
         """Read the levels of a block as `read_beyond` does."""
         empty = np.zeros((len(self.bands), height, width), self.source.kind)
-        return self.fill(empty, Block(top, left, height, width), np.multiply)
+        return self.fill(empty, Block(top, left, height, width), blank)
 
     def fill(self, image: NDArray[Any], block: Block, convert: Convert) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Fill the part of a black image (N, height, width) of a block that lies in the file; return where data is."""
