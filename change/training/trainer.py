@@ -43,7 +43,6 @@ from change.training.run_state import Progress, RunState, unfit_state_error
 from change.training.schedule import Schedule, step_seed
 from change.training.step import LOSS_NAMES, Pending, weighted_parts
 from change.training.validation import Validation, validate
-from models.padding import normalise
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ class Training:
 
     def add_gradients(self, before: Tensor, after: Tensor, mask: Tensor, scale: float = 1.0) -> Tensor:
         """Add the gradients of `scale` times the loss to those of the network; return the losses, not scaled."""
-        before, after = (normalise(images, self.template.mean, self.template.std) for images in (before, after))
+        before, after = (self.template.normalise(images) for images in (before, after))
         with self.precision.autocast():
             found, _ = self.forward(before, after, mask.float())
         self.precision.backward(scale * found.total, self.optimizer)
@@ -338,6 +337,7 @@ class Training:
             threshold=self.template.threshold,
             contents=self.data.contents,
             resolution=self.template.resolution,
+            bands=self.template.bands,
         )
         if self.run.writes:
             state.save(self.run.state_path)
@@ -375,6 +375,7 @@ class Training:
             std=state.std,
             threshold=state.threshold,
             resolution=state.resolution,
+            bands=state.bands,
         )
         self.images = set(state.images)
 
