@@ -220,7 +220,7 @@ class Edges(NamedTuple):
 
     def lengths(self) -> Points:
         """Return the lengths (N,); an edge that runs against its sign has a negative one."""
-        return self.sign * (self.following() - np.concatenate((self.offset[-1:], self.offset[:-1])))
+        return np.asarray(self.sign * (self.following() - np.concatenate((self.offset[-1:], self.offset[:-1]))))
 
     def points(self) -> Points:
         """Return the corners (N, 2) at which the edges end."""

@@ -8,6 +8,7 @@ import geopandas
 import numpy as np
 import pytest
 import shapely
+from numpy.typing import NDArray
 
 from change.common.band_files import read_header
 from change.common.bands import choose_bands
@@ -17,7 +18,7 @@ from change.rasters.rows import RowReader
 from tests.rasters.drawn import EAST, GRID, NORTH, UTM, write_raster
 
 
-def ground(seed: int, count: int = 5, side: int = 300) -> np.ndarray:
+def ground(seed: int, count: int = 5, side: int = 300) -> NDArray[np.float32]:
     """Draw levels (count, side, side), float32, with structure at every scale."""
     rng = np.random.default_rng(seed)
     levels = np.full((count, side, side), 1000.0)
