@@ -7,12 +7,17 @@ and Applications, 2023 (arXiv 2207.13159, 2022).
 
 As in the paper: the dates' channels alternate and a grouped 3x3 convolution mixes each pair of them; a per-pixel MLP of
 10, 5 and 1 channels turns a mixture into a mask; the decoder interpolates, multiplies by the mask, and applies a
-depthwise 3x3 and a 1x1 convolution. PReLU and a normalisation of each image and channel follow every convolution.
+depthwise 3x3 and a 1x1 convolution. PReLU follows every convolution. A normalisation of each image and channel follows
+the PReLU of the mixtures and of the decoder.
 
 Departures:
     The encoder is ours, with all four strides, instead of the first blocks of EfficientNet-B4. Its widths set those of
-    the decoder. The paper also mixes the images themselves at full resolution; here the head upsamples from stride 4.
-    The deepest mixture has GroupNorm with 32 channels per group, because a map of one position has no variance.
+    the decoder. The paper's maps have strides 2, 4 and 8, and it also mixes the images themselves. So its decoder ends
+    at full resolution, with a per-pixel MLP as the classifier. Here the head upsamples from stride 4.
+    The per-pixel MLP of a mask normalises after every PReLU too, so the mask has mean 0 and variance 1. The authors'
+    MLP has only PReLU, as far as we know.
+    The deepest mixture has GroupNorm with weights and 32 channels per group, because a map of one position has no
+    variance.
 """
 
 from __future__ import annotations
