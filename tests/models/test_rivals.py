@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.torch_version import TorchVersion
+from torchvision.models import efficientnet_b4
 
 from change.checkpoint import Checkpoint, load_checkpoint, network_for_prediction, pass_name
 from change.common.errors import UserError
@@ -27,6 +28,7 @@ from models.rivals.btc import BINS, pooling_matrix
 from models.rivals.changer import exchange, warp
 from models.rivals.registry import BUILDERS
 from models.rivals.snunet import NestedBlock, SNUNet
+from models.rivals.tinycd import Mixing, build_mask, build_stage, instance_norm
 from tests.conftest import draw_pair
 from tests.models.test_parity import close
 from tests.reference.reference_weights import reference_pair
@@ -246,13 +248,26 @@ def test_changer_has_the_parameters_of_the_paper() -> None:
 
 
 def test_bit_has_the_parameters_of_the_paper() -> None:
-    """3.55 million with a ResNet-18 without its last stage and a 3x3 convolution from 256 to 32 channels."""
+    """3.55 million with a ResNet-18 without its last stage, a 3x3 convolution to 32 channels, and its classifier."""
     with torch.device("meta"):
         network = build_network(NetworkConfig("resnet18", model="bit"))
     encoder, decoder = network.encoder, network.decoder
     first = millions(encoder) - millions(encoder.get_submodule("layer4"))
     transformer = millions(decoder) - millions(decoder.get_submodule("project"), decoder.get_submodule("smooth"))
-    assert first + transformer + 9 * 256 * 32 / 1e6 == pytest.approx(3.55, rel=0.02)
+    convolutions = 9 * 256 * 32 + 9 * 32 * 32 + 9 * 32 * 2  # to 32 channels, and the two of the classifier
+    assert first + transformer + convolutions / 1e6 == pytest.approx(3.55, rel=0.02)
+
+
+def test_tinycd_has_the_parameters_of_the_paper() -> None:
+    """0.29 million with the paper's encoder and widths, masks at strides 1, 2 and 4, and its classifier added."""
+    with torch.device("meta"):
+        encoder = efficientnet_b4().features[:4]  # 24, 32 and 56 channels at strides 2, 4 and 8
+        masks = [build_mask(width) for width in (3, 24, 32)]
+        deepest = Mixing(56, instance_norm(56))
+        stages = [build_stage(inputs, outputs) for inputs, outputs in ((56, 64), (64, 64), (64, 32))]
+    classifier = 32 * 16 + 16 * 8 + 8  # a per-pixel MLP
+    total = millions(encoder, *masks, deepest, *stages) + classifier / 1e6
+    assert total == pytest.approx(0.29, rel=0.02)
 
 
 def test_snunet_has_the_parameters_of_the_paper() -> None:
