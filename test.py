@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     threshold = checkpoint.choose_threshold(protocol.threshold)
     network, left_out = network_for_prediction(checkpoint)
     list_file = Path(source.list) if source.list else None
-    split = find_split(Path(source.test_root), "", list_file, need_labels=False)
+    split = find_split(Path(source.test_root), "", list_file, need_labels=False, bands=checkpoint.bands)
     check_file = Path(source.check) if source.check else find_check(Path(source.test_root))
     workers = default_workers(distributed.neighbours()) if compute.workers < 0 else compute.workers
     batches = whole_loader(

@@ -49,8 +49,8 @@ def train(given: Mapping[str, Any], kept_log: logging.handlers.MemoryHandler) ->
     device = choose_device(options.compute.device)
     precision = Precision(state.precision_name if state else options.compute.number_format(), device)
     with algorithms(options.compute.deterministic, precision):
-        data = open_data(options, device)
-        parts = build_parts(options, precision, state, data.train)
+        data = open_data(options, device, state)
+        parts = build_parts(options, precision, state, data)
         data = use_cache(data, options, device)
         distributed.wait()  # process 0 writes only after all have checked the folder
         done = state.progress if state else None

@@ -20,6 +20,7 @@ VERBS = {
     "area": ("change.rasters.change_area", "estimate the area of change from a sample of interpreted points"),
     "propose": ("change.rasters.propose", "choose tiles of a finished scene that are worth labelling"),
     "tiles": ("change.rasters.tiles", "make a training set from two rasters and polygons of changes"),
+    "regrid": ("change.rasters.regrid", "bring the dates of a data folder of GeoTIFFs to one grid"),
     "finetune": ("change.experiments.finetune", "fine-tune a checkpoint on labelled pairs"),
     "experiment": ("change.experiments.experiment", "train and score several arms, as a TOML file says"),
     "leaderboard": ("change.experiments.leaderboard", "make the page of results of an experiment"),

@@ -11,7 +11,8 @@ Layouts (SPLIT is train, val or test):
 A holds the images before, B the images after, label the masks. Files with the same stem form a pair; png, jpg, jpeg,
 tif, tiff and bmp may be mixed.
 
-Shapes: images are uint8 RGB (H, W, 3), masks uint8 (H, W) of 0 and 1.
+Shapes: images are uint8 RGB (H, W, 3), or levels of one type (H, W, C) if `bands` are chosen; masks are uint8 (H, W) of
+0 and 1.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from change.common.band_files import read_bands, read_header
+from change.common.bands import Bands
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash
 from change.common.images import (
@@ -41,6 +44,7 @@ from change.common.images import (
     upright_size,
 )
 from change.common.names import files_by_stem, read_list
+from change.common.tiff import have_different_grids
 from change.data.masks import find_rule, read_mask
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -60,7 +64,7 @@ class Pair:
 
 
 class Pixels(NamedTuple):
-    """A decoded pair: two images (H, W, 3), a mask (H, W), and the `image_hash` of both images if it was asked for.
+    """A decoded pair: two images (H, W, C), a mask (H, W), and the `image_hash` of both images if it was asked for.
 
     Without labels the mask is 0 everywhere. `hashes` holds one pair of hashes, or nothing.
     """
@@ -80,12 +84,14 @@ class Split:
         pairs: Its pairs.
         binary: Whether the masks mark change with 1, see `change.data.masks`.
         changed: The share of pixels that the masks mark as changed; 0 without labels.
+        bands: The bands to read; None for 8-bit RGB.
     """
 
     name: str
     pairs: tuple[Pair, ...]
     binary: bool = False
     changed: float = 0.0
+    bands: Bands | None = None
 
     @property
     def labelled(self) -> bool:
@@ -109,15 +115,31 @@ class Split:
     def read(self, index: int, hashed: bool = True) -> Pixels:
         """Decode a pair, and hash its images if `hashed`. Raises UserError for a file that does not decode."""
         pair = self.pairs[index]
-        before, after = read_image(pair.before), read_image(pair.after)
+        before, after = read_images(pair, self.bands)
         mask = read_mask(pair.mask, self.binary) if pair.mask else np.zeros(before.shape[:2], np.uint8)
         return Pixels(before, after, mask, [(image_hash(before), image_hash(after))] if hashed else [])
+
+
+def read_images(pair: Pair, bands: Bands | None) -> tuple[Image, Image]:
+    """Decode both images of a pair: RGB, or some bands, which are 0 where either image holds no data.
+
+    Raises UserError for a file that does not decode.
+    """
+    if bands is None:
+        return read_image(pair.before), read_image(pair.after)
+    (before, first), (after, second) = read_bands(pair.before, bands), read_bands(pair.after, bands)
+    data = first & second
+    if not data.all():
+        before, after = before * data[..., None], after * data[..., None]
+    return before, after
 
 
 # --- from folders to a split ---------------------------------------------------------------------------------------
 
 
-def find_split(root: Path, split: str, list_file: Path | None = None, need_labels: bool = True) -> Split:
+def find_split(
+    root: Path, split: str, list_file: Path | None = None, need_labels: bool = True, bands: Bands | None = None
+) -> Split:
     """Find the pairs of one split and check their names and headers. Only masks are decoded.
 
     Args:
@@ -126,6 +148,7 @@ def find_split(root: Path, split: str, list_file: Path | None = None, need_label
         list_file: A list of the split's pairs, one name per line. By default all pairs of a split's own folder are
             used, and ROOT/list/SPLIT.txt if ROOT holds A and B for all splits.
         need_labels: Whether the split must have masks.
+        bands: The bands to read; None for 8-bit RGB.
 
     Raises:
         UserError: If a folder or a pair's file is missing, a header cannot be read, sizes differ, a mask would be
@@ -143,12 +166,23 @@ def find_split(root: Path, split: str, list_file: Path | None = None, need_label
         )
     if not names:
         raise UserError(f"{folder} holds no pairs: its {BEFORE} has no {', '.join(SUFFIXES)} file")
-    found = Split(split or folder.resolve().name, read_headers(folder, names, files))
+    found = Split(split or folder.resolve().name, read_headers(folder, names, files, bands), bands=bands)
     masks = [pair.mask for pair in found.pairs if pair.mask is not None]
     if not masks:
         return found
     rule = find_rule(found.name, masks)
     return replace(found, binary=rule.binary, changed=rule.changed)
+
+
+def find_first_image(root: Path, split: str, list_file: Path | None = None) -> Path:
+    """Return the image before of the first pair of a split. Raises UserError as `find_split` does."""
+    folder, list_file = find_folder(root, split, list_file)
+    require_subfolders(folder, need_labels=False)
+    files = files_by_stem(folder / BEFORE, SUFFIXES)
+    names = read_list(list_file, SUFFIXES, files) if list_file else sorted(files)
+    if not names or names[0] not in files:
+        raise UserError(f"{folder / BEFORE} has no file for {names[0]}" if names else f"{folder} holds no pairs")
+    return files[names[0]]
 
 
 def find_folder(root: Path, split: str, list_file: Path | None) -> tuple[Path, Path | None]:
@@ -179,7 +213,9 @@ def require_subfolders(folder: Path, need_labels: bool) -> None:
         raise UserError(f"no folder {folder / sub}: a split holds {BEFORE}, {AFTER} and {LABEL}{hint}")
 
 
-def read_headers(folder: Path, names: Sequence[str], files: dict[str, dict[str, Path]]) -> tuple[Pair, ...]:
+def read_headers(
+    folder: Path, names: Sequence[str], files: dict[str, dict[str, Path]], bands: Bands | None
+) -> tuple[Pair, ...]:
     """Check the headers of all pairs, in threads. `files` holds paths by subfolder and stem.
 
     Raises a UserError that names the first faults.
@@ -187,7 +223,7 @@ def read_headers(folder: Path, names: Sequence[str], files: dict[str, dict[str, 
     masks = files.get(LABEL, {})
 
     def check(name: str) -> Pair | str:
-        return check_headers(name, files[BEFORE][name], files[AFTER][name], masks.get(name))
+        return check_headers(name, files[BEFORE][name], files[AFTER][name], masks.get(name), bands)
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(check, names))
@@ -197,18 +233,26 @@ def read_headers(folder: Path, names: Sequence[str], files: dict[str, dict[str, 
     return tuple(result for result in results if isinstance(result, Pair))
 
 
-def check_headers(name: str, before: Path, after: Path, mask: Path | None) -> Pair | str:
+def check_headers(name: str, before: Path, after: Path, mask: Path | None, bands: Bands | None = None) -> Pair | str:
     """Open the headers of a pair's files; return the pair, or what is wrong with it."""
     sizes: dict[Path, tuple[int, int]] = {}
     for path in (before, after, mask):
         if path is None:
+            continue
+        if bands is not None and path is not mask:
+            try:
+                header = read_header(path)
+                bands.find(header)
+            except UserError as error:
+                return str(error)
+            sizes[path] = header.size
             continue
         try:
             with open_image(path) as image:
                 if path is not mask and (image.mode not in IMAGE_MODES or bits(image) > 8):
                     return (
                         f"{path} is an image of mode {image.mode}, {bits(image)} bit: "
-                        "convert it to 8-bit RGB first, with a stretch of your choice"
+                        "choose --bands, or convert it to 8-bit RGB first, with a stretch of your choice"
                     )
                 pages, _ = count_pages(image)
                 if pages > 1:
@@ -216,7 +260,10 @@ def check_headers(name: str, before: Path, after: Path, mask: Path | None) -> Pa
                 sizes[path] = upright_size(image)
         except UNREADABLE as error:
             return explain_unreadable(path, error)
-    if len(set(sizes.values())) > 1:
+    apart = len(set(sizes.values())) > 1
+    if (apart or bands is not None) and have_different_grids(before, after):
+        return f"{before} and {after} lie on different grids: python -m change regrid brings them to one"
+    if apart:
         return "sizes differ: " + ", ".join(f"{path} {width}x{height}" for path, (width, height) in sizes.items())
     return Pair(name, before, after, mask, sizes[before])
 

@@ -4,14 +4,15 @@ A checkpoint is a dict of plain values and tensors, read with `weights_only=True
 
     format         "prx-change/1"
     config         {"backbone": "resnet18", "cross": False, "refine": False, "model": "prx", "within": False,
-                   "width": 64, "patch": 4}; files of earlier versions have the depth of the ResNet as "backbone", and
-                   neither "width" nor "patch", which are then those of the published network
+                   "width": 64, "patch": 4, "in_channels": 3}; files of earlier versions have the depth of the ResNet
+                   as "backbone", and some lack the last three, which are then those of the published network
     pass           the name of the pass, see `pass_name`: "base", "refine+cross", ...
-    normalisation  {"mean": [3 floats], "std": [3 floats]}, for RGB in 0..1
+    normalisation  {"mean": [floats], "std": [floats]}, one per channel, for RGB in 0..1 or for levels of `bands`
     threshold      a pixel is changed if its probability exceeds this
     val_threshold  the threshold with the highest F1 on val, used only on request; None if it is not known
     resolution     [finest, coarsest] ground resolution of the training images, in metres per pixel; None if it is not
                    known, and missing from files of earlier versions
+    bands          the fields of `Bands`; None for 8-bit RGB, and missing from files of earlier versions
     weights        name -> tensor; a packed one is {"levels": int8, "scale": float32}, which are multiplied
     lineage        one record per training pass, the first pass first, see `PassRecord`
 
@@ -30,15 +31,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from change.common.bands import Bands, Channels, restore_bands
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash, write_whole
 from change.published import translate
-from models.config import NetworkConfig
+from models.config import RGB, NetworkConfig
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from models.network import PRXChange, build_network
+from models.padding import LEVELS, normalise
 
 FORMAT = "prx-change/1"
 
@@ -75,8 +80,9 @@ class Checkpoint:
         config: the values from which the network is built.
         weights: the network's state dict.
         lineage: one record per training pass, the first pass first.
-        mean: means of the RGB channels, for values in 0..1, with which the input is normalised.
-        std: standard deviations of the RGB channels, for values in 0..1.
+        mean: means of the channels, with which the input is normalised; of RGB, for values in 0..1.
+        std: standard deviations of the channels, likewise.
+        bands: the bands that the channels are; None for 8-bit RGB. Their mean and std have the units of the files.
         threshold: a pixel is changed if its probability exceeds this.
         val_threshold: the threshold with the highest F1 on val; None if it is not known.
         resolution: the finest and the coarsest ground resolution trained on, in metres per pixel; None if it is not
@@ -94,9 +100,20 @@ class Checkpoint:
     threshold: float = 0.5
     val_threshold: float | None = None
     resolution: tuple[float, float] | None = None
+    bands: Bands | None = None
     path: Path | None = None
     sha256: str = ""
     left_out: list[str] = field(default_factory=list)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalise images (B, I, H, W), uint8 RGB or levels of `bands`, for the network."""
+        return normalise(images, self.mean, self.std, LEVELS if self.bands is None else 1.0)
+
+    def picture(self, image: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return an image (H, W, C) as RGB (H, W, 3): levels are stretched around the mean of their band."""
+        if self.bands is None:
+            return image
+        return Channels(self.bands, self.mean, self.std).picture(image)
 
     def knows_its_images(self) -> bool:
         """Return whether the lineage records the training images of every pass."""
@@ -142,6 +159,7 @@ class Checkpoint:
             "threshold": self.threshold,
             "val_threshold": self.val_threshold,
             "resolution": None if self.resolution is None else list(self.resolution),
+            "bands": None if self.bands is None else asdict(self.bands),
             "weights": pack_weights(weights, self.config) if packed else weights,
             "lineage": [asdict(record) for record in self.lineage],
         }
@@ -257,11 +275,14 @@ def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
             threshold=float(content["threshold"]),
             val_threshold=None if content.get("val_threshold") is None else float(content["val_threshold"]),
             resolution=read_resolution(content.get("resolution")),
+            bands=restore_bands(content.get("bands")),
         )
         if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in checkpoint.weights.items()):
             raise TypeError("some weights are no tensors")
-        if not len(checkpoint.mean) == len(checkpoint.std) == 3:
-            raise ValueError("the normalisation is not for 3 channels")
+        channels = checkpoint.config.in_channels
+        bands = checkpoint.bands
+        if not len(checkpoint.mean) == len(checkpoint.std) == channels == (len(bands.names) if bands else RGB):
+            raise ValueError(f"the normalisation or the bands are not for {channels} channels")
         checkpoint.trained_on()
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole checkpoint ({error}); download or train it again") from error

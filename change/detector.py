@@ -42,7 +42,7 @@ class ChangeDetector(detector.ChangeDetector):
             overwrite: whether to replace an earlier result in `out`.
             progress: whether to show a progress bar.
             options: further settings for rasters, as in `change.rasters.scene.Settings`: bands, alpha, stretch,
-                assume_aligned, align, vectors, aoi, min_area, simplify.
+                assume_aligned, align, vectors, aoi, min_area, simplify, outlines.
 
         Returns:
             What was found, and the files.

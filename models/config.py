@@ -27,6 +27,8 @@ RIVALS = ("fc_siam_conc", "fc_siam_diff", "snunet", "bit", "tinycd", "changer", 
 MODELS = ("prx", "unet", *RIVALS)
 ONE_MAP = ("snunet", "bit", "changer", "btc")  # networks that fuse the dates in one map, of stride 4
 NORMS_OVER_PAIRS = ("unet", "fc_siam_conc", "fc_siam_diff", "btc")  # batch norms read their fused map of stride 32
+RGB = 3  # channels of the images for which encoders are pretrained
+MOST_CHANNELS = 32
 PATCHES = (1, 2, 4, 8)  # sides of the patches of X-Cross at stride 4; its map has sides that are multiples of 8
 
 
@@ -45,6 +47,7 @@ class NetworkConfig:
             coarser stage. 0 is replaced by the encoder's own, which is 64 for resnet18, as published.
         patch: side of the patches of X-Cross at stride 4, one of `PATCHES`. It halves with each coarser stage, down to
             1. The published network has 4, which is 1, 1, 2, 4 at strides 32, 16, 8, 4.
+        in_channels: channels of the images, 1 to `MOST_CHANNELS`; 3 for RGB.
 
     Raises:
         ValueError: a value is unknown, or incompatible with the others.
@@ -57,6 +60,7 @@ class NetworkConfig:
     within: bool = False
     width: int = 0
     patch: int = 4
+    in_channels: int = RGB
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backbone", encoder_name(self.backbone))
@@ -71,6 +75,8 @@ class NetworkConfig:
             raise ValueError("attention within each date is a form of X-Cross: add X-Cross, or leave it out")
         if self.patch not in PATCHES:
             raise ValueError(f"patch {self.patch}: choose one of {', '.join(map(str, PATCHES))}")
+        if not 1 <= self.in_channels <= MOST_CHANNELS:
+            raise ValueError(f"{self.in_channels} channels: choose 1 to {MOST_CHANNELS}")
 
 
 def encoder_name(value: str | int) -> str:

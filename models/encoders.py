@@ -3,7 +3,8 @@
 To add an encoder, write a subclass of `Encoder`, add a line to `BUILDERS` and its width to `models.config.WIDTHS`.
 Convolutional networks of timm need no code: their names are "timm:" and timm's name.
 
-Shapes: N images (both dates of a batch of B pairs: N = 2B), C channels, H and W the image's height and width.
+Shapes: N images (both dates of a batch of B pairs: N = 2B) of I channels, 3 for RGB, H and W their height and width;
+maps have C channels.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.config import STRIDES, TIMM, choose_width, encoder_name
+from models.config import RGB, STRIDES, TIMM, choose_width, encoder_name
 from models.resnet import CLASSES, RESNETS, build_stage, initialise
 
 IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -33,6 +34,7 @@ class Encoder(nn.Module):
         not_pretrained: prefixes of the state dict's names that files of pretrained weights lack.
         not_used: prefixes of the names of weights in these files that the encoder does not use, such as the
             classifier's.
+        first: name of the weights that read the image (O, I, k, k), in the state dict; "" if it is not known.
     """
 
     out_channels: tuple[int, int, int, int]
@@ -40,6 +42,7 @@ class Encoder(nn.Module):
     std: tuple[float, ...] = IMAGENET_STD
     not_pretrained: tuple[str, ...] = ("project.",)
     not_used: tuple[str, ...] = ()
+    first: str = ""
 
     def own_name(self, name: str) -> str | None:
         """Translate a name in a file of pretrained weights to the encoder's own name of this weight.
@@ -52,7 +55,7 @@ class Encoder(nn.Module):
         """Encode images.
 
         Args:
-            images: float (N, 3, H, W), normalised; H and W are multiples of 32.
+            images: float (N, I, H, W), normalised; H and W are multiples of 32.
 
         Returns:
             Four maps (N, C, H/s, W/s) for the strides s = 4, 8, 16, 32, with C from `out_channels`.
@@ -94,18 +97,20 @@ class ResNetEncoder(Encoder):
     """
 
     not_used = ("fc.",)
+    first = "conv1.weight"
 
-    def __init__(self, name: str, width: int) -> None:
+    def __init__(self, name: str, width: int, in_channels: int = RGB) -> None:
         """Build the encoder with random weights.
 
         Args:
             name: a ResNet of torchvision, such as "resnet18".
             width: channels of the map of stride 4; they double with each of the other maps.
+            in_channels: channels of the images.
         """
         super().__init__()
         block, (first, second, third, fourth) = RESNETS[name]
         wide = block.expansion
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
@@ -135,12 +140,13 @@ class TimmEncoder(Encoder):
     Source: Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models.
     """
 
-    def __init__(self, name: str, width: int) -> None:
+    def __init__(self, name: str, width: int, in_channels: int = RGB) -> None:
         """Build the encoder with random weights.
 
         Args:
             name: a network of timm that gives maps of strides 4, 8, 16, 32, such as "tf_efficientnet_lite0".
             width: channels of the map of stride 4; they double with each of the other maps.
+            in_channels: channels of the images.
 
         Raises:
             ValueError: timm has no such network, or it does not give such maps.
@@ -149,7 +155,7 @@ class TimmEncoder(Encoder):
         import timm  # here, because importing it takes longer than importing torch
 
         self.name = name
-        self.body = build_timm(name)
+        self.body = build_timm(name, in_channels)
         info: Any = self.body.feature_info
         reductions: list[int] = info.reduction()
         self.used = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES]
@@ -158,6 +164,8 @@ class TimmEncoder(Encoder):
         pretrained = timm.get_pretrained_cfg(name)
         if pretrained is not None:
             self.mean, self.std = tuple(pretrained.mean), tuple(pretrained.std)
+            first = self.own_names.get(f"{pretrained.first_conv}.weight".replace(".", "_"))
+            self.first = f"body.{first}" if first else ""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode images, as described in `Encoder.forward`."""
@@ -189,7 +197,7 @@ def names_in_files(name: str) -> frozenset[str]:
         return frozenset(timm.create_model(name).state_dict())
 
 
-def build_timm(name: str) -> nn.Module:
+def build_timm(name: str, in_channels: int = RGB) -> nn.Module:
     """Build a network of timm that gives feature maps, with random weights.
 
     Raises:
@@ -198,9 +206,9 @@ def build_timm(name: str) -> nn.Module:
     import timm
 
     try:
-        body: nn.Module = timm.create_model(name, features_only=True)
+        body: nn.Module = timm.create_model(name, features_only=True, in_chans=in_channels)
         probe = deepcopy(body).to("meta").eval()
-        sides = {tuple(one.shape[2:]) for one in probe(torch.empty(1, 3, 64, 96, device="meta"))}
+        sides = {tuple(one.shape[2:]) for one in probe(torch.empty(1, in_channels, 64, 96, device="meta"))}
     except (RuntimeError, AttributeError, ValueError, TypeError, AssertionError) as error:
         raise ValueError(f"backbone {TIMM}{name}: it does not give feature maps for images of every size") from error
     if not {(64 // stride, 96 // stride) for stride in STRIDES} <= sides:
@@ -217,9 +225,9 @@ class EfficientNetLiteEncoder(TimmEncoder):
     Source: Tan and Le, "EfficientNet", ICML 2019; the Lite networks: TensorFlow's tpu repository, 2020.
     """
 
-    def __init__(self, name: str, width: int) -> None:
+    def __init__(self, name: str, width: int, in_channels: int = RGB) -> None:
         """Build the encoder with random weights, see `TimmEncoder`; `name` is such as "efficientnet_lite0"."""
-        super().__init__(f"tf_{name}", width)
+        super().__init__(f"tf_{name}", width, in_channels)
         stages: Any = self.body.blocks
         self.blocks = [(stage, block) for stage, blocks in enumerate(stages) for block in range(len(blocks))]
         self.mean, self.std = (127 / 255,) * 3, (128 / 255,) * 3
@@ -257,8 +265,8 @@ def rename_lite(name: str, blocks: Sequence[tuple[int, int]]) -> str:
     return f"blocks.{stage}.{position}.{inner.get(layer, layer)}.{tail}"
 
 
-# The function that builds each encoder from its width.
-BUILDERS: dict[str, Callable[[int], Encoder]] = {
+# The function that builds each encoder from its width and the channels of its images.
+BUILDERS: dict[str, Callable[[int, int], Encoder]] = {
     "resnet18": partial(ResNetEncoder, "resnet18"),
     "resnet34": partial(ResNetEncoder, "resnet34"),
     "resnet50": partial(ResNetEncoder, "resnet50"),
@@ -269,20 +277,39 @@ BUILDERS: dict[str, Callable[[int], Encoder]] = {
 }
 
 
-def build_encoder(name: str | int, width: int = 0) -> Encoder:
+def build_encoder(name: str | int, width: int = 0, in_channels: int = RGB) -> Encoder:
     """Build an encoder with random weights.
 
     Args:
         name: an encoder's name, or the depth of a ResNet.
         width: channels of the map of stride 4, a multiple of 32; 0 for the encoder's own.
+        in_channels: channels of the images.
 
     Raises:
         ValueError: there is no such encoder, or no such width.
     """
     full, chosen = encoder_name(name), choose_width(name, width)
     if full.startswith(TIMM):
-        return TimmEncoder(full.removeprefix(TIMM), chosen)
-    return BUILDERS[full](chosen)
+        return TimmEncoder(full.removeprefix(TIMM), chosen, in_channels)
+    return BUILDERS[full](chosen, in_channels)
+
+
+def widen(weight: Tensor, colours: Sequence[int | None]) -> Tensor:
+    """Adapt the weights that read RGB images to images of other channels.
+
+    A channel that is red, green or blue keeps the weights of its colour, the others have the mean of the three. All are
+    multiplied by 3 / I, so that the sum over the channels of a grey surface stays about the same.
+
+    Args:
+        weight: (O, 3, k, k).
+        colours: for each of the I channels, 0 for red, 1 for green, 2 for blue, or None.
+
+    Returns:
+        Weights (O, I, k, k).
+    """
+    mean = weight.mean(1)
+    parts = [mean if colour is None else weight[:, colour] for colour in colours]
+    return torch.stack(parts, dim=1) * (RGB / len(parts))
 
 
 def encode_dates(encoder: Encoder, before: Tensor, after: Tensor) -> list[Tensor]:
@@ -290,7 +317,7 @@ def encode_dates(encoder: Encoder, before: Tensor, after: Tensor) -> list[Tensor
 
     Args:
         encoder: the encoder.
-        before: float (B, 3, H, W), normalised; H and W are multiples of 32.
+        before: float (B, I, H, W), normalised; H and W are multiples of 32.
         after: the same shape.
 
     Returns:

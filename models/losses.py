@@ -3,7 +3,7 @@
 A new term that compares logits with the mask takes two steps: add a function to `MASK_TERMS` here, and an option for
 its weight, of the same name, to `LossOptions` in change/options/train.py.
 
-Shapes: B pairs, H and W the image's height and width, P points per image.
+Shapes: B pairs, I channels of the images, 3 for RGB, H and W their height and width, P points per image.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class TrainingLoss(nn.Module):
         """Compute losses and logits.
 
         Args:
-            before: float (B, 3, H, W), normalised; H and W are multiples of 32.
+            before: float (B, I, H, W), normalised; H and W are multiples of 32.
             after: the same shape.
             mask: float (B, 1, H, W) of 0 and 1.
             points: points to use instead of drawn ones, one tensor (B, P, 2) per stage; x and y in 0..1.

@@ -1,6 +1,7 @@
 """PRX-Change: encoder, decoder, head and, in training, refinement, composed from a small configuration.
 
-Shapes: B pairs, H and W the image's height and width. Images are float RGB, normalised by `models.padding.normalise`.
+Shapes: B pairs, I the channels of the images, 3 for RGB, H and W their height and width. Images are
+float, normalised by `models.padding.normalise`.
 Logits are (B, 1, H, W); a pixel is changed if sigmoid(logit) exceeds the threshold.
 
 Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008).
@@ -38,7 +39,7 @@ class PRXChange(nn.Module):
         """Compute the fused maps of all stages of the decoder.
 
         Args:
-            before: float (B, 3, H, W), normalised; H and W are multiples of 32.
+            before: float (B, I, H, W), normalised; H and W are multiples of 32.
             after: the same shape.
 
         Returns:
@@ -52,7 +53,7 @@ class PRXChange(nn.Module):
         """Predict.
 
         Args:
-            before: float (B, 3, H, W), normalised; H and W are multiples of 32.
+            before: float (B, I, H, W), normalised; H and W are multiples of 32.
             after: the same shape.
 
         Returns:
@@ -85,7 +86,7 @@ def build_decoder(encoder_channels: Sequence[int], cross: bool, within: bool, pa
 
 def build_network(config: NetworkConfig) -> PRXChange:
     """Build the network with random weights, in training mode, on torch's default device."""
-    encoder = build_encoder(config.backbone, config.width)
+    encoder = build_encoder(config.backbone, config.width, config.in_channels)
     decoder: Decoder | UNetDecoder | Rival
     if config.model == "unet":
         decoder = UNetDecoder(encoder.out_channels)

@@ -1,6 +1,6 @@
 """Prepare images for the network: normalise them, and pad their sides to multiples of 32.
 
-Shapes: B pairs, N images, C channels, H and W the image's height and width.
+Shapes: B pairs, N images, C channels, I channels of the images, 3 for RGB, H and W the image's height and width.
 """
 
 from __future__ import annotations
@@ -14,21 +14,29 @@ from torch.nn import functional as F
 from models.config import MULTIPLE
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD
 
+LEVELS = 255.0  # the highest level of 8-bit images
 
-def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """Compute (x / 255 - mean) / std for each channel.
+
+def normalise(
+    images: Tensor,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    unit: float = LEVELS,
+) -> Tensor:
+    """Compute (x / unit - mean) / std for each channel.
 
     Args:
-        images: RGB (B, 3, H, W) of 0..255, uint8 or float.
-        mean: the channels' means, for values of 0..1.
-        std: the channels' standard deviations, for values of 0..1.
+        images: (B, I, H, W), uint8 or float; RGB is 0..255.
+        mean: the channels' means, of x / unit.
+        std: the channels' standard deviations, of x / unit.
+        unit: 255 for 8-bit RGB.
 
     Returns:
         float32 of the same shape, on the images' device.
     """
     # Plain numbers: a tensor of them would be copied to the device at every call, and the copy waits for the device.
     channels = zip(images.unbind(1), mean, std, strict=True)
-    return torch.stack([(channel.float() / 255 - m) / s for channel, m, s in channels], dim=1)
+    return torch.stack([(channel.float() / unit - m) / s for channel, m, s in channels], dim=1)
 
 
 def apply_to_any_size(network: Callable[[Tensor, Tensor], Tensor], before: Tensor, after: Tensor) -> Tensor:
@@ -36,7 +44,7 @@ def apply_to_any_size(network: Callable[[Tensor, Tensor], Tensor], before: Tenso
 
     Args:
         network: maps two batches, whose sides are multiples of 32, to logits (B, 1, H, W).
-        before: float (B, 3, H, W), normalised.
+        before: float (B, I, H, W), normalised.
         after: the same shape.
 
     Returns:

@@ -134,3 +134,24 @@ def test_a_program_that_hangs(tmp_path: Path) -> None:
 def test_a_verb_runs_in_the_repository() -> None:
     result = run_verb("paint")
     assert result.returncode == 2 and result.stderr.startswith("error: python -m change VERB: choose one of prepare, ")
+
+
+CYCLE = """
+import os
+
+class Loader:
+    def __del__(self):
+        os.write(1, b"freed ")
+
+loader = Loader()
+loader.itself = loader
+del loader
+os.write(1, b"done ")
+"""
+
+
+def test_cycles_are_freed_before_it_returns(tmp_path: Path) -> None:
+    """They may hold processes and open files."""
+    script = tmp_path / "script.py"
+    script.write_text(CYCLE)
+    assert run_program(script).stdout == "done freed "

@@ -17,7 +17,7 @@ from change.training.recipes import options_for_new_run
 from change.training.start import options_for_continued_run
 from models.config import NetworkConfig
 from models.network import build_network
-from tests.conftest import REPOSITORY, write_pairs
+from tests.conftest import REPOSITORY, SMALL, write_pairs
 from tests.scripts import (
     command_of,
     commands_of,
@@ -175,13 +175,14 @@ def test_the_interpreter_is_logged_too(tmp_path: Path) -> None:
 
 # --- the three passes ----------------------------------------------------------------------------------------------
 
-SMALL: dict[str, object] = {"device": "cpu", "cropsize": 64, "train_batchsize": 2, "workers": 0, "amp": "off"}
+SHORT: dict[str, object] = {"device": "cpu", "cropsize": 64, "train_batchsize": 2, "workers": 0, "amp": "off"}
 
 
 @pytest.mark.slow
 def test_all_three_passes_and_a_test(dataset: Path, tmp_path: Path) -> None:
     """train_all.sh trains best.pth, has nothing to do when it is run again, and test_levir.sh scores the result."""
     values = {
+        **SHORT,
         **SMALL,
         "root": dataset,
         "save_path": tmp_path / "run",
@@ -257,6 +258,7 @@ def test_train_all_needs_a_data_set(tmp_path: Path, arguments: list[str]) -> Non
 def test_demo_training(tmp_path: Path) -> None:
     """One script draws scenes, trains three passes and packs the checkpoint. A second run only packs it again."""
     values = {
+        **SHORT,
         **SMALL,
         "root": tmp_path / "scenes",
         "save_path": tmp_path / "run",
@@ -301,7 +303,7 @@ def test_finetuning(tmp_path: Path) -> None:
     data = tmp_path / "my data"
     write_pairs(data / "train", 2, 256, 256, seed=1)
     write_pairs(data / "val", 1, 256, 256, seed=2)
-    values = {**SMALL, "data": data, "save_path": "tuned", "epoch": 1, "cropsize": 64}
+    values = {**SHORT, "data": data, "save_path": "tuned", "epoch": 1, "cropsize": 64}
     tuned = run_script("train_script/finetune.sh", tmp_path, **values)
     assert tuned.returncode == 0, tuned.stderr
     checkpoint = load_checkpoint(tmp_path / "tuned" / "best.pth")

@@ -20,7 +20,7 @@ from change.checkpoint import Checkpoint
 from models.config import NetworkConfig
 from models.network import build_network
 from tests.common.test_locks import hold_elsewhere
-from tests.conftest import last_line, run_program, run_verb, train_arguments, write_pairs
+from tests.conftest import SMALL, last_line, run_program, run_verb, train_arguments, write_pairs
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,7 @@ def test_other_images_are_read(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_test_data(dataset: Path, tmp_path: Path) -> None:
-    checkpoint = save_network(tmp_path / "net.pth", NetworkConfig())
+    checkpoint = save_network(tmp_path / "net.pth", NetworkConfig(**SMALL))
     arguments = [f"--checkpoint_path={checkpoint}", "--device=cpu", f"--save_path={tmp_path / 'out'}"]
     refused(run_program("test.py", f"--test_root={dataset}", *arguments), "did you mean", dataset / "train")
     cut(dataset / "val" / "A" / "1.png", 0.7)
@@ -213,17 +213,19 @@ def test_other_checkpoints(dataset: Path, tmp_path: Path) -> None:
     def start_from(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
         return run_program("train.py", *arguments, f"--checkpoint_path={path}", *more)
 
-    crossed = save_network(tmp_path / "cross.pth", NetworkConfig(cross=True))
+    crossed = save_network(tmp_path / "cross.pth", NetworkConfig(**SMALL, cross=True))
     refused(start_from(crossed), "cross.pth", "comes from a cross pass, this is a base pass")
     refused(
-        start_from(crossed, "--refine", "--cross", "--backbone=34"), "holds the encoder resnet18", "--backbone resnet34"
+        start_from(crossed, "--refine", "--cross", "--backbone=34"),
+        "holds the encoder timm:lcnet_050",
+        "--backbone resnet34",
     )
 
-    network = build_network(NetworkConfig())
+    network = build_network(NetworkConfig(**SMALL))
     lacking = {name: weight for name, weight in network.state_dict().items() if name != "head.out.bias"}
-    Checkpoint(NetworkConfig(), {**lacking, "surplus": torch.zeros(1)}).save(tmp_path / "lacking.pth")
+    Checkpoint(NetworkConfig(**SMALL), {**lacking, "surplus": torch.zeros(1)}).save(tmp_path / "lacking.pth")
     refused(start_from(tmp_path / "lacking.pth"), "missing head.out.bias", "unexpected surplus")
-    Checkpoint(NetworkConfig(), {**lacking, "head.out.bias": torch.zeros(2)}).save(tmp_path / "shape.pth")
+    Checkpoint(NetworkConfig(**SMALL), {**lacking, "head.out.bias": torch.zeros(2)}).save(tmp_path / "shape.pth")
     refused(start_from(tmp_path / "shape.pth"), "other shapes: head.out.bias (2,) for (1,)")
 
     cut(crossed, 0.6)
@@ -260,7 +262,7 @@ def test_full_disk(dataset: Path, tiny_disk: Path) -> None:
         while True:
             filler.write(b"x" * 4096)
     refused(run_program("train.py", *arguments), "No space left on device")
-    checkpoint = save_network(dataset / "net.pth", NetworkConfig())
+    checkpoint = save_network(dataset / "net.pth", NetworkConfig(**SMALL))
     flags = [f"--test_root={dataset / 'val'}", f"--checkpoint_path={checkpoint}", "--device=cpu", "--save_result"]
     refused(run_program("test.py", *flags, f"--save_path={tiny_disk / 'out'}"), "No space left on device")
     assert (tiny_disk / "precious").read_bytes() == b"x" * 1000
@@ -295,7 +297,7 @@ def test_a_folder_in_use(dataset: Path, tmp_path: Path, program: str) -> None:
         elif program == "continue":
             result, option = run_program("train.py", f"--continue_run={out}"), "--save_path"
         elif program == "test":
-            checkpoint = save_network(dataset / "net.pth", NetworkConfig())
+            checkpoint = save_network(dataset / "net.pth", NetworkConfig(**SMALL))
             given = [f"--test_root={dataset / 'val'}", f"--checkpoint_path={checkpoint}", "--device=cpu"]
             result, option = run_program("test.py", *given, f"--save_path={out}"), "--save_path"
         else:

@@ -1,6 +1,6 @@
 """Image files as arrays: opening files of any size, RGB images, and what the headers say.
 
-Shapes: images are uint8 RGB (H, W, 3).
+Shapes: images are uint8 RGB (H, W, 3), or levels of one type (H, W, C) if bands are chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from change.common.errors import UserError
 from change.common.tiff import more_than_rgba
 
-Image = NDArray[np.uint8]  # RGB (H, W, 3) of 0..255, or a mask (H, W) of 0 and 1
+Image = NDArray[Any]  # uint8 RGB (H, W, 3) of 0..255, levels (H, W, C), or a mask, uint8 (H, W) of 0 and 1
 
 LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in grey (ITU-R BT.601)
 IMAGE_MODES = ("RGB", "RGBA", "P", "L", "LA", "1")  # modes with at most 8 bits per channel
@@ -135,7 +135,7 @@ def explain_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, PIL.UnidentifiedImageError) and path.suffix.lower() in (".tif", ".tiff"):
         return (
             f"{path} has no readable image header: it is damaged, or a TIFF of a type that Pillow cannot read, such as "
-            "64 bits or many bands; save images as 8-bit RGB, and masks as one channel of 8 bits"
+            "64 bits or many bands; choose --bands, or save images as 8-bit RGB, and masks as one channel of 8 bits"
         )
     return f"{path} has no readable image header ({type(error).__name__}): replace the file"
 

@@ -8,6 +8,7 @@ import logging.handlers
 import platform
 import subprocess
 import sys
+import warnings
 
 from tqdm import tqdm
 
@@ -32,13 +33,15 @@ def start_logging(process: int = 0) -> logging.handlers.MemoryHandler:
     """Set up the logging of a program: to the console, and to a buffer that a log file can take over later.
 
     Processes after the first show only errors, with their number. Returns the buffer. This replaces the handlers of the
-    root logger, so only programs may call it, never a library function.
+    root logger and adds a filter of warnings, so only programs may call it, never a library function.
     """
     kept = logging.handlers.MemoryHandler(1000, flushLevel=logging.CRITICAL)
     console = Console(logging.ERROR if process else logging.INFO)
     message = f"[process {process}] %(message)s" if process else "%(message)s"
     logging.basicConfig(level=logging.INFO, format=message, handlers=[console, kept], force=True)
     logging.captureWarnings(True)
+    for text in ("Dataset has no geotransform", "The dataset's nodata attribute is shadowing"):  # of rasterio
+        warnings.filterwarnings("ignore", message=text)
     return kept
 
 

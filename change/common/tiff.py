@@ -24,11 +24,13 @@ class GeoPlace(NamedTuple):
         corners: coordinates of its upper left, upper right and lower left corner, (3, 2).
         keys: geo keys, by number, that define the coordinate system; only those with numeric values.
         pixel: side of a pixel in units of the coordinates.
+        size: width and height in pixels.
     """
 
     corners: Any
     keys: dict[int, int]
     pixel: float
+    size: tuple[float, float]
 
 
 def read_tags(path: Path) -> dict[int, Any]:
@@ -76,7 +78,7 @@ def find_place(path: Path) -> GeoPlace | None:
     entries = [directory[start : start + 4] for start in range(4, len(directory) - 3, 4)]
     keys = {key: value for key, place, _, value in entries if not place and key in (RASTER_TYPE, GEOGRAPHIC, PROJECTED)}
     corners = np.array([(0, 0, 1), (width, 0, 1), (0, height, 1)]) @ matrix.T
-    return GeoPlace(corners, keys, float(np.sqrt(abs(np.linalg.det(matrix[:, :2])))))
+    return GeoPlace(corners, keys, float(np.sqrt(abs(np.linalg.det(matrix[:, :2])))), (width, height))
 
 
 def have_different_grids(first: Path, second: Path) -> bool:
@@ -84,4 +86,6 @@ def have_different_grids(first: Path, second: Path) -> bool:
     one, other = find_place(first), find_place(second)
     if one is None or other is None:
         return False
-    return one.keys != other.keys or float(np.abs(one.corners - other.corners).max()) > SAME * one.pixel
+    if one.keys != other.keys or one.size != other.size:
+        return True
+    return float(np.abs(one.corners - other.corners).max()) > SAME * one.pixel

@@ -2,7 +2,8 @@
 
 The file holds, in this order:
     head      FORMAT and the key, padded to a page
-    pixels    for each pair before (H, W, 3), after (H, W, 3) and the mask (H, W) of 0 and 1, all uint8
+    pixels    for each pair before (H, W, 3), after (H, W, 3) and the mask (H, W) of 0 and 1, all uint8; if bands are
+              chosen, the images are (H, W, C) of their type, and each pair is padded to a multiple of ALIGNED bytes
     hashes    64 characters for each pair: `image_hash` of before and of after
 
 The key is derived from the names, sizes and modification times of the image files. The file is written under another
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = b"prx-change-cache/1 "
 PAGE = 4096
+ALIGNED = 16
 
 
 class DecodedCache:
@@ -53,17 +55,29 @@ class DecodedCache:
         place = digest(places, [pair.name for pair in split.pairs])
         states = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
         decoder = (PIL.__version__, 2)  # the lowest bits of a decoded JPEG differ between versions; 2: turned upright
-        key = digest(place, split.digest(), split.binary, [path.name for path in files], states, decoder)
+        bands = (split.bands,) if split.bands else ()
+        key = digest(place, split.digest(), split.binary, [path.name for path in files], states, decoder, *bands)
         self.split = split
-        self.path = folder / f"{split.name}-{place[:12]}.u8"
+        self.kind = np.dtype(split.bands.kind if split.bands else np.uint8)
+        self.channels = len(split.bands.names) if split.bands else 3
+        self.aligned = ALIGNED if split.bands else 1
+        self.path = folder / f"{split.name}-{place[:12]}.{'levels' if split.bands else 'u8'}"
         self.head = FORMAT + key.encode().ljust(PAGE - len(FORMAT))
-        lengths = (7 * width * height for width, height in (pair.size for pair in split.pairs))
+        lengths = (self.length(width * height) for width, height in (pair.size for pair in split.pairs))
         offsets = list(accumulate(lengths, initial=PAGE))
         self.starts, self.end = offsets[:-1], offsets[-1]
         self.size = self.end + 64 * len(split.pairs)
         self.data: Image | None = None
         if self.map_file():
             self.make()
+
+    def length(self, area: int) -> int:
+        """Return the number of bytes of a pair of `area` pixels."""
+        return -(-(2 * self.image_length(area) + area) // self.aligned) * self.aligned
+
+    def image_length(self, area: int) -> int:
+        """Return the number of bytes of an image of `area` pixels."""
+        return area * self.channels * self.kind.itemsize
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the pixels: a process that is spawned maps the file itself."""
@@ -95,8 +109,9 @@ class DecodedCache:
         assert self.data is not None
         width, height = self.split.pairs[index].size
         start, area = self.starts[index], width * height
-        before, after = self.data[start : start + 6 * area].reshape(2, height, width, 3)
-        mask = self.data[start + 6 * area : start + 7 * area].reshape(height, width)
+        masks = start + 2 * self.image_length(area)
+        before, after = self.data[start:masks].view(self.kind).reshape(2, height, width, self.channels)
+        mask = self.data[masks : masks + area].reshape(height, width)
         start = self.end + 64 * index
         hashes = self.data[start : start + 64].tobytes().decode()
         return Pixels(before, after, mask, [(hashes[:32], hashes[32:])] if hashed else [])
@@ -139,8 +154,8 @@ class DecodedCache:
                 file.write(self.head)
                 pairs = decode_pairs(self.split.read, range(len(self.split.pairs)))
                 for pixels in tqdm(pairs, f"decoding {self.split.name}", len(self.split.pairs), leave=False):
-                    for array in pixels[:3]:
-                        file.write(array.tobytes())
+                    length = sum(file.write(array.tobytes()) for array in pixels[:3])
+                    file.write(bytes(-length % self.aligned))
                     hashes += "".join(pixels.hashes[0])
                 file.write(hashes.encode())
                 file.flush()

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from change.common.errors import OneLineParser, list_names
+from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import make_folder, write_whole
 from change.common.logs import start_logging
 from change.common.union_find import connected_components
@@ -40,7 +40,7 @@ from change.data.findings import (
 )
 from change.data.groups import results_folder
 from change.data.similarity import Link
-from change.data.survey import Files, Finding, PairFacts, find_files, inspect_pairs
+from change.data.survey import Files, Finding, PairFacts, find_files, inspect_pairs, measure_files
 
 RANKS = ("error", "leak", "warning", "note")
 SHOWN = 3  # findings of a kind that are printed
@@ -56,17 +56,22 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--save_path", metavar="FOLDER", type=Path, help="folder for the results (default: results/check/NAME)"
     )
+    parser.add_argument("--bands", default="", help="bands to read, as in train.py (default: 8-bit RGB)")
+    parser.add_argument("--rgb_bands", default="", help="bands that are red, green and blue, as in train.py")
     given = parser.parse_args(arguments)
+    if given.rgb_bands and not given.bands:
+        raise UserError("--rgb_bands has no effect without --bands: add it, or leave it out")
     start_logging()
     root: Path = given.root
     found, complete = find_files(root, given.list)
     folder = make_folder(given.save_path or results_folder(root))
-    facts, refused = inspect_pairs(complete)
+    channels = measure_files(complete, given.bands, given.rgb_bands) if given.bands else None
+    facts, refused = inspect_pairs(complete, channels)
     copies, borders = compare(facts)
     found += refused + mask_findings(facts) + shift_findings(facts)
     found += copy_findings(facts, copies) + border_findings(facts, borders)
     found.sort(key=lambda finding: (RANKS.index(finding.rank), finding.kind, finding.pairs))
-    sheets = write_sheets(folder, rows_for_sheets(facts, found, borders))
+    sheets = write_sheets(folder, rows_for_sheets(facts, found, borders), channels)
     neighbours, groups = connect(facts, copies, borders)
     result = {
         "root": str(root.resolve()),

@@ -9,10 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from change.change_dataloader import Pair
+from change.change_dataloader import Pair, read_images
+from change.common.bands import Channels
 from change.common.errors import UserError
 from change.common.files import write_whole
-from change.common.images import Image, read_image
+from change.common.images import Image
 from change.data.masks import read_levels
 
 ROWS = 12  # findings per sheet
@@ -38,15 +39,17 @@ class Row:
     checkered: bool = False
 
 
-def write_sheets(folder: Path, rows: Mapping[str, Sequence[Row]]) -> list[Path]:
+def write_sheets(folder: Path, rows: Mapping[str, Sequence[Row]], channels: Channels | None = None) -> list[Path]:
     """Write FOLDER/KIND.jpg for each kind of finding; return the paths.
 
     A sheet has at most ROWS rows, spread evenly over all findings of its kind.
+
+    `channels`: the bands of the images; None for 8-bit RGB.
     """
     written = []
     for kind, every in rows.items():
         chosen = [every[i] for i in np.unique(np.linspace(0, len(every) - 1, ROWS).round().astype(int))]
-        drawn = [draw(row) for row in chosen]
+        drawn = [draw(row, channels) for row in chosen]
         width = max(picture.shape[1] for picture in drawn)
         sheet = np.concatenate([pad(picture, width) for picture in drawn])
         path = folder / f"{kind.replace(' ', '_')}.jpg"
@@ -55,9 +58,9 @@ def write_sheets(folder: Path, rows: Mapping[str, Sequence[Row]]) -> list[Path]:
     return written
 
 
-def draw(row: Row) -> Image:
+def draw(row: Row, channels: Channels | None) -> Image:
     """Draw a caption, and below it each pair: joined if one continues the other, else with the masks."""
-    shots = [load_pictures(pair) for pair in row.pairs]
+    shots = [load_pictures(pair, channels) for pair in row.pairs]
     if row.join and len(shots) == 2:
         axis = 1 if row.join in ("right", "left") else 0
         first, second = shots if row.join in ("right", "bottom") else shots[::-1]
@@ -83,12 +86,14 @@ def add_caption(text: str, line: Image) -> Image:
     return np.concatenate([caption, line, np.full((GAP, line.shape[1], 3), 255, np.uint8)])
 
 
-def load_pictures(pair: Pair) -> list[Image]:
+def load_pictures(pair: Pair, channels: Channels | None) -> list[Image]:
     """Load before, after and the mask, reduced to at most SIDE pixels.
 
     The mask's levels are stretched to 0..255. A mask that cannot be read is left out.
     """
-    pictures = [read_image(pair.before), read_image(pair.after)]
+    pictures = list(read_images(pair, None if channels is None else channels.bands))
+    if channels is not None:
+        pictures = [channels.picture(levels) for levels in pictures]
     if pair.mask:
         try:
             levels = read_levels(pair.mask).pixels

@@ -11,8 +11,10 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import cv2
@@ -21,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from change.common.devices import count_cores
-from change.common.errors import UserError
+from change.common.errors import OUT_OF_MEMORY, UserError
 from change.data.samples import Batch, TrainSamples, WholeSamples, join
 
 
@@ -177,15 +179,34 @@ def start_worker(ending: ctypes.c_byte, _: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
+    sys.excepthook = show_unless_disconnected
     cv2.setNumThreads(0)
 
 
+def show_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an exception of a worker, except that the main process has broken off the transfer of a batch.
+
+    It does so if another worker dies at that moment, and reports that. The thread of `multiprocessing` that hands over
+    the tensors passes its exceptions to `sys.excepthook`, and goes on.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def or_raise(batches: Iterable[Batch | UserError]) -> Iterator[Batch]:
-    """Yield the batches of a loader. If it returns a UserError in place of a batch, raise that."""
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise UserError(str(batch)) from batch  # `raise batch` would tie this frame, and the workers, in a cycle
-        yield batch
+    """Yield the batches of a loader. If it returns a UserError in place of a batch, raise that.
+
+    Raises UserError also if a worker dies while it hands over a batch. Torch reports most other deaths of a worker with
+    a RuntimeError, but this one with the error of the connection if it happens before the system lists the worker as
+    dead.
+    """
+    try:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise UserError(str(batch)) from batch  # `raise batch` would tie this frame and the workers in a cycle
+            yield batch
+    except (ConnectionError, EOFError) as error:
+        raise UserError(OUT_OF_MEMORY["DataLoader worker"]) from error
 
 
 def default_workers(processes: int = 1) -> int:

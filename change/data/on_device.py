@@ -35,7 +35,7 @@ from change.data.batch_augmentation import (
 from change.data.cache import decode_pairs
 from change.data.loaders import EpochOrder, make_loader
 from change.data.samples import Batch, TrainSamples, WholeSamples
-from change.data.transforms import draw_crop
+from change.data.transforms import ColorJitter, draw_crop
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,7 @@ class Draws(Dataset[Tensor]):
     """The random draws of `TrainSamples`, without the pixels: a key (epoch, index) gives a row (1, COLUMNS)."""
 
     def __init__(self, samples: TrainSamples) -> None:
+        assert isinstance(samples.jitter, ColorJitter), "--cache device keeps 8-bit RGB"
         self.crop, self.jitter, self.seed, self.geometry = samples.crop, samples.jitter, samples.seed, samples.geometry
         self.degradations = samples.degradations
         self.sizes = [pair.size for pair in samples.split.pairs]
@@ -198,6 +199,7 @@ class DeviceTrainLoader:
             record: Changes a function so that each call overwrites the tensors that the call before returned.
         """
         self.order, self.pairs, self.names = order, pairs, [pair.name for pair in samples.split.pairs]
+        assert isinstance(samples.jitter, ColorJitter), "--cache device keeps 8-bit RGB"
         self.hash_epoch, self.colours_change = samples.hash_epoch, samples.jitter.active
         self.degrades = samples.degradations.share > 0
         self.device = pairs.images.device

@@ -1,6 +1,7 @@
 """Samples and batches: augmented crops for training, whole images for validation and test.
 
-Shapes: in a batch, images are uint8 RGB (B, 3, H, W) and masks uint8 (B, 1, H, W) of 0 and 1.
+Shapes: in a batch, images are uint8 RGB (B, 3, H, W), or float32 (B, C, H, W) if bands are chosen, and masks uint8
+(B, 1, H, W) of 0 and 1.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from change.change_dataloader import Pixels, Split
 from change.common.errors import UserError, list_names
 from change.common.images import Image
 from change.data.degradation import NO_DEGRADATION, Degradations
-from change.data.transforms import PLAIN, ColorJitter, Geometry, augment
+from change.data.transforms import PLAIN, BandJitter, ColorJitter, Geometry, augment, resize
 
 Reader = Callable[[int, bool], Pixels]  # has the signature of `Split.read`
 
 
 class Batch(NamedTuple):
-    """Images (B, 3, H, W), masks (B, 1, H, W), names, and the `image_hash` of every image if hashes were asked for.
+    """Images (B, C, H, W), masks (B, 1, H, W), names, and the `image_hash` of every image if hashes were asked for.
 
     Without labels the masks are 0 everywhere.
     """
@@ -48,7 +49,7 @@ class TrainSamples(Dataset[Batch | UserError]):
         self,
         split: Split,
         crop: int,
-        jitter: ColorJitter,
+        jitter: ColorJitter | BandJitter,
         seed: int,
         hash_epoch: int = 0,
         geometry: Geometry = PLAIN,
@@ -113,10 +114,7 @@ class WholeSamples(Dataset[Batch | UserError]):
         before, after, mask, hashes = self.read(index, True)
         square = (self.size, self.size)
         if self.size and self.split.pairs[index].size != square:
-            before, after = (
-                np.asarray(cv2.resize(image, square, interpolation=cv2.INTER_LINEAR), np.uint8)
-                for image in (before, after)
-            )
+            before, after = (resize(image, self.size, cv2.INTER_LINEAR) for image in (before, after))
             # Nearest neighbours of OpenCV differ between its versions, those of Pillow do not.
             mask = np.array(PIL.Image.fromarray(mask).resize(square, PIL.Image.Resampling.NEAREST))
         return Pixels(before, after, mask, hashes)
@@ -127,10 +125,12 @@ class WholeSamples(Dataset[Batch | UserError]):
 
 
 def as_batch(before: Image, after: Image, mask: Image, name: str, hashes: list[tuple[str, str]]) -> Batch:
-    """Turn arrays (H, W, 3), (H, W, 3) and (H, W) into a batch of one, channels last in memory.
+    """Turn arrays (H, W, C), (H, W, C) and (H, W) into a batch of one, channels last in memory.
 
-    Arrays that are not writeable, such as those of a mapped file, are copied.
+    Arrays that are not writeable, such as those of a mapped file, are copied. Levels that are not uint8 become float32.
     """
+    if before.dtype != np.uint8 or after.dtype != np.uint8:
+        before, after = (np.asarray(image, np.float32) for image in (before, after))
     arrays = [np.require(array, requirements=["C", "W"]) for array in (before, after, mask)]
     first, second, truth = (torch.from_numpy(array) for array in arrays)
     return Batch(first.permute(2, 0, 1)[None], second.permute(2, 0, 1)[None], truth[None, None], [name], hashes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, Pair, check_headers
+from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, Pair, check_headers, read_images
+from change.common.band_files import measure, read_header
+from change.common.bands import Channels, choose_bands
 from change.common.errors import UserError, list_names
-from change.common.images import Image, image_hash, read_image
+from change.common.images import Image, image_hash
 from change.common.names import files_by_stem, read_list
 from change.data.masks import LevelCounts, count_levels, read_levels
 from change.data.similarity import Shift, edges, shift, thumbnail
@@ -119,13 +122,26 @@ def find_splits(root: Path, lists: Path | None) -> tuple[dict[str, Path], dict[s
     return folders, names
 
 
-def inspect_pairs(complete: Sequence[Files]) -> tuple[list[PairFacts], list[Finding]]:
-    """Decode every file once, in threads. A pair that does not decode, or that training refuses, is a finding."""
+def measure_files(complete: Sequence[Files], bands: str, colours: str) -> Channels | None:
+    """Choose the bands of a data set as train.py does, and measure them in all images; None without images.
+
+    Raises UserError if a band does not exist, or if an image cannot be read.
+    """
+    paths = [files[sub] for _, _, files in complete for sub in (BEFORE, AFTER)]
+    return measure(paths, choose_bands(bands, colours, read_header(paths[0]))) if paths else None
+
+
+def inspect_pairs(complete: Sequence[Files], channels: Channels | None = None) -> tuple[list[PairFacts], list[Finding]]:
+    """Decode every file once, in threads. A pair that does not decode, or that training refuses, is a finding.
+
+    `channels`: the bands to read; None for 8-bit RGB.
+    """
     facts: list[PairFacts] = []
     found: list[Finding] = []
+    inspect = functools.partial(inspect_pair, channels=channels)
     progress = tqdm(total=len(complete), desc="decode", unit="pair", leave=False)
     with one_opencv_thread(), ThreadPoolExecutor() as pool, progress as bar:
-        for (split, stem, _), result in zip(complete, pool.map(inspect_pair, complete), strict=True):
+        for (split, stem, _), result in zip(complete, pool.map(inspect, complete), strict=True):
             if isinstance(result, str):
                 found.append(Finding("error", "refused", result, (f"{split}/{stem}",)))
             else:
@@ -145,18 +161,22 @@ def one_opencv_thread() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def inspect_pair(files: Files) -> PairFacts | str:
+def inspect_pair(files: Files, channels: Channels | None = None) -> PairFacts | str:
     """Decode one pair and keep what comparisons need, or return why it cannot be used."""
     split, stem, paths = files
-    pair = check_headers(stem, paths[BEFORE], paths[AFTER], paths.get(LABEL))
+    bands = None if channels is None else channels.bands
+    pair = check_headers(stem, paths[BEFORE], paths[AFTER], paths.get(LABEL), bands)
     if isinstance(pair, str):
         return pair
     try:
-        before, after = read_image(pair.before), read_image(pair.after)
+        before, after = read_images(pair, bands)
+        hashes = image_hash(before), image_hash(after)
+        if channels is not None:
+            before, after = channels.picture(before), channels.picture(after)
         facts = PairFacts(
             split,
             pair,
-            hashes=(image_hash(before), image_hash(after)),
+            hashes=hashes,
             thumbs=(thumbnail(before), thumbnail(after)),
             edges=(edges(before), edges(after)),
             shift=shift(before, after),

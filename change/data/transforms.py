@@ -1,7 +1,7 @@
 """Augment a training sample: geometry is drawn once for before, after and mask, colours separately for each date.
 
-Shapes: images are uint8 RGB (H, W, 3) of 0..255, masks uint8 (H, W) of 0 and 1. All random numbers come from the
-generator that is passed in, none from a global one.
+Shapes: images are uint8 RGB (H, W, 3) of 0..255, or levels of one type (H, W, C), masks uint8 (H, W) of 0 and 1. All
+random numbers come from the generator that is passed in, none from a global one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from change.common.images import LUMA, Image
 from change.data.degradation import NO_DEGRADATION, Degradations, degrade
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # numbers of the colour changes
+MOST_CHANNELS = 4  # of images that OpenCV resizes and transposes
 
 
 class Colours(NamedTuple):
@@ -122,6 +123,30 @@ ADJUST: tuple[Callable[[Image, float], Image], ...] = (
 
 
 @dataclass(frozen=True)
+class BandJitter:
+    """Random gain and offset of each band, for images that are not RGB.
+
+    A gain is drawn from 1 - `gain` to 1 + `gain`, but not below 0, and an offset from -`offset` to `offset` standard
+    deviations of the band.
+
+    Attributes:
+        gain: 0 or more.
+        offset: 0 or more.
+        std: The standard deviation of each band.
+    """
+
+    gain: float
+    offset: float
+    std: tuple[float, ...]
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        """Draw changes and apply them to levels (H, W, C); returns float32."""
+        gains = rng.uniform(max(0.0, 1 - self.gain), 1 + self.gain, len(self.std))
+        offsets = rng.uniform(-self.offset, self.offset, len(self.std)) * self.std
+        return image.astype(np.float32) * gains.astype(np.float32) + offsets.astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Geometry:
     """Further changes of a crop, in addition to a random position and random flips.
 
@@ -203,15 +228,15 @@ def crop_pair(
     """Cut a random square out of all three, and flip it along each axis with probability 1/2.
 
     Args:
-        before: Image (H, W, 3).
-        after: Image (H, W, 3).
+        before: Image (H, W, C).
+        after: Image (H, W, C).
         mask: Mask (H, W).
         crop: Side of the result in pixels, at most H and W.
         rng: Source of all random numbers.
         geometry: How the square is scaled, turned, swapped and shifted.
 
     Returns:
-        Two images (crop, crop, 3) and a mask (crop, crop), contiguous in memory.
+        Two images (crop, crop, C) and a mask (crop, crop), contiguous in memory.
     """
     height, width = mask.shape
     drawn = draw_crop(height, width, crop, rng, geometry)
@@ -227,13 +252,16 @@ def crop_pair(
                 interpolation = cv2.INTER_NEAREST_EXACT
             else:
                 interpolation = cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR
-            piece = np.asarray(cv2.resize(piece, (crop, crop), interpolation=interpolation), np.uint8)
+            piece = resize(piece, crop, interpolation)
+        if piece.ndim == 3 and piece.shape[2] > MOST_CHANNELS:  # OpenCV cannot transpose it
+            turned = piece.swapaxes(0, 1) if drawn.turn else piece
+            return np.ascontiguousarray(turned[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
         if drawn.turn:
-            piece = np.asarray(cv2.transpose(piece), np.uint8)
+            piece = np.asarray(cv2.transpose(piece), piece.dtype)
         if not (flip_x or flip_y):
             return np.ascontiguousarray(piece)
         flip_code = -1 if flip_x and flip_y else int(flip_x)  # OpenCV: -1 is both axes, 1 is x, 0 is y
-        return np.asarray(cv2.flip(piece, flip_code), np.uint8)  # faster than numpy
+        return np.asarray(cv2.flip(piece, flip_code), piece.dtype).reshape(piece.shape)  # faster than numpy
 
     return (
         cut(before, drawn.down_before, drawn.across_before),
@@ -242,12 +270,21 @@ def crop_pair(
     )
 
 
+def resize(image: Image, side: int, interpolation: int) -> Image:
+    """Resize an image (H, W, C) or a mask (H, W) to a square."""
+    if image.ndim == 3 and image.shape[2] > MOST_CHANNELS:
+        parts = [image[..., first : first + MOST_CHANNELS] for first in range(0, image.shape[2], MOST_CHANNELS)]
+        return np.concatenate([resize(np.ascontiguousarray(part), side, interpolation) for part in parts], axis=2)
+    resized = np.asarray(cv2.resize(image, (side, side), interpolation=interpolation), image.dtype)
+    return resized.reshape(side, side, *image.shape[2:])  # OpenCV drops the axis of a single channel
+
+
 def augment(
     before: Image,
     after: Image,
     mask: Image,
     crop: int,
-    jitter: ColorJitter,
+    jitter: ColorJitter | BandJitter,
     rng: np.random.Generator,
     geometry: Geometry = PLAIN,
     degradations: Degradations = NO_DEGRADATION,

@@ -155,7 +155,7 @@ class Evaluation:
             tally.contents.append(" ".join((name, *batch.hashes[i], image_hash(truth))))
             if outputs.report:
                 tally.masks[name] = np.packbits(image)
-            outputs.draw(batch, i, image, truth > 0 if self.split.labelled else None)
+            outputs.draw(batch, i, image, truth > 0 if self.split.labelled else None, self.checkpoint)
 
     def place_columns(self, hashes: tuple[str, str]) -> dict[str, Any]:
         """Return the columns of images.csv that `check` provides; the group is empty if it did not see the pair."""
@@ -171,7 +171,7 @@ class Evaluation:
             batch = loader.dataset[indices[name]]
             if isinstance(batch, UserError):
                 raise batch
-            before, after = image_arrays(batch, 0)
+            before, after = image_arrays(batch, 0, self.checkpoint)
             size = before.shape[:2]
             changed = np.unpackbits(tally.masks[name], count=math.prod(size)).reshape(size) > 0
             mask = batch.mask[0, 0].numpy() > 0 if self.split.labelled else None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.errors import UserError
 from change.common.files import home_folder, make_folder
@@ -68,7 +69,14 @@ class Outputs:
         if self.report:
             read_template()
 
-    def draw(self, batch: Batch, index: int, changed: NDArray[np.bool_], mask: NDArray[np.bool_] | None) -> None:
+    def draw(
+        self,
+        batch: Batch,
+        index: int,
+        changed: NDArray[np.bool_],
+        mask: NDArray[np.bool_] | None,
+        checkpoint: Checkpoint,
+    ) -> None:
         """Write the pictures of one pair of a batch.
 
         Args:
@@ -76,6 +84,7 @@ class Outputs:
             index: index of the pair in the batch.
             changed: predicted change, bool (H, W).
             mask: true change, bool (H, W), if it is known.
+            checkpoint: shows the images as pictures.
         """
         name = f"{batch.names[index]}.png"
         if self.masks:
@@ -83,13 +92,14 @@ class Outputs:
         if self.error_maps and mask is not None:
             save_png(error_map(changed, mask), self.error_maps / name)
         if self.panels:
-            before, after = image_arrays(batch, index)
+            before, after = image_arrays(batch, index, checkpoint)
             save_png(panel(before, after, changed, mask), self.panels / name)
 
 
-def image_arrays(batch: Batch, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def image_arrays(batch: Batch, index: int, checkpoint: Checkpoint) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return before and after of one pair of a batch, RGB (H, W, 3)."""
-    return batch.before[index].permute(1, 2, 0).numpy(), batch.after[index].permute(1, 2, 0).numpy()
+    before, after = (images[index].permute(1, 2, 0).numpy() for images in (batch.before, batch.after))
+    return checkpoint.picture(before), checkpoint.picture(after)
 
 
 def default_folder(root: Path) -> Path:

@@ -65,6 +65,8 @@ class DataOptions:
     trainsize: int = option(0, "resize val images to this square if they differ from it; 0: keep their size")
     cropsize: int = option(512, "side of the random training crop, a multiple of 32")
     resolution: Numbers = option("", 'metres per pixel of images, "0.5" or "0.5 2"; default: that of --checkpoint_path')
+    bands: Name = option("", 'bands to read: all, or as in "green=1 red=2 nir=3" (docs/bands.md); default: 8-bit RGB')
+    rgb_bands: Name = option("", "bands that are red, green and blue; default: those of these names", needs="bands")
     cache: str = option("off", "decode every pair once, into files or memory", choices=("off", "disk", "device"))
     cache_path: Folder = option("", "folder of the cached files; default ROOT/.cache", needs="cache=disk")
 
@@ -80,7 +82,8 @@ class AugmentationOptions:
     """Augmentation."""
 
     color_setting: Numbers = option(
-        "0.2 0.2 0.1 0.1", "jitter of brightness, contrast, saturation and hue; 0 turns one off"
+        "0.2 0.2 0.1 0.1",
+        "jitter of brightness, contrast, saturation and hue, or, with --bands, of gain and offset; 0 turns one off",
     )
     scale: Numbers = option("1 1", "range of the random factor by which a crop is enlarged")
     symmetries: bool = option(False, "quarter turns in addition to flips")

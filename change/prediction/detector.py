@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from change.checkpoint import load_checkpoint, network_for_prediction
+from change.common.band_files import read_bands
+from change.common.bands import Bands
 from change.common.choices import OVERLAP, TILE
 from change.common.devices import DTYPES, choose_amp, choose_device
 from change.common.errors import UserError
@@ -26,7 +28,7 @@ from change.prediction.predictor import precision_name, predictor
 from change.prediction.threshold import require_finite
 from change.prediction.tiles import Predict, sliding, symmetric
 
-Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[np.uint8]
+Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]
 RASTERS = "`python -m change predict` or `predict_rasters`"
 
 
@@ -39,8 +41,8 @@ class ChangeDetector:
         device: the device of the network.
         amp: the number format of the network: off (float32), bf16 or fp16.
         tile, overlap, batch: as given.
-        predict_tile: the function that predicts one batch of tiles, uint8 (B, 3, H, W) each, as probabilities float32
-            (B, 1, H, W).
+        predict_tile: the function that predicts one batch of tiles (B, C, H, W) each, uint8 RGB or levels of the
+            checkpoint's bands, as probabilities float32 (B, 1, H, W).
     """
 
     def __init__(
@@ -97,7 +99,8 @@ class ChangeDetector:
         """Predict the probability of change.
 
         Args:
-            before: a file, a Pillow image (8 bits per channel) or an array, uint8 RGB (H, W, 3).
+            before: a file, a Pillow image (8 bits per channel) or an array, uint8 RGB (H, W, 3). If the checkpoint
+                reads other bands: a file with them, or an array (H, W, C) of their type, 0 where there is no data.
             after: the same for the later date, of the same size. Two GeoTIFFs must lie on the same grid.
             name: name of the pair, for errors; by default the file of `before`.
 
@@ -110,7 +113,7 @@ class ChangeDetector:
                 probability is not finite.
         """
         check_grids(before, after)
-        (first, first_opaque), (second, second_opaque) = rgb(before, "before"), rgb(after, "after")
+        (first, first_opaque), (second, second_opaque) = self.read(before, "before"), self.read(after, "after")
         pictures = [first, second]
         sizes = [f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures]
         if sizes[0] != sizes[1]:
@@ -118,11 +121,21 @@ class ChangeDetector:
         data = first_opaque & second_opaque
         if not data.all():
             pictures = [picture * data[..., None] for picture in pictures]
+        if self.checkpoint.bands is not None:
+            pictures = [picture.astype(np.float32) for picture in pictures]
         tensors = [torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))[None] for p in pictures]
         found = self._predict(*tensors)
         require_finite(found, [name or file_name(before) or "this pair"])
         probability: NDArray[np.float32] = found[0, 0].cpu().numpy()
         return probability * data
+
+    def read(self, picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:
+        """Return an image as the network reads it (H, W, C), and the pixels that hold data, bool (H, W).
+
+        Raises UserError as `rgb` and `levels` do.
+        """
+        bands = self.checkpoint.bands
+        return rgb(picture, name) if bands is None else levels(picture, name, bands)
 
     def describe(self) -> dict[str, Any]:
         """Return number format, device and checkpoint, as metadata of results."""
@@ -173,3 +186,28 @@ def rgb(picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise UserError(f"{name} is {array.dtype} {array.shape}: give uint8 RGB (height, width, 3)")
     return array, np.ones(array.shape[:2], np.bool_)
+
+
+def levels(picture: Picture, name: str, bands: Bands) -> tuple[Image, NDArray[np.bool_]]:
+    """Read the bands of a file or check an array of them.
+
+    Args:
+        picture: a file, or an array (H, W, C) of the bands' type.
+        name: name of the image, for errors.
+        bands: what the network reads.
+
+    Returns:
+        Levels (H, W, C), 0 where there is no data, and the pixels that hold data, bool (H, W).
+
+    Raises:
+        UserError: if the file or the array has other bands, or cannot be read.
+    """
+    if isinstance(picture, (str, os.PathLike)):
+        return read_bands(Path(picture), bands)
+    array = np.asarray(picture)
+    if array.dtype != bands.kind or array.ndim != 3 or array.shape[2] != len(bands.names) or not array.size:
+        raise UserError(
+            f"{name} is {array.dtype} {array.shape}: give (height, width, {len(bands.names)}) with {bands.described()}"
+        )
+    data = np.isfinite(array).all(2) if array.dtype.kind == "f" else np.ones(array.shape[:2], np.bool_)
+    return np.where(data[..., None], array, array.dtype.type(0)), data

@@ -19,6 +19,8 @@ from torch.export import Dim
 from torch.torch_version import TorchVersion
 
 from change.checkpoint import Checkpoint, load_checkpoint, network_for_prediction, save_tensors
+from change.common.band_files import read_bands
+from change.common.bands import Bands
 from change.common.errors import UserError, import_optional
 from change.common.files import shipped_file, write_whole
 from change.common.images import read_image
@@ -43,17 +45,16 @@ class AnySize(nn.Module):
 
     def __init__(self, network: nn.Module, checkpoint: Checkpoint) -> None:
         super().__init__()
-        self.network, self.mean, self.std = network, checkpoint.mean, checkpoint.std
+        self.network, self.checkpoint = network, checkpoint
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Turn uint8 RGB (B, 3, H, W) into probabilities float32 (B, 1, H, W).
+        """Turn uint8 RGB (B, 3, H, W), or float32 levels (B, C, H, W), into probabilities float32 (B, 1, H, W).
 
         Equivalent to `models.padding.apply_to_any_size`, but in operations that leave the sizes open on export.
         """
         height, width = before.shape[2:]
         padded = [
-            normalise(images[:, :, padding(height)][..., padding(width)], self.mean, self.std)
-            for images in (before, after)
+            self.checkpoint.normalise(images[:, :, padding(height)][..., padding(width)]) for images in (before, after)
         ]
         return torch.sigmoid(self.network(*padded))[..., :height, :width]
 
@@ -90,8 +91,8 @@ def padding(length: int) -> Tensor:
 
 def write_export(given: argparse.Namespace) -> None:
     """Write the file that the command line asks for. `given`: what `change.prediction.export.parse` returns."""
-    pair = [] if given.format == "pth" else read_pair(given.pair or [shipped_file(place) for place in SAMPLES])
     checkpoint = load_checkpoint(given.checkpoint)
+    pair = [] if given.format == "pth" else read_pair(given, checkpoint.bands)
     network, _ = network_for_prediction(checkpoint)
     if given.format == "pth":
         save_tensors({name: tensor.float() for name, tensor in network.state_dict().items()}, given.out)
@@ -212,16 +213,27 @@ def quiet_exporter() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def read_pair(paths: Sequence[Path]) -> list[NDArray[np.uint8]]:
-    """Read before and after, uint8 (H, W, 3). Raises UserError if they cannot be read or their sizes differ."""
-    pair = [read_image(path) for path in paths]
+def read_pair(given: argparse.Namespace, bands: Bands | None) -> list[NDArray[Any]]:
+    """Read the pair of the command line, or of test_samples: before and after, uint8 RGB or float32 levels (H, W, C).
+
+    Raises UserError if they are missing, cannot be read or differ in size, or if the format is only for RGB.
+    """
+    paths = given.pair or [shipped_file(place) for place in SAMPLES]
+    if bands is None:
+        pair = [read_image(path) for path in paths]
+    elif given.format == "deepness":
+        raise UserError(f"--format deepness is for RGB, and {given.checkpoint} reads {bands.described()}: choose onnx")
+    elif not given.pair:
+        raise UserError(f"{given.checkpoint} reads {bands.described()}: give --pair, two files with these bands")
+    else:
+        pair = [read_bands(path, bands)[0].astype(np.float32) for path in paths]
     if pair[0].shape != pair[1].shape:
         raise UserError(f"--pair {paths[0]} {paths[1]}: give two images of the same size")
     return pair
 
 
-def pairs_of_sizes(pair: Sequence[NDArray[np.uint8]]) -> list[dict[str, Tensor]]:
-    """Return two inputs of `AnySize`: a whole pair of images, uint8 (H, W, 3), and a part of it with odd sides.
+def pairs_of_sizes(pair: Sequence[NDArray[Any]]) -> list[dict[str, Tensor]]:
+    """Return two inputs of `AnySize`: a whole pair of images (H, W, C), and a part of it with odd sides.
 
     Small images are repeated. The exporter would not leave all sizes open if sides were equal or needed no padding.
     """
@@ -235,10 +247,10 @@ def pairs_of_sizes(pair: Sequence[NDArray[np.uint8]]) -> list[dict[str, Tensor]]
     ]
 
 
-def repeat_to_size(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def repeat_to_size(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """Return the upper left (height, width, C) of an image (H, W, C), which is repeated if it is smaller."""
     rows, columns = np.arange(height) % len(image), np.arange(width) % image.shape[1]
-    return np.asarray(image[rows][:, columns], np.uint8)
+    return np.asarray(image[rows][:, columns])
 
 
 def stack_dates(pair: Sequence[NDArray[np.uint8]], side: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from change.prediction.compiling import WhenItPays
 from change.prediction.folding import Fused
 from change.prediction.tiles import Predict
 from models.network import PRXChange
-from models.padding import apply_to_any_size, normalise
+from models.padding import apply_to_any_size
 
 
 def predictor(
@@ -22,7 +22,9 @@ def predictor(
     pixels: float = 0,
     compiling: str = "off",
 ) -> Predict:
-    """Make a function from uint8 images (B, 3, H, W) of any size to probabilities, float32 (B, 1, H, W) on `device`.
+    """Make a function from images (B, C, H, W) of any size to probabilities, float32 (B, 1, H, W) on `device`.
+
+    Images are uint8 RGB, or levels of the checkpoint's bands.
 
     Args:
         network: on `device`; it is copied, so later changes to it have no effect.
@@ -36,10 +38,7 @@ def predictor(
 
     def predict(before: Tensor, after: Tensor) -> Tensor:
         with torch.inference_mode(), exact_float32(dtype):
-            before, after = (
-                normalise(images.to(device, non_blocking=True), checkpoint.mean, checkpoint.std)
-                for images in (before, after)
-            )
+            before, after = (checkpoint.normalise(images.to(device, non_blocking=True)) for images in (before, after))
             return torch.sigmoid(apply_to_any_size(forward, before, after))
 
     return predict

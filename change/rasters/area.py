@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,10 @@ def place_parts(shapes: Outlines, crs: Any, dataset: Any, fault: str, *, name: s
         shapes = cut_to_surroundings(shapes, crs, dataset)
         left, bottom, right, top = shapely.bounds(shapes).T
         pieces = np.fmax(np.fmax(right - left, top - bottom) / PIECES, np.finfo(np.float64).tiny)  # NaN for empty ones
-        shapes = shapely.segmentize(shapes, pieces)  # straight edges become curves
         parts, index = shapely.get_parts(shapes, return_index=True)
+        filled = ~shapely.is_empty(parts)
+        parts, index = parts[filled], index[filled]
+        parts = split_edges(parts, pieces[index])  # straight edges become curves
         placed = geopandas.GeoSeries(parts, crs=crs).to_crs(system).to_numpy()
     except RuntimeError as error:  # pyproj's errors
         raise UserError(
@@ -80,6 +83,20 @@ def place_parts(shapes: Outlines, crs: Any, dataset: Any, fault: str, *, name: s
         ) from error
     finite = np.isfinite(shapely.bounds(placed)).all(1)  # the others are outside the domain of the raster's system
     return shapely.make_valid(placed[finite]), index[finite]
+
+
+def split_edges(polygons: Outlines, longest: NDArray[np.float64]) -> Outlines:
+    """Split the edges of polygons (N,), none of them empty, into pieces that are at most `longest` (N,) long.
+
+    The result may be invalid, because points are rounded. `shapely.segmentize` repairs such polygons, and may then keep
+    a hair-thin spike and drop the rest. Therefore, rings are split one by one here.
+    """
+    shapely = geo("shapely")
+    rings, index = shapely.get_rings(polygons, return_index=True)
+    split = shapely.segmentize(rings, longest[index])
+    first = np.searchsorted(index, np.arange(len(polygons) + 1))  # the first ring of each polygon, and the end
+    made = [shapely.Polygon(split[start], split[start + 1 : end]) for start, end in itertools.pairwise(first)]
+    return np.array(made, object)
 
 
 def cut_to_surroundings(shapes: Outlines, crs: Any, dataset: Any) -> Outlines:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from change.common.band_files import header_of
+from change.common.bands import Bands
 from change.common.errors import UserError
 from change.rasters.gdal import find_alpha_band, geo, open_raster, read_date, read_palette
 
@@ -27,7 +29,8 @@ class Source:
     Attributes:
         dataset: the rasterio dataset; a band declared as alpha is transparency, if `alpha` names it.
         path: path of the file.
-        bands: the numbers of red, green and blue, from 1; (1,) if the raster has a colour table.
+        bands: the numbers of red, green and blue, or of the bands that the network reads, from 1; (1,) if the raster
+            has a colour table.
         bands_are_given: whether the user chose them.
         declared: what the file says about each of its bands, such as "red" or "undefined".
         alpha: the number of the band that is used as transparency, or None.
@@ -49,14 +52,18 @@ class Source:
     date: str
 
 
-def open_source(path: Path, *, bands: Sequence[int] | None, alpha: str, stack: ExitStack) -> Source:
+def open_source(
+    path: Path, *, bands: Sequence[int] | None, alpha: str, stack: ExitStack, reads: Bands | None = None
+) -> Source:
     """Open a raster and choose its bands.
 
     Args:
         path: file that rasterio can read.
-        bands: the numbers of red, green and blue, from 1; None takes the bands that are declared so, else 1, 2 and 3.
+        bands: the numbers of red, green and blue, or of the bands in `reads`, from 1; None takes the bands that are
+            declared so, else 1, 2 and 3, or those that `Bands.find` finds.
         alpha: whether a band declared as alpha is transparency: yes, no, or auto, which looks at its levels.
         stack: closes the files.
+        reads: the bands that the network reads; None for 8-bit RGB.
 
     Raises:
         UserError: if the file cannot be read or the bands do not fit it.
@@ -67,7 +74,13 @@ def open_source(path: Path, *, bands: Sequence[int] | None, alpha: str, stack: E
     date = read_date(dataset)
     palette = read_palette(dataset)
     declared = declared_bands(dataset)
-    chosen = tuple(bands) if bands is not None else declared_colours(declared)
+    if reads is not None:
+        palette = None
+        chosen = reads.find(header_of(dataset, path), bands or ())
+    elif bands is not None and len(bands) != len(ROLES):
+        raise UserError(f"--bands {','.join(map(str, bands))}: give three numbers, of red, green and blue")
+    else:
+        chosen = tuple(bands) if bands is not None else declared_colours(declared)
     if palette is not None:
         chosen = (1,)
     kind = check_bands(dataset, path, chosen)

@@ -31,6 +31,8 @@ def describe_findings(metadata: Mapping[str, Any]) -> str:
         least = f"{pixels} pixels" if pixels else f"{metadata['min_area']:g} m²"
         return f"{share}, but no polygon has {least} or more (--min_area)"
     default = f" of {pixels} pixels or more" if pixels else ""
+    if "squared" in metadata["polygons"]:
+        default += f", {metadata['polygons']['squared']:,} of them square"
     return f"{count:,} polygon{'s' * (count > 1)}{default}, {format_area(metadata['polygons']['area_m2'])}; {share}"
 
 

@@ -277,12 +277,15 @@ def same_warnings(first: Path, second: Path, before: Seen, after: Seen) -> list[
 
 
 def band_notes(raster: AlignedRaster) -> list[str]:
-    """Report which bands of a raster with more than three are used."""
+    """Report which bands of a raster are used, if it has more than three or is not read as RGB."""
     source = raster.source
     count = source.dataset.count
-    if count <= len(ROLES):
+    if count <= len(ROLES) and raster.reads is None:
         return []
     alpha = f", and band {source.alpha} as transparency" if source.alpha else ""
+    if raster.reads is not None:
+        numbers = ", ".join(map(str, source.bands))
+        return [f"bands {numbers} of the {count} in {source.path} are read as {', '.join(raster.reads.names)}{alpha}"]
     red, green, blue = source.bands
     return [f"bands {red}, {green} and {blue} of the {count} in {source.path} are used as red, green and blue{alpha}"]
 
@@ -295,7 +298,7 @@ def band_warnings(raster: AlignedRaster) -> list[str]:
             f"band {source.rejected_alpha} of {source.path} is declared as alpha but is not used as transparency: "
             "its levels are those of an image; --alpha yes uses it"
         )
-    if source.palette is None and not source.bands_are_given:
+    if source.palette is None and not source.bands_are_given and raster.reads is None:
         declared = [source.declared[band - 1] for band in source.bands]
         wrong = [name for name, role in zip(declared, ROLES, strict=True) if name not in (role, *UNDECLARED)]
         if wrong:

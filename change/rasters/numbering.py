@@ -76,7 +76,8 @@ class Numbering:
     """Numbers the connected changes of a mask in an int32 raster (H, W).
 
     The mask is added from the top down. Each strip of rows is labelled separately, with numbers above those of the
-    strips before it. `finish` then joins the changes that touch across strips.
+    strips before it. `finish` then joins the changes that touch across strips. The final numbers count from 1, in the
+    order of the first pixel of each change, row by row from the top left. They do not depend on the strips.
     """
 
     def __init__(self, path: Path, place: dict[str, Any]) -> None:
@@ -96,14 +97,16 @@ class Numbering:
             changed = (mask[row : row + ROWS] == 1).view(np.uint8)
             found, components, boxes, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
             count = found - 1  # cv2 counts the background as a component
-            own = np.asarray(components, np.int32)
-            own[own > 0] += self.known
+            order = order_of_first_pixels(components, count)
+            own = np.zeros(found, np.int32)
+            own[order] = np.arange(self.known + 1, self.known + found)
+            own = own[components]
             window = geo("rasterio.windows").Window(
                 col_off=0, row_off=self.row, width=self.raster.width, height=len(own)
             )
             self.raster.write(own, 1, window=window)
             measures = measure(own, levels[row : row + ROWS], first_row=self.row, known=self.known, count=count)
-            self.parts.append(np.concatenate((measures, rectangles(boxes[1:], first_row=self.row))))
+            self.parts.append(np.concatenate((measures, rectangles(boxes[order], first_row=self.row))))
             for above, below in (
                 (self.last, own[0]),
                 (self.last[1:], own[0, :-1]),
@@ -138,6 +141,15 @@ def strips(dataset: Any) -> Iterator[tuple[int, Any]]:
     for row in range(0, dataset.height, ROWS):
         height = min(ROWS, dataset.height - row)
         yield row, windows.Window(col_off=0, row_off=row, width=dataset.width, height=height)
+
+
+def order_of_first_pixels(components: NDArray[np.int32], count: int) -> Numbers:
+    """Sort the components of a strip, 1 to `count`, by their first pixel in `components` (h, W), row by row."""
+    labels = components.ravel()
+    at = np.flatnonzero(labels)[::-1]
+    first = np.empty(count + 1, np.int64)
+    first[labels[at]] = at  # the last assignment to an element counts, which is that of its first pixel
+    return np.argsort(first[1:]) + 1
 
 
 def measure(

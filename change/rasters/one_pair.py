@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from change.common.bands import Bands
 from change.common.command_line import refuse_idle
 from change.common.errors import UserError
 from change.common.files import write_folder
@@ -19,7 +20,7 @@ from change.prediction.detector import ChangeDetector
 from change.rasters.bands import ALPHA_CHOICES
 from change.rasters.findings import describe_findings
 from change.rasters.jobs import check_layer, find_jobs
-from change.rasters.polygons import VECTORS
+from change.rasters.polygons import OUTLINES, VECTORS
 from change.rasters.predict import RASTER_OPTIONS
 from change.rasters.predict_pairs import predict_job
 from change.rasters.result_folder import METADATA, folders_to_keep, has_result
@@ -88,7 +89,7 @@ def predict_pair(
         batch=detector.batch,
         **{**options, "aoi": aoi},
     )
-    check_options(options)
+    check_options(options, detector.checkpoint.bands)
     if job.has_pictures:
         refuse_idle(options, RASTER_OPTIONS, "PNG, JPEG and BMP images")
     weights = detector.checkpoint.path
@@ -101,18 +102,27 @@ def predict_pair(
     return summarise(folder)
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise UserError for a value that the command line refuses and that is not checked when it is used."""
-    for name, choices in (("vectors", VECTORS), ("alpha", ALPHA_CHOICES)):
+def check_options(options: Mapping[str, Any], reads: Bands | None) -> None:
+    """Raise UserError for a value that the command line refuses and that is not checked when it is used.
+
+    `reads`: the bands that the network reads; None for 8-bit RGB.
+    """
+    for name, choices in (("vectors", VECTORS), ("alpha", ALPHA_CHOICES), ("outlines", OUTLINES)):
         if name in options and options[name] not in choices:
             raise UserError(f"{name} {options[name]!r}: choose one of {', '.join(choices)}")
     for name in ("min_area", "simplify"):
         value = options.get(name)
         if value is not None and not 0 <= value < math.inf:
             raise UserError(f"{name} {value}: choose 0 or more, and a finite number")
+    if options.get("outlines") == "square" and options.get("simplify"):
+        raise UserError("simplify does nothing with outlines='square': leave it out")
     bands = options.get("bands")
-    if bands is not None and (len(bands) != 3 or min(bands) < 1):
-        raise UserError(f"bands {bands}: give three numbers of 1 or more, such as (3, 2, 1)")
+    count = 3 if reads is None else len(reads.names)
+    if bands is not None and (len(bands) != count or min(bands) < 1):
+        wanted = "three" if count == 3 else count
+        raise UserError(
+            f"bands {bands}: give {wanted} numbers of 1 or more, such as {(3, 2, 1, *range(4, count + 1))[:count]}"
+        )
 
 
 def summarise(folder: Path) -> Summary:

@@ -1,6 +1,7 @@
 """The connected changes of a scene as polygons, and their files.
 
-Areas are geodesic, on the WGS 84 ellipsoid, in square metres, whatever the raster's coordinate reference system.
+Areas and perimeters are geodesic, on the WGS 84 ellipsoid, in square metres and metres, whatever the raster's
+coordinate reference system.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from change.common.errors import UserError
 from change.rasters.gdal import geo
 from change.rasters.numbering import Changes
 from change.rasters.places import Outlines, cut_at_date_line, polygonal_parts, to_longitude_latitude
+from change.rasters.squaring import square_outlines
 
 # The formats of polygons: the suffix of the file, and how geopandas writes it.
 WRITERS: dict[str, dict[str, str]] = {
@@ -25,12 +27,20 @@ WRITERS: dict[str, dict[str, str]] = {
 }
 IN_WGS84 = ("geojson",)  # formats whose standard allows no other reference system
 VECTORS = (*WRITERS, "none")
+OUTLINES = ("pixels", "square")  # what outlines follow: the edges of pixels, or right angles where they fit
 LEAST_PIXELS = 4  # the smallest polygons that are kept by default
 STYLE = Path(__file__).with_name("changes.qml")  # for QGIS
 
 
 def change_polygons(
-    numbers: Path, mask: Path, changes: Changes, *, highest: int, min_area: float | None, simplify: float
+    numbers: Path,
+    mask: Path,
+    changes: Changes,
+    *,
+    highest: int,
+    min_area: float | None,
+    simplify: float,
+    outlines: str = "pixels",
 ) -> Any:
     """Turn numbered changes into polygons.
 
@@ -41,18 +51,20 @@ def change_polygons(
         highest: the level that stands for probability 1.
         min_area: smallest area of a polygon, in square metres, or None for `LEAST_PIXELS`; smaller polygons are left
             out.
-        simplify: how far an outline may move, in pixels; 0 keeps it.
+        simplify: how far an outline may move, in pixels; 0 keeps it. Not for square outlines.
+        outlines: one of `OUTLINES`.
 
     Returns:
-        A GeoDataFrame of multipolygons with the columns id (the number of the change), area_m2, mean_probability and
-        max_probability, the largest change first.
+        A GeoDataFrame of multipolygons with the columns id (the number of the change), area_m2, perimeter_m,
+        mean_probability and max_probability, the largest change first. Square outlines add the column squared, False
+        for polygons that keep their outline.
     """
     geopandas, shapely = geo("geopandas"), geo("shapely")
-    outlines, traced, crs, transform = trace_outlines(numbers, mask)
+    traced_outlines, traced, crs, transform = trace_outlines(numbers, mask)
     pixel = float(np.sqrt(abs(transform.determinant)))
-    frame = geopandas.GeoDataFrame(geometry=outlines, crs=crs)
+    frame = geopandas.GeoDataFrame(geometry=traced_outlines, crs=crs)
     frame["id"] = traced
-    frame["area_m2"] = geodesic_areas(outlines, crs, pixel)
+    frame["area_m2"] = geodesic_areas(traced_outlines, crs, pixel)
     frame["mean_probability"] = changes.total[traced] / np.maximum(changes.pixels[traced], 1) / highest
     frame["max_probability"] = changes.highest[traced] / highest
     small = changes.pixels[traced] < LEAST_PIXELS if min_area is None else frame["area_m2"] < min_area
@@ -60,6 +72,9 @@ def change_polygons(
     if simplify:
         simpler = shapely.simplify(frame.geometry.to_numpy(), simplify * pixel, preserve_topology=True)
         frame["geometry"] = as_multipolygons(simpler)
+    if outlines == "square":
+        frame["geometry"], frame["squared"] = square_outlines(frame.geometry.to_numpy(), crs, pixel)
+    frame.insert(3, "perimeter_m", geodesic_perimeters(frame.geometry.to_numpy(), crs, pixel))
     return frame
 
 
@@ -107,6 +122,19 @@ def geodesic_areas(outlines: Outlines, crs: Any, pixel: float) -> NDArray[np.flo
     geod = geo("pyproj").Geod(ellps="WGS84")
     placed, _ = to_longitude_latitude(outlines, crs, pixel)
     return np.array([abs(geod.geometry_area_perimeter(outline)[0]) for outline in placed], np.float64)
+
+
+def geodesic_perimeters(outlines: Outlines, crs: Any, pixel: float) -> NDArray[np.float64]:
+    """Compute the perimeters of outlines (N,), holes included, in metres; `pixel` as in `geodesic_areas`."""
+    shapely = geo("shapely")
+    placed, _ = to_longitude_latitude(outlines, crs, pixel)
+    parts, of_part = shapely.get_parts(placed, return_index=True)
+    rings, of_ring = shapely.get_rings(parts, return_index=True)
+    points, of_point = shapely.get_coordinates(rings, return_index=True)
+    steps = np.flatnonzero(of_point[1:] == of_point[:-1])  # from a point to the next one of the same ring
+    _, _, lengths = geo("pyproj").Geod(ellps="WGS84").inv(*points[steps].T, *points[steps + 1].T)
+    owners = of_part[of_ring[of_point[steps]]]
+    return np.bincount(owners, lengths, minlength=len(outlines)).astype(np.float64)  # integers if there are no steps
 
 
 def place_in_wgs84(frame: Any, pixel: float) -> Any:

@@ -12,20 +12,21 @@ but an earlier result of this program.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from change.common.choices import AMP_CHOICES, COMPILE_CHOICES, OVERLAP, TILE
 from change.common.command_line import check_threshold, refuse_idle
 from change.common.errors import OneLineParser, UserError
 from change.common.files import DEFAULT_CHECKPOINT, shipped_file
-from change.rasters.bands import ALPHA_CHOICES
+from change.rasters.bands import ALPHA_CHOICES, ROLES
 from change.rasters.jobs import check_layer, find_jobs
-from change.rasters.polygons import LEAST_PIXELS, VECTORS
+from change.rasters.polygons import LEAST_PIXELS, OUTLINES, VECTORS
 
 LEAST = {"tile": 32, "overlap": 0, "batch": 1, "min_area": 0, "simplify": 0}
 LIMIT = 2**31  # the values above must be less than this
-POLYGON_OPTIONS = ("min_area", "simplify")
+POLYGON_OPTIONS = ("min_area", "simplify", "outlines")
 RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "align", "vectors", "aoi", *POLYGON_OPTIONS)
 
 
@@ -45,12 +46,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         All options with their values, except `RASTER_OPTIONS`: `rasters` holds those of them that are given.
 
     Raises:
-        UserError: for a value out of range, for an option that has no effect with --vectors none, or if the default
+        UserError: for a value out of range, for an option that has no effect with another one, or if the default
             checkpoint is missing.
     """
     given = make_parser().parse_args(arguments)
-    given.checkpoint_path = given.checkpoint_path or shipped_file(DEFAULT_CHECKPOINT)
     given.rasters = {name: value for name, value in vars(given).items() if name in RASTER_OPTIONS}
+    if given.checkpoint_path is None:
+        require_three(given.rasters)
+        given.checkpoint_path = shipped_file(DEFAULT_CHECKPOINT)
     for name, least in LEAST.items():
         value = getattr(given, name, least)
         if not least <= value < LIMIT:
@@ -60,6 +63,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         check_layer(aoi, "--aoi")
     if given.rasters.get("vectors") == "none":
         refuse_idle(given.rasters, POLYGON_OPTIONS, "--vectors none")
+    if given.rasters.get("outlines") == "square":
+        refuse_idle(given.rasters, ("simplify",), "--outlines square")
     return given
 
 
@@ -100,6 +105,11 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"smallest polygon to keep, in square metres; 0 keeps all (default: {LEAST_PIXELS} pixels)",
     )
     rasters.add_argument("--simplify", type=float, help="how far outlines may move, in pixels (default: 0)")
+    rasters.add_argument(
+        "--outlines",
+        choices=OUTLINES,
+        help="pixels: along pixel edges; square: with right angles, as buildings, where that fits (default: pixels)",
+    )
     return parser
 
 
@@ -108,7 +118,8 @@ def add_reading_options(rasters: argparse._ArgumentGroup) -> None:
     rasters.add_argument(
         "--bands",
         type=band_numbers,
-        help="bands for red,green,blue (default: those that the file declares so, else 1,2,3)",
+        help="bands for red,green,blue, or for the bands that the network reads (default: those that the file declares "
+        "so, else 1,2,3)",
     )
     rasters.add_argument(
         "--alpha",
@@ -135,11 +146,17 @@ def add_reading_options(rasters: argparse._ArgumentGroup) -> None:
 
 
 def band_numbers(text: str) -> tuple[int, ...]:
-    """Read three band numbers, such as "3,2,1". Raises argparse's error for anything else."""
+    """Read band numbers, such as "3,2,1". Raises argparse's error for anything else."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) != 3 or min(numbers) < 1:
+    if not numbers or min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give three numbers from 1, such as 3,2,1")
     return numbers
+
+
+def require_three(options: Mapping[str, Any]) -> None:
+    """Raise UserError for --bands with anything but three numbers, which are read as RGB."""
+    if len(options.get("bands", ROLES)) != len(ROLES):
+        raise UserError(f"--bands {','.join(map(str, options['bands']))}: give three numbers from 1, such as 3,2,1")

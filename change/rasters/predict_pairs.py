@@ -118,6 +118,8 @@ def predict_job(job: Job, folder: Path, *, detector: ChangeDetector, settings: S
     """Predict one pair and write its files into `folder`, which exists and is empty."""
     about: dict[str, Any] = detector.describe()
     if job.has_pictures:
+        if reads := detector.checkpoint.bands:
+            raise UserError(f"{job.before}: this network reads {reads.described()}: give TIFF files with these bands")
         predict_pictures(job.before, job.after, folder, detector=detector, threshold=settings.threshold, about=about)
         return
     with quiet_gdal():
@@ -129,4 +131,5 @@ def predict_job(job: Job, folder: Path, *, detector: ChangeDetector, settings: S
             settings=settings,
             about=about,
             progress=progress,
+            reads=detector.checkpoint.bands,
         )

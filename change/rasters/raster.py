@@ -8,12 +8,16 @@ float rasters, if any of them is nodata or NaN.
 With `align`, the local shift of the second raster against the first is measured and undone while it is read, see
 `change.rasters.alignment`.
 
-Shapes: images uint8 RGB (3, h, W) or (1, 3, h, W), levels of any type (3, h, W), data bool (h, W).
+The network may read other bands than 8-bit RGB. Then it gets their levels as they are in the files; pictures and the
+measurement of shifts still see RGB.
+
+Shapes: C is the number of bands that are read, 3 for RGB. Images are uint8 RGB (3, h, W), levels of any type (C, h, W),
+inputs of the network (1, C, h, W), data bool (h, W).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,19 +27,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from change.common.bands import Bands, blank, has_data
 from change.common.errors import UserError
 from change.rasters.alignment import Alignment, align_dates
 from change.rasters.area import area_bounds, inside_area, read_area
 from change.rasters.bands import Source, open_source
-from change.rasters.gdal import find_alpha_band, gdal_errors, geo, read_palette, reason
-from change.rasters.grids import Bounds, find_overlap, find_shift
+from change.rasters.common_grid import (
+    check_reference_systems,
+    check_sizes,
+    overlap_window,
+    part_of_window,
+    shift_window,
+    warp_onto,
+    whole_window,
+)
+from change.rasters.gdal import find_alpha_band, gdal_errors, geo, reason
+from change.rasters.grids import find_shift
 from change.rasters.places import find_fault
-from change.rasters.shift_grid import ShiftGrid
+from change.rasters.shift_grid import ReadBlock, ShiftGrid
 from change.rasters.stretch import check_8_bit_levels, choose_stretch
 
 SAMPLE = 128  # side in pixels of the squares from which the stretch is chosen
 SQUARES = 8  # maximum number of these squares along each side of a raster
 ROWS = 256  # number of rows that are read at once
+
+Convert = Callable[[NDArray[Any], NDArray[np.bool_]], NDArray[Any]]  # levels and where data is -> image
 
 
 class Block(NamedTuple):
@@ -50,7 +66,9 @@ class Block(NamedTuple):
 class AlignedRaster:
     """One raster of a pair, on the common grid."""
 
-    def __init__(self, source: Source, *, window: Any, stretch: str, warped: Any = None) -> None:
+    def __init__(
+        self, source: Source, *, window: Any, stretch: str, warped: Any = None, reads: Bands | None = None
+    ) -> None:
         """Choose the stretch.
 
         Args:
@@ -58,6 +76,7 @@ class AlignedRaster:
             window: rasterio Window of the common grid, in the raster, or in `warped` if given.
             stretch: as in `choose_stretch`, or "auto": "none" for 8 bits, else "2,98".
             warped: the raster as a WarpedVRT on the grid of the first raster, if it has to be warped.
+            reads: the bands that the network reads, which are those of the source; None for 8-bit RGB.
 
         Raises:
             UserError: if the stretch does not fit the raster, or if it holds no data.
@@ -71,13 +90,15 @@ class AlignedRaster:
         self.palette = source.palette
         self.alpha = find_alpha_band(self.dataset)  # a warped raster may have one of its own
         self.bands = list(source.bands)
+        self.reads = reads
+        self.shown = [0, 1, 2] if reads is None else list(reads.shown())
         has_8_bits = self.palette is not None or source.kind == "uint8"
         if stretch == "auto":
             stretch = "none" if has_8_bits else "2,98"
         levels, valid = self.sample(1 if stretch == "none" and has_8_bits else SAMPLE**2)
         if stretch == "none" and not has_8_bits:
             check_8_bit_levels(levels[valid], self.path, source.kind)
-        self.stretch = choose_stretch(stretch, levels, valid)
+        self.stretch = choose_stretch(stretch, levels[self.shown], valid[self.shown])
 
     def sample(self, least: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read the levels of at least `least` pixels with data, or of all such pixels if there are fewer.
@@ -86,7 +107,7 @@ class AlignedRaster:
         all of it. If they do not hold enough data, rows follow, from the top down.
 
         Returns:
-            Levels and validity, (3, 1, N) each, as `read_levels` returns them.
+            Levels and validity, (C, 1, N) each, as `read_levels` returns them.
 
         Raises:
             UserError: if the raster holds no data at all.
@@ -126,7 +147,7 @@ class AlignedRaster:
         """Read a block without stretching it, but with a colour table applied.
 
         Returns:
-            Levels (3, height, width) of the raster's type, and which of them are valid: not masked, transparent,
+            Levels (C, height, width) of the raster's type, and which of them are valid: not masked, transparent,
             outside, nodata or NaN.
 
         Raises:
@@ -162,32 +183,56 @@ class AlignedRaster:
             valid = valid & np.isfinite(levels)
         return levels, valid
 
+    def picture(self, levels: NDArray[Any], data: NDArray[np.bool_]) -> NDArray[Any]:
+        """Turn levels (C, h, w) into uint8 RGB (3, h, w), black where there is no data."""
+        return self.stretch.apply(levels[self.shown] if self.reads else levels) * data
+
     def read(self, block: Block) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read a block, with `shifts` undone if they are set.
+        """Read a block as a picture, with `shifts` undone if they are set.
 
         Returns:
             uint8 RGB (3, height, width), black where there is no data, and bool (height, width), True where there is.
         """
+        return self.read_as(block, self.picture, self.read_beyond)
+
+    def read_input(self, block: Block) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a block as the network sees it: as `read` does or, of other bands, levels (C, height, width)."""
+        if self.reads is None:
+            return self.read(block)
+        return self.read_as(block, blank, self.read_levels_beyond)
+
+    def read_as(self, block: Block, convert: Convert, read_beyond: ReadBlock) -> tuple[Any, NDArray[np.bool_]]:
+        """Read a block and convert its levels, or read it with `read_beyond` and undo the shifts."""
         if self.shifts is not None:
-            return self.shifts.warp(self.read_beyond, *block)
+            return self.shifts.warp(read_beyond, *block)
         levels, valid = self.read_levels(block)
         data = has_data(levels, valid)
-        return self.stretch.apply(levels) * data, data
+        return convert(levels, data), data
 
     def read_beyond(self, top: int, left: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Read a block as it is in the file. It may reach beyond the common grid and the file, where there is no data.
+        """Read a block as a picture as it is in the file. It may reach beyond the common grid and the file.
 
-        Returns as `read` does.
+        Returns as `read` does; there is no data beyond the file.
         """
+        empty = np.zeros((3, height, width), np.uint8)
+        return self.fill(empty, Block(top, left, height, width), self.picture)
+
+    def read_levels_beyond(self, top: int, left: int, height: int, width: int) -> tuple[Any, NDArray[np.bool_]]:
+        """Read the levels of a block as `read_beyond` does."""
+        empty = np.zeros((len(self.bands), height, width), self.source.kind)
+        return self.fill(empty, Block(top, left, height, width), blank)
+
+    def fill(self, image: NDArray[Any], block: Block, convert: Convert) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Fill the part of a black image (N, height, width) of a block that lies in the file; return where data is."""
         first_row, first_column = int(self.window.row_off), int(self.window.col_off)
-        low, high = max(top, -first_row), min(top + height, self.dataset.height - first_row)
-        begin, end = max(left, -first_column), min(left + width, self.dataset.width - first_column)
-        image, data = np.zeros((3, height, width), np.uint8), np.zeros((height, width), np.bool_)
+        low, high = max(block.top, -first_row), min(block.top + block.height, self.dataset.height - first_row)
+        begin, end = max(block.left, -first_column), min(block.left + block.width, self.dataset.width - first_column)
+        data = np.zeros(image.shape[1:], np.bool_)
         if high > low and end > begin:
             levels, valid = self.read_levels(Block(top=low, left=begin, height=high - low, width=end - begin))
             found = has_data(levels, valid)
-            rows, columns = slice(low - top, high - top), slice(begin - left, end - left)
-            image[:, rows, columns], data[rows, columns] = self.stretch.apply(levels) * found, found
+            rows, columns = slice(low - block.top, high - block.top), slice(begin - block.left, end - block.left)
+            image[:, rows, columns], data[rows, columns] = convert(levels, found), found
         return image, data
 
 
@@ -197,6 +242,7 @@ class RasterPair:
     Attributes:
         before, after: `AlignedRaster`.
         height, width: size of the grid in pixels.
+        channels, kind: number and type of the bands that the network reads.
         crs, transform: coordinate reference system (or None) and affine transform of the grid, as in rasterio.
         place: height, width, crs and transform as keyword arguments of `rasterio.open`.
         assumes_aligned: whether rows and columns are compared, whatever the files say about their places.
@@ -216,18 +262,21 @@ class RasterPair:
         alpha: str = "auto",
         aoi: Path | None = None,
         align: bool = False,
+        reads: Bands | None = None,
     ) -> None:
         """Open two rasters.
 
         Args:
             before: file that rasterio can read.
             after: the same for the later date.
-            bands: the numbers of red, green and blue, from 1; None takes the bands that are declared so, else 1,2,3.
+            bands: the numbers of red, green and blue, or of the bands in `reads`, from 1; None takes those that are
+                declared so, else 1,2,3, or those that `Bands.find` finds.
             stretch: "none", percentiles such as "2,98", or "auto": "none" for 8 bits, else "2,98".
             assume_aligned: take pixels at the same row and column as the same place, whatever the files say.
             alpha: whether a band declared as alpha is transparency: yes, no, or auto, which looks at its levels.
             aoi: vector file of the area of interest, to which the grid is cut.
             align: whether to measure the local shifts of the second raster, and to undo them.
+            reads: the bands that the network reads; None for 8-bit RGB.
 
         Raises:
             UserError: if a file cannot be read, has no place on earth or no data, or if they do not overlap.
@@ -235,27 +284,19 @@ class RasterPair:
         self.assumes_aligned = assume_aligned
         self.fault = ""
         with ExitStack() as stack:
-            sources = [open_source(path, bands=bands, alpha=alpha, stack=stack) for path in (before, after)]
-            first, second = (source.dataset for source in sources)
+            sources = [
+                open_source(path, bands=bands, alpha=alpha, stack=stack, reads=reads) for path in (before, after)
+            ]
+            self.channels, self.kind = len(sources[0].bands) if reads else 3, reads.kind if reads else "uint8"
+            first = sources[0].dataset
             self.crs, transform = first.crs, first.transform
-            warped = None
             if assume_aligned:
-                check_sizes(first, second, before=before, after=after)
-                self.window = other = whole_window(first)
                 self.fault = find_fault(first) if first.crs else ""
                 if self.fault:
                     self.crs, transform = None, geo("rasterio.transform").Affine.identity()
-            else:
-                check_reference_systems(first, second, before=before, after=after)
-                self.window = other = overlap_window(first, second, before=before, after=after)
-                shift = find_shift(first, second)
-                if shift is None:
-                    warped = warp_onto(second, first)
-                    stack.callback(warped.close)
-                else:
-                    other = shift_window(self.window, shift)
-            self.before = AlignedRaster(sources[0], window=self.window, stretch=stretch)
-            self.after = AlignedRaster(sources[1], window=other, stretch=stretch, warped=warped)
+            other, warped = self.choose_grid(sources, stack)
+            self.before = AlignedRaster(sources[0], window=self.window, stretch=stretch, reads=reads)
+            self.after = AlignedRaster(sources[1], window=other, stretch=stretch, warped=warped, reads=reads)
             self.area = None if aoi is None else read_area(aoi, first, self.fault)
             if aoi is not None:
                 self.cut_to_area(aoi, transform)
@@ -264,6 +305,30 @@ class RasterPair:
             self.place = {"height": self.height, "width": self.width, "crs": self.crs, "transform": self.transform}
             self.alignment: Alignment | None = align_dates(self) if align else None
             self.stack = stack.pop_all()
+
+    def choose_grid(self, sources: Sequence[Source], stack: ExitStack) -> tuple[Any, Any]:
+        """Set the window of the common grid in the first raster.
+
+        Returns:
+            The window in the second raster, or in a warped raster, and that raster or None; `stack` closes it.
+
+        Raises:
+            UserError: as `RasterPair` does.
+        """
+        first, second = (source.dataset for source in sources)
+        before, after = (source.path for source in sources)
+        if self.assumes_aligned:
+            check_sizes(first, second, before=before, after=after)
+            self.window = whole_window(first)
+            return self.window, None
+        check_reference_systems(first, second, before=before, after=after)
+        self.window = overlap_window(first, second, before=before, after=after)
+        shift = find_shift(first, second)
+        if shift is not None:
+            return shift_window(self.window, shift), None
+        warped = warp_onto(second, first)
+        stack.callback(warped.close)
+        return self.window, warped
 
     def cut_to_area(self, aoi: Path, transform: Any) -> None:
         """Cut the windows of both rasters to the area, with a margin. The stretch remains that of the whole rasters.
@@ -294,104 +359,21 @@ class RasterPair:
         """Read the rows from `first` to before `last`.
 
         Returns:
-            Before and after, uint8 (1, 3, last - first, W), black where either holds no data, and bool (last - first,
-            W), True where both hold data and, if there is an area of interest, inside it.
+            Before and after, inputs (1, C, last - first, W), 0 where either holds no data, uint8 for RGB and float32
+            for other bands; and bool (last - first, W), True where both hold data and, if there is an area of interest,
+            inside it.
         """
         block = Block(top=first, left=0, height=last - first, width=self.width)
-        before, before_data = self.before.read(block)
-        after, after_data = self.after.read(block)
+        before, before_data = self.before.read_input(block)
+        after, after_data = self.after.read_input(block)
         data = before_data & after_data
         before, after = before * data, after * data
         if self.area is not None:
             data = data & inside_area(self.area, self.transform, first=first, last=last, width=self.width)
+        if self.kind != "uint8":
+            before, after = before.astype(np.float32), after.astype(np.float32)
         return torch.from_numpy(before)[None], torch.from_numpy(after)[None], data
 
     def close(self) -> None:
         """Close the files."""
         self.stack.close()
-
-
-def check_sizes(first: Any, second: Any, *, before: Path, after: Path) -> None:
-    """Raise UserError if two rasters differ in size."""
-    if (first.width, first.height) != (second.width, second.height):
-        raise UserError(
-            f"--assume_aligned: {before} has {first.width} x {first.height} pixels, {after} {second.width} x "
-            f"{second.height}; cut both to one grid"
-        )
-
-
-def check_reference_systems(first: Any, second: Any, *, before: Path, after: Path) -> None:
-    """Raise UserError if a raster has no coordinate reference system, or no possible place in it."""
-    rasters = (before, first), (after, second)
-    for path, dataset in rasters:
-        if dataset.crs is None and (dataset.gcps[0] or dataset.rpcs):
-            kind = "ground control points" if dataset.gcps[0] else "rational polynomials (RPC)"
-            raise UserError(f"{path} is placed by {kind}: warp it to a grid, as gdalwarp does, or add --assume_aligned")
-    missing = [str(path) for path, dataset in rasters if dataset.crs is None]
-    if missing:
-        raise UserError(
-            f"{' and '.join(missing)} {'has' if len(missing) == 1 else 'have'} no coordinate reference system: "
-            "assign it, or add --assume_aligned if the pixels of both rasters coincide"
-        )
-    for path, dataset in rasters:
-        if fault := find_fault(dataset):
-            raise UserError(f"{path} {fault}, or add --assume_aligned if the pixels of both rasters coincide")
-
-
-def whole_window(dataset: Any) -> Any:
-    """Return the rasterio Window of a whole raster."""
-    return geo("rasterio.windows").Window(col_off=0, row_off=0, width=dataset.width, height=dataset.height)
-
-
-def overlap_window(first: Any, second: Any, *, before: Path, after: Path) -> Any:
-    """Return the rasterio Window of `first` that `second` covers. Raises UserError as `find_overlap` does."""
-    bounds = find_overlap(first, second, before=before, after=after)
-    width, height = bounds.right - bounds.left, bounds.bottom - bounds.top
-    return geo("rasterio.windows").Window(col_off=bounds.left, row_off=bounds.top, width=width, height=height)
-
-
-def shift_window(window: Any, shift: tuple[int, int]) -> Any:
-    """Shift a rasterio Window by columns and rows."""
-    columns, rows = shift
-    return geo("rasterio.windows").Window(
-        col_off=window.col_off + columns, row_off=window.row_off + rows, width=window.width, height=window.height
-    )
-
-
-def part_of_window(window: Any, bounds: Bounds) -> Any:
-    """Return the part of a rasterio Window that lies in `bounds`, which are relative to it."""
-    return geo("rasterio.windows").Window(
-        col_off=window.col_off + bounds.left,
-        row_off=window.row_off + bounds.top,
-        width=bounds.right - bounds.left,
-        height=bounds.bottom - bounds.top,
-    )
-
-
-def warp_onto(second: Any, first: Any) -> Any:
-    """Warp a raster to the grid of another: bilinear, or nearest neighbour if it has a colour table."""
-    resampling = geo("rasterio.enums").Resampling
-    has_mask = second.nodata is not None or find_alpha_band(second) is not None
-    return geo("rasterio.vrt").WarpedVRT(
-        second,
-        crs=first.crs,
-        transform=first.transform,
-        width=first.width,
-        height=first.height,
-        resampling=resampling.bilinear if read_palette(second) is None else resampling.nearest,
-        add_alpha=not has_mask,  # else pixels outside of the raster would count as data
-    )
-
-
-def has_data(levels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Find the pixels that hold data, bool (h, W).
-
-    Args:
-        levels: any type (3, h, W).
-        valid: bool (3, h, W), which of them are valid.
-
-    An integer that stands for nodata may also be a valid level of one band, such as a red of 0. So a pixel holds data
-    if any band is valid. Floats have separate values for nodata, so all bands must be valid.
-    """
-    found = np.all if levels.dtype.kind == "f" else np.any
-    return np.asarray(found(valid, 0), np.bool_)

@@ -47,15 +47,19 @@ class RowReader:
         """Read the rows of pixels from `first` to before `last`, and fill the overviews.
 
         Returns:
-            Before, uint8 (1, 4, last - first, W), and after, uint8 (1, 3, last - first, W). The fourth channel of
-            before is 1 where both dates hold data.
+            Before (1, C + 1, last - first, W) and after (1, C, last - first, W), as in `RasterPair.rows`. The last
+            channel of before is 1 where both dates hold data.
         """
         before, after, data = self.pair.rows(first, last)
         inside = (self.sampled_rows >= first) & (self.sampled_rows < last)
         rows = (self.sampled_rows[inside] - first)[:, None]
-        for overview, image in zip(self.overviews, (before, after), strict=True):
-            overview[inside] = image[0].numpy()[:, rows, self.sampled_columns].transpose(1, 2, 0)
-        return torch.cat((before, torch.from_numpy(data)[None, None].to(torch.uint8)), dim=1), after
+        dates = (self.pair.before, before), (self.pair.after, after)
+        for overview, (raster, image) in zip(self.overviews, dates, strict=True):
+            sampled = image[0].numpy()[:, rows, self.sampled_columns]
+            if raster.reads is not None:
+                sampled = raster.picture(sampled, (sampled != 0).any(0))
+            overview[inside] = sampled.transpose(1, 2, 0)
+        return torch.cat((before, torch.from_numpy(data)[None, None].to(before.dtype)), dim=1), after
 
     def read_row(self, index: int, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """Assemble a row of tiles, as in `read`, from the part it shares with the row above and from new pixels.
@@ -72,14 +76,15 @@ class RowReader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield before and after, as in `read`, for each row of tiles."""
-        before = torch.empty(1, 4, 0, self.pair.width, dtype=torch.uint8)
-        after = torch.empty(1, 3, 0, self.pair.width, dtype=torch.uint8)
+        channels, kind = self.pair.channels, torch.uint8 if self.pair.kind == "uint8" else torch.float32
+        before = torch.empty(1, channels + 1, 0, self.pair.width, dtype=kind)
+        after = torch.empty(1, channels, 0, self.pair.width, dtype=kind)
         coming = self.thread.submit(self.read_row, 0, before, after)
         for following in range(1, len(self.starts) + 1):
             before, after = coming.result()
             if following < len(self.starts):
                 coming = self.thread.submit(self.read_row, following, before, after)
-            self.data = before[0, 3].numpy() > 0
+            self.data = before[0, -1].numpy() > 0
             yield before, after
 
     def close(self) -> None:
@@ -104,15 +109,15 @@ class PredictWhereData:
         self.seconds = 0.0
 
     def __call__(self, before: Tensor, after: Tensor) -> Tensor:
-        """Turn before (B, 4, h, w), as in `RowReader.read`, and after (B, 3, h, w) into probabilities (B, 1, h, w).
+        """Turn before (B, C + 1, h, w), as in `RowReader.read`, and after (B, C, h, w) into probabilities (B, 1, h, w).
 
         The result is float32 on the CPU.
         """
         began = time.perf_counter()
-        with_data = (before[:, 3] > 0).flatten(1).any(1)
+        with_data = (before[:, -1] > 0).flatten(1).any(1)
         probability = torch.zeros(len(before), 1, *before.shape[2:])
         if with_data.any():
-            probability[with_data] = self.predict(before[with_data, :3], after[with_data]).cpu()
+            probability[with_data] = self.predict(before[with_data, :-1], after[with_data]).cpu()
         self.seconds += time.perf_counter() - began
         return probability
 

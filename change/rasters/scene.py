@@ -2,8 +2,9 @@
 
     probability.tif  uint8: HIGHEST stands for probability 1, NO_DATA for no data at either date
     mask.tif         uint8 with a colour table: 1 where changed, NO_DATA as above
-    changes.gpkg     polygons in the raster's reference system, with id, area_m2, mean_probability, max_probability,
-                     before, after, before_date, after_date and checkpoint; changes.geojson: the same in WGS 84
+    changes.gpkg     polygons in the raster's reference system, with id, area_m2, perimeter_m, mean_probability,
+                     max_probability, before, after, before_date, after_date and checkpoint; changes.geojson: the same
+                     in WGS 84
     changes.qml      a style for the polygons in QGIS
     preview.png      before and after with the outlines of the polygons, reduced in size
     report.html      a page with a before/after slider, the largest changes, and how the result was made
@@ -30,18 +31,20 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from change.common.bands import Bands
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.tiff import OWN_METADATA
 from change.evaluation.report import TEMPLATE
 from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
+from change.rasters.describe import describe_bands, describe_grid, describe_stretch
 from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, reason
 from change.rasters.look import log_look, look_at
 from change.rasters.numbering import Changes, Numbering
 from change.rasters.places import is_on_earth
 from change.rasters.polygons import LEAST_PIXELS, STYLE, add_texts, change_polygons, write_vectors
-from change.rasters.raster import AlignedRaster, RasterPair
+from change.rasters.raster import RasterPair
 from change.rasters.result_folder import METADATA
 from change.rasters.rows import PredictWhereData, RowReader, predict_rows
 from change.rasters.scene_report import Found, write_pictures
@@ -61,10 +64,12 @@ class Settings:
         tile: side of the tiles in pixels.
         overlap: overlap of the tiles in pixels.
         batch: number of tiles predicted at once.
-        bands, stretch, assume_aligned, alpha, align: as in `RasterPair`.
+        bands, stretch, assume_aligned, alpha, align: as in `RasterPair`; for bands other than 8-bit RGB, the stretch is
+            that of the pictures.
         min_area: smallest area of a polygon, in square metres, or None for `LEAST_PIXELS`; smaller polygons are left
             out.
         simplify: how far an outline may move, in pixels.
+        outlines: pixels for outlines along pixel edges, square for right angles where they fit.
         vectors: the polygons' format: gpkg, geojson or none.
         aoi: vector file of the area of interest; everything outside of it is no data.
     """
@@ -79,6 +84,7 @@ class Settings:
     alpha: str = "auto"
     min_area: float | None = None
     simplify: float = 0.0
+    outlines: str = "pixels"
     vectors: str = "gpkg"
     aoi: Path | None = None
     align: bool = False
@@ -100,6 +106,7 @@ def predict_rasters(
     settings: Settings,
     about: dict[str, Any],
     progress: bool = False,
+    reads: Bands | None = None,
 ) -> dict[str, Any]:
     """Predict a scene and write its files.
 
@@ -107,10 +114,11 @@ def predict_rasters(
         before: raster.
         after: raster of the later date.
         folder: exists and is empty.
-        predict: for tiles, uint8 (B, 3, h, w) each.
+        predict: for tiles (B, C, h, w) each, as in `RasterPair.rows`.
         settings: how to predict, and what to write.
         about: further entries of metadata.json, as `ChangeDetector.describe` returns them.
         progress: show a progress bar.
+        reads: the bands that the network reads; None for 8-bit RGB.
 
     Returns:
         The content of metadata.json.
@@ -124,7 +132,7 @@ def predict_rasters(
     network = PredictWhereData(predict)
     with (
         limited_cache(),
-        contextlib.closing(open_pair(before, after, settings)) as pair,
+        contextlib.closing(open_pair(before, after, settings, reads)) as pair,
         contextlib.closing(RowReader(pair, settings.tile, settings.overlap)) as rows,
     ):
         polygons = wants_polygons(pair, settings)
@@ -134,7 +142,7 @@ def predict_rasters(
                 f"{before} has no coordinate reference system on earth ({pair.crs}): no polygons are written"
             )
         log_look(look)
-        metadata = describe(before, after, pair, settings) | about | look.metadata()
+        metadata = describe(before, after, pair, settings) | describe_bands(pair) | about | look.metadata()
         try:
             with contextlib.closing(Numbering(folder / ".numbers.tif", pair.place)) as numbering:
                 writer = SceneWriter(rows, numbering, folder, settings=settings, metadata=metadata)
@@ -159,8 +167,8 @@ def check_own_files(vectors: str) -> None:
             raise UserError(f"{path} is missing: it comes with PRX-Change; install it again or restore it with git")
 
 
-def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
-    """Open two rasters as `settings` ask. Raises UserError as `RasterPair` does."""
+def open_pair(before: Path, after: Path, settings: Settings, reads: Bands | None = None) -> RasterPair:
+    """Open two rasters as `settings` ask, for a network that reads `reads`. Raises UserError as `RasterPair` does."""
     return RasterPair(
         before,
         after,
@@ -170,6 +178,7 @@ def open_pair(before: Path, after: Path, settings: Settings) -> RasterPair:
         alpha=settings.alpha,
         aoi=settings.aoi,
         align=settings.align,
+        reads=reads,
     )
 
 
@@ -193,30 +202,6 @@ def describe(before: Path, after: Path, pair: RasterPair, settings: Settings) ->
         "min_pixels": LEAST_PIXELS if settings.min_area is None else None,
         "stretched": describe_stretch(pair),
     }
-
-
-def describe_grid(before: Path, after: Path, pair: RasterPair) -> dict[str, Any]:
-    """Describe the files, the common grid and the dates of a pair, for metadata.json."""
-    return {
-        "before": str(before),
-        "after": str(after),
-        "height": pair.height,
-        "width": pair.width,
-        "crs": pair.crs.to_string() if pair.crs else None,
-        "transform": list(pair.transform)[:6],
-        "before_date": pair.before.source.date,
-        "after_date": pair.after.source.date,
-        **({} if pair.alignment is None else {"alignment": pair.alignment.metadata()}),
-    }
-
-
-def describe_stretch(pair: RasterPair) -> dict[str, dict[str, list[float]]]:
-    """Describe which levels of each date become 0 and 255, for metadata.json."""
-
-    def ends(raster: AlignedRaster) -> dict[str, list[float]]:
-        return {"low": list(raster.stretch.low), "high": list(raster.stretch.high)}
-
-    return {"before": ends(pair.before), "after": ends(pair.after)}
 
 
 class SceneWriter:
@@ -331,11 +316,14 @@ class SceneWriter:
             highest=HIGHEST,
             min_area=self.settings.min_area,
             simplify=self.settings.simplify,
+            outlines=self.settings.outlines,
         )
         add_texts(frame, self.texts())
         pixel = abs(self.rows.pair.transform.determinant) ** 0.5
         write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
         self.metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
+        if "squared" in frame:
+            self.metadata["polygons"]["squared"] = int(frame["squared"].sum())
         return frame
 
     def texts(self) -> dict[str, str]:

@@ -262,6 +262,8 @@ def describe_making(metadata: dict[str, Any], alignment: Alignment | None) -> di
     prediction = {name: metadata[name] for name in names if metadata.get(name)}
     if "polygons" in metadata:
         prediction["smallest_polygon"] = f"{pixels} pixels" if pixels else format_area(metadata["min_area"])
+        if metadata["outlines"] != "pixels":
+            prediction["outlines"] = metadata["outlines"]
     aligned = {} if alignment is None else {"Alignment": alignment.summary()}
     return {
         **dates,

@@ -1,13 +1,14 @@
 """A smooth field of shifts, made from measured windows, and the warping of one date by it.
 
-Shapes: images uint8 RGB (3, h, W), data bool (h, W). Shifts are those of `change.rasters.registration`: pixels of after
-in relation to before.
+Shapes: images uint8 RGB (3, h, W) or levels (C, h, W), data bool (h, W). Shifts are those of
+`change.rasters.registration`: pixels of after in relation to before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ PART = 1024  # side in pixels of the parts that are warped at once; OpenCV has a
 TAPS = 2  # pixels around a point that cubic interpolation reads
 FULL = 1 - 1e-4  # interpolated share of data at points that only have neighbours with data
 
-Image = NDArray[np.uint8]
+Image = NDArray[Any]  # uint8 RGB (3, H, W), or levels (C, H, W)
 Data = NDArray[np.bool_]
 ReadBlock = Callable[[int, int, int, int], tuple[Image, Data]]
 """Reads first row, first column, height and width of an image; without data where the block leaves the image."""
@@ -61,7 +62,8 @@ class ShiftGrid:
         up, start = (int(np.floor(values.min())) - TAPS for values in (self.y, self.x))
         down, end = (int(np.ceil(values.max())) + TAPS + 1 for values in (self.y, self.x))
         source, source_data = read(top + up, left + start, height + down - up, width + end - start)
-        image, data = np.empty((3, height, width), np.uint8), np.empty((height, width), np.bool_)
+        image = np.empty((len(source), height, width), source.dtype)
+        data = np.empty((height, width), np.bool_)
         for row in range(0, height, PART):
             for column in range(0, width, PART):
                 below = np.arange(min(PART, height - row), dtype=np.float64)
@@ -82,15 +84,24 @@ def interpolate(
     image: Image, data: Data, columns: NDArray[np.float32], rows: NDArray[np.float32]
 ) -> tuple[Image, Data]:
     """Interpolate an image at points (h, w); see `ShiftGrid.warp`."""
-    pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
-    found = cv2.remap(pixels, columns, rows, cv2.INTER_CUBIC).transpose(2, 0, 1)
+    found = remap(image, columns, rows, cv2.INTER_CUBIC)
     if data.all():
-        return np.asarray(found, np.uint8), np.ones(columns.shape, np.bool_)
+        return found, np.ones(columns.shape, np.bool_)
     levels = data.astype(np.float32)
     inner = cv2.erode(levels, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
     covered, deep = (cv2.remap(part, columns, rows, cv2.INTER_LINEAR) > FULL for part in (levels, inner))
-    linear = cv2.remap(pixels, columns, rows, cv2.INTER_LINEAR).transpose(2, 0, 1)
-    return np.asarray(np.where(deep, found, linear) * covered, np.uint8), covered
+    linear = remap(image, columns, rows, cv2.INTER_LINEAR)
+    return np.asarray(np.where(deep, found, linear) * covered, image.dtype), covered
+
+
+def remap(image: Image, columns: NDArray[np.float32], rows: NDArray[np.float32], interpolation: int) -> Image:
+    """Read an image (C, H, W) at points (h, w) with OpenCV, which takes at most four channels at once."""
+    parts = []
+    for first in range(0, len(image), 3):
+        pixels = np.ascontiguousarray(image[first : first + 3].transpose(1, 2, 0))
+        found = cv2.remap(pixels, columns, rows, interpolation)
+        parts.append(found.reshape(*columns.shape, -1).transpose(2, 0, 1))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def hats(places: Floats, points: Floats) -> Floats:

@@ -25,6 +25,7 @@ from change.common.locks import hold_folder
 from change.common.logs import start_logging
 from change.data.sources import write_sources
 from change.rasters.area import inside_area, read_area
+from change.rasters.describe import describe_grid, describe_stretch
 from change.rasters.drawn_changes import DrawnChanges, read_changes
 from change.rasters.findings import describe_files, format_share
 from change.rasters.gdal import geo, limited_cache, quiet_gdal
@@ -34,7 +35,6 @@ from change.rasters.places import is_on_earth
 from change.rasters.polygons import geodesic_areas
 from change.rasters.raster import RasterPair
 from change.rasters.result_folder import METADATA
-from change.rasters.scene import describe_grid, describe_stretch
 from change.rasters.tile_split import split_tiles
 
 log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from change.change_dataloader import Split, find_split, shared_images
 from change.checkpoint import Checkpoint
 from change.common import distributed
+from change.common.bands import Bands, Channels
 from change.common.command_line import read_range
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
@@ -31,10 +32,11 @@ from change.data.on_device import (
     require_memory,
 )
 from change.data.samples import Batch, TrainSamples, WholeSamples
-from change.data.transforms import ColorJitter, Geometry
-from change.options.train import DataOptions, OptimizerOptions, TrainOptions
+from change.data.transforms import BandJitter, ColorJitter, Geometry
+from change.options.train import AugmentationOptions, DataOptions, OptimizerOptions, TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
 from change.training.average import WeightAverage
+from change.training.bands import choose_run_bands, known_channels, measure_channels, refuse_for_bands
 from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
 from change.training.recorded import Recorded
@@ -52,12 +54,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of a run and the loaders of this process."""
+    """The splits of a run, the loaders of this process, and the channels of the images; None for 8-bit RGB."""
 
     train: Split
     val: Split
     train_loader: TrainLoader | DeviceTrainLoader
     val_loader: DataLoader[Batch | UserError] | DeviceWholeLoader
+    channels: Channels | None = None
 
     @functools.cached_property
     def contents(self) -> list[str]:
@@ -97,11 +100,12 @@ def digest_of(train: Split, val: Split) -> str:
     return train.digest() + val.digest()
 
 
-def find_splits(options: DataOptions) -> tuple[Split, Split]:
+def find_splits(options: DataOptions, bands: Bands | None = None) -> tuple[Split, Split]:
     """Find the pairs of train and val. Raises UserError as `find_split` does."""
     lists = Path(options.list) if options.list else None
     train, val = (
-        find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None) for part in ("train", "val")
+        find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None, bands=bands)
+        for part in ("train", "val")
     )
     return train, val
 
@@ -110,7 +114,7 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
     """Raise UserError if a finished run is continued with a --root that holds other pairs."""
     if plan.state is None or "root" not in given:
         return
-    train, val = find_splits(plan.options.data)
+    train, val = find_splits(plan.options.data, plan.state.bands)
     if plan.state.data != digest_of(train, val):
         raise UserError(
             f"{plan.folder} holds a finished run on other pairs than those in --root {plan.options.data.root} now: "
@@ -118,21 +122,27 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
         )
 
 
-def open_data(options: TrainOptions, device: torch.device) -> Data:
+def open_data(options: TrainOptions, device: torch.device, state: RunState | None) -> Data:
     """Find the pairs and make the loaders of this process. A warning is logged if train and val share images.
 
-    Raises UserError as `find_split` does, if no train mask marks a change, if a crop is larger than an image, and
-    if a batch is too small for the network.
+    `state`: the state of an interrupted run; None for a new run.
+
+    Raises UserError as `find_split` does, if no train mask marks a change, if a crop is larger than an image, if a
+    batch is too small for the network, and for options that do not work for bands.
     """
     process, processes = distributed.rank(), distributed.processes()
-    train, val = find_splits(options.data)
+    channels = known_channels(options, state)
+    train, val = find_splits(options.data, channels.bands if channels else choose_run_bands(options))
+    channels = channels or measure_channels(train)
+    if channels is not None:
+        refuse_for_bands(options)
     require_change(train, options.data.root)
     augmentation = options.augmentation
     smallest, largest = augmentation.scales()
     samples = TrainSamples(
         train,
         options.data.cropsize,
-        ColorJitter(*augmentation.jitter()),
+        make_jitter(augmentation, channels),
         options.run.seed,
         geometry=Geometry(smallest, largest, augmentation.symmetries, augmentation.swap, augmentation.shift),
         degradations=Degradations(augmentation.degrade),
@@ -164,7 +174,13 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
             list_names(shared),
             options.data.root,
         )
-    return Data(train, val, train_loader, val_loader)
+    return Data(train, val, train_loader, val_loader, channels)
+
+
+def make_jitter(options: AugmentationOptions, channels: Channels | None) -> ColorJitter | BandJitter:
+    """Make the random changes of the colours, or of the levels of bands."""
+    jitter = options.jitter()
+    return ColorJitter(*jitter) if channels is None else BandJitter(jitter[0], jitter[1], channels.std)
 
 
 def require_change(train: Split, root: str) -> None:
@@ -291,28 +307,32 @@ class Parts:
     template: Checkpoint
 
 
-def build_parts(options: TrainOptions, precision: Precision, state: RunState | None, train: Split) -> Parts:
+def build_parts(options: TrainOptions, precision: Precision, state: RunState | None, data: Data) -> Parts:
     """Build the network with its first weights, the loss and the optimizer.
 
     Args:
         options: the options of the run.
         precision: the number format and the device of the network.
         state: the state of an interrupted run, whose weights are loaded later; None for a new run.
-        train: the split whose rate of change --prior starts from.
+        data: the rate of change of its train pairs is that of --prior, and its channels are those of the network.
 
     Raises:
         UserError: the encoder is a network of timm that gives no such maps, or the weights to start from are missing
             or do not fit.
     """
     torch.manual_seed(options.run.seed)
-    config = options.network.config()
+    config, channels = options.network.config(), data.channels
+    if channels is not None:
+        config = replace(config, in_channels=len(channels.bands.names))
     try:
         network = build_network(config)
     except ValueError as error:  # a network of timm that is no encoder
         raise UserError(f"--{error}") from error
     template = Checkpoint(config, {})
     if state is None:
-        template = load_first_weights(network, options.network, options.start, train.changed)
+        template = load_first_weights(
+            network, config, options.start, data.train.changed, channels.bands if channels else None
+        )
         given = read_range("resolution", options.data.resolution, "0.5 2")
         if template.resolution and not given:
             smallest, largest = template.resolution
@@ -323,6 +343,8 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
                 largest,
             )
         template = replace(template, resolution=given or template.resolution)
+    if channels is not None:
+        template = replace(template, bands=channels.bands, mean=channels.mean, std=channels.std)
     distributed.synchronise(network, precision.device)
     network.to(precision.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, options.optimizer, fused=precision.apex is None)

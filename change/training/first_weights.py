@@ -16,14 +16,16 @@ from urllib.error import URLError
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from change.checkpoint import Checkpoint, load_checkpoint, load_strict, pass_name, read_tensors
+from change.common.bands import Bands
 from change.common.errors import UserError, import_optional, list_names
 from change.common.files import home_folder
-from change.options.train import NetworkOptions, StartOptions
-from models.config import TIMM, NetworkConfig, encoder_name
-from models.encoders import Encoder
+from change.options.train import StartOptions
+from models.config import RGB, TIMM, NetworkConfig, encoder_name
+from models.encoders import Encoder, widen
 from models.network import PRXChange
 
 log = logging.getLogger(__name__)
@@ -97,13 +99,14 @@ def check_succession(checkpoint: Checkpoint, config: NetworkConfig) -> None:
             )
 
 
-def load_encoder(encoder: Encoder, name: str | int, pretrained: str) -> str:
+def load_encoder(encoder: Encoder, name: str | int, pretrained: str, bands: Bands | None = None) -> str:
     """Load pretrained weights into an encoder.
 
     Args:
         encoder: the encoder.
         name: its name, or the depth of a ResNet.
         pretrained: "imagenet", see `imagenet_weights`, or the path of a state dict.
+        bands: the channels of the images, to which the weights for RGB are adapted; None for RGB.
 
     Returns:
         A line for the log: the origin of the weights, the names left out, and the names that are new.
@@ -119,6 +122,10 @@ def load_encoder(encoder: Encoder, name: str | int, pretrained: str) -> str:
     own_names = {key: encoder.own_name(key) for key in state}
     left_out = [key for key, own in own_names.items() if own is None]
     known = {own: state[key] for key, own in own_names.items() if own is not None}
+    if bands is not None:
+        if known.get(encoder.first, torch.empty(0)).shape[1:2] != (RGB,):
+            raise UserError(f"{source} has no weights that read RGB images: use --pretrained none with --bands")
+        known[encoder.first] = widen(known[encoder.first], bands.colour_of_each())
     load_strict(encoder, {**new, **known}, source)
     return (
         f"encoder from {source}; left out, as the encoder has no such layers: {list_names(left_out) or 'nothing'}; "
@@ -210,7 +217,9 @@ def timm_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     return f"timm, {name.removeprefix(TIMM)}", state
 
 
-def load_first_weights(network: PRXChange, shape: NetworkOptions, start: StartOptions, rate: float) -> Checkpoint:
+def load_first_weights(
+    network: PRXChange, config: NetworkConfig, start: StartOptions, rate: float, bands: Bands | None = None
+) -> Checkpoint:
     """Load the weights that a new run starts from.
 
     With --resume, normalisation, threshold and lineage are those of the checkpoint. The names of the weights that are
@@ -218,9 +227,10 @@ def load_first_weights(network: PRXChange, shape: NetworkOptions, start: StartOp
 
     Args:
         network: the network of the run.
-        shape: the options that it was built from.
+        config: its configuration.
         start: the options that name the weights.
         rate: the rate of change in train, for --prior.
+        bands: the channels of the images; None for RGB.
 
     Returns:
         The checkpoint that the run will write, without weights.
@@ -228,7 +238,6 @@ def load_first_weights(network: PRXChange, shape: NetworkOptions, start: StartOp
     Raises:
         UserError: the weights are missing or do not fit.
     """
-    config = shape.config()
     if start.resume:
         checkpoint = load_checkpoint(Path(start.checkpoint_path))
         new = hand_over(checkpoint, network, config)
@@ -236,7 +245,7 @@ def load_first_weights(network: PRXChange, shape: NetworkOptions, start: StartOp
         log.info("newly initialised: %s", count_by_part(new) or "nothing")
         return replace(checkpoint, config=config, weights={}, val_threshold=None, path=None, sha256="", left_out=[])
     if start.pretrained != "none":
-        log.info("start: %s", load_encoder(network.encoder, shape.backbone, start.pretrained))
+        log.info("start: %s", load_encoder(network.encoder, config.backbone, start.pretrained, bands))
     if start.prior:
         network.head.start_at(rate)
     return Checkpoint(config, {}, mean=network.encoder.mean, std=network.encoder.std)

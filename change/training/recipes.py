@@ -38,7 +38,7 @@ def options_for_new_run(given: Mapping[str, Any]) -> TrainOptions:
     recipe = RECIPES[given.get("recipe", "published")]
     options = from_flat(TrainOptions, {**recipe, **given})
     refuse_without_effect(TrainOptions, given, to_flat(options))
-    for name in ("pretrained", "prior"):
+    for name in ("pretrained", "prior", "bands", "rgb_bands"):
         if options.start.resume and given.get(name):
             raise UserError(
                 f"--{name} does nothing with --resume, which starts from a checkpoint: leave one of them out"

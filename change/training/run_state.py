@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from change.checkpoint import PassRecord, read_tensors, save_tensors
+from change.common.bands import Bands, restore_bands
 from change.common.errors import UserError, list_names
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD
 
@@ -25,6 +26,7 @@ ADDED_LATER = (
     "threshold",
     "contents",
     "resolution",
+    "bands",
 )  # fields that runs of earlier versions lack
 
 
@@ -66,7 +68,7 @@ class RunState:
         lineage: the records of the passes before this one.
         images: hashes of the images trained on so far, sorted.
         average: state dict of the moving average; empty without --ema.
-        mean, std, threshold, resolution: values for the checkpoint that the run writes, see `Checkpoint`.
+        mean, std, threshold, resolution, bands: values for the checkpoint that the run writes, see `Checkpoint`.
         contents: `Split.fingerprints` of the pairs of train and then of val.
     """
 
@@ -85,6 +87,7 @@ class RunState:
     threshold: float = 0.5
     contents: list[str] = field(default_factory=list)
     resolution: tuple[float, float] | None = None
+    bands: Bands | None = None
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all. Raises UserError if it cannot be written."""
@@ -96,6 +99,7 @@ class RunState:
             "mean": list(self.mean),
             "std": list(self.std),
             "resolution": None if self.resolution is None else list(self.resolution),
+            "bands": None if self.bands is None else asdict(self.bands),
         }
         save_tensors(content, path)
 
@@ -117,7 +121,8 @@ def read_state(path: Path) -> RunState:
         for name in ("mean", "std", "resolution"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
-    except TypeError as error:
+        values["bands"] = restore_bands(content.get("bands"))
+    except (KeyError, TypeError, ValueError) as error:
         raise unfit_state_error(path, error) from error
     return RunState(**values)
 

@@ -43,7 +43,6 @@ from change.training.run_state import Progress, RunState, unfit_state_error
 from change.training.schedule import Schedule, step_seed
 from change.training.step import LOSS_NAMES, Pending, weighted_parts
 from change.training.validation import Validation, validate
-from models.padding import normalise
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +87,9 @@ class Training:
         self.forward = Compiled(self.shared, options.compute.kept_activations) if compiles else self.shared
         on_gpu = self.precision.device.type == "cuda" and not self.precision.apex
         records = options.compute.cuda_graphs and on_gpu and not several and not compiles
-        # The gradients of a batch that is not split into micro-batches.
-        self.add_whole = Recorded(self.add_gradients, self.loss) if records else self.add_gradients
+        # For a batch that is not split into micro-batches. `self.add_gradients` in its place would tie this object, the
+        # loaders and their workers in a cycle.
+        self.recorded = Recorded(self.add_gradients, self.loss) if records else None
 
     def position(self) -> str:
         """Describe the device, the number format, the processes and the next epoch."""
@@ -196,8 +196,10 @@ class Training:
             with distributed.exchange_gradients(self.shared, last=number == share.parts):
                 # The processes average their gradients, and the sum is needed.
                 scale = weight * distributed.processes()
-                whole = scale == 1
-                found = self.add_whole(before, after, mask) if whole else self.add_gradients(before, after, mask, scale)
+                if scale == 1 and self.recorded is not None:
+                    found = self.recorded(before, after, mask)
+                else:
+                    found = self.add_gradients(before, after, mask, scale)
             losses.append(weight * found)
         self.precision.step(self.optimizer)
         self.average.update(self.progress.steps + 1)
@@ -206,7 +208,7 @@ class Training:
 
     def add_gradients(self, before: Tensor, after: Tensor, mask: Tensor, scale: float = 1.0) -> Tensor:
         """Add the gradients of `scale` times the loss to those of the network; return the losses, not scaled."""
-        before, after = (normalise(images, self.template.mean, self.template.std) for images in (before, after))
+        before, after = (self.template.normalise(images) for images in (before, after))
         with self.precision.autocast():
             found, _ = self.forward(before, after, mask.float())
         self.precision.backward(scale * found.total, self.optimizer)
@@ -335,6 +337,7 @@ class Training:
             threshold=self.template.threshold,
             contents=self.data.contents,
             resolution=self.template.resolution,
+            bands=self.template.bands,
         )
         if self.run.writes:
             state.save(self.run.state_path)
@@ -372,6 +375,7 @@ class Training:
             std=state.std,
             threshold=state.threshold,
             resolution=state.resolution,
+            bands=state.bands,
         )
         self.images = set(state.images)
 

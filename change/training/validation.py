@@ -87,7 +87,7 @@ def validate(
             seen += seen_in_training(batch, trained)
             missing = PANELS - len(panels) if draw else 0
             for i in range(min(len(batch.names), missing)):
-                panels[batch.names[i]] = small_panel(batch, changed, i)
+                panels[batch.names[i]] = small_panel(batch, changed, i, template)
         after_batch()
     return Validation(
         counts=Counts(*distributed.sum_over_processes(counted.cpu()).tolist()),
@@ -97,9 +97,10 @@ def validate(
     )
 
 
-def small_panel(batch: Batch, changed: Tensor, index: int) -> NDArray[np.uint8]:
+def small_panel(batch: Batch, changed: Tensor, index: int, template: Checkpoint) -> NDArray[np.uint8]:
     """Draw the panel of a pair for TensorBoard, at most `PANEL_SIDE` pixels high."""
-    before, after = (images[index].permute(1, 2, 0).cpu().numpy() for images in (batch.before, batch.after))
+    dates = batch.before, batch.after
+    before, after = (template.picture(images[index].permute(1, 2, 0).cpu().numpy()) for images in dates)
     picture = panel(before, after, changed[index, 0].cpu().numpy(), batch.mask[index, 0].cpu().numpy() > 0)
     scale = min(1.0, PANEL_SIDE / picture.shape[0])
     return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)

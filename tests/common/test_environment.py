@@ -66,6 +66,27 @@ def clone(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a virtual environment, which takes three seconds; the tests use copies."""
+    place = tmp_path_factory.mktemp("made") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    return place
+
+
+@pytest.fixture
+def mine(tmp_path: Path, made_once: Path) -> Path:
+    """Return an environment of the user's, with pip and nothing else."""
+    return Path(shutil.copytree(made_once, tmp_path / "mine", symlinks=True))
+
+
+@pytest.fixture
+def begun(clone: Path, made_once: Path) -> Path:
+    """Return a clone whose .venv is still empty, as after a set-up that was interrupted."""
+    shutil.copytree(made_once, clone / ".venv", symlinks=True)
+    return clone
+
+
 def set_machine(clone: Path, *, cpu_index: str, driver: bool = False, nvidia_smi: str = "exit 9") -> None:
     """Give the clone's environment.py another index of CPU-only packages, and make it see another machine."""
     source = (REPOSITORY / "change" / "common" / "environment.py").read_text()
@@ -134,9 +155,9 @@ def test_no_environment_makes_one_once(clone: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the ordinary packages have no CUDA")
-def test_without_a_gpu_it_takes_cpu_packages(clone: Path, cpu_server: str) -> None:
-    set_machine(clone, cpu_index=cpu_server)
-    result = find(clone)
+def test_without_a_gpu_it_takes_cpu_packages(begun: Path, cpu_server: str) -> None:
+    set_machine(begun, cpu_index=cpu_server)
+    result = find(begun)
     assert result.returncode == 0, result.stderr
     announced = result.stderr.splitlines()[:2]
     assert announced[0] == f"no NVIDIA GPU was found, so PyTorch comes without CUDA, from {cpu_server}"
@@ -147,14 +168,13 @@ def test_without_a_gpu_it_takes_cpu_packages(clone: Path, cpu_server: str) -> No
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the ordinary packages have no CUDA")
-def test_where_torch_comes_from(clone: Path, cpu_server: str, tmp_path: Path) -> None:
+def test_where_torch_comes_from(clone: Path, cpu_server: str, mine: Path) -> None:
     """A driver or a GPU means CUDA; so does an index that is unreachable or that lacks one of the packages."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "mine")], check=True)
-    python = str(tmp_path / "mine" / "bin" / "python")
+    python = str(mine / "bin" / "python")
 
     def announced(clone: Path) -> str:
         """Return the error in an active environment, into which nothing is installed."""
-        result = find(clone, python, VIRTUAL_ENV=str(tmp_path / "mine"))
+        result = find(clone, python, VIRTUAL_ENV=str(mine))
         assert result.returncode == 2 and result.stderr.count("\n") == 1
         return result.stderr
 
@@ -177,43 +197,41 @@ def test_the_tests_need_more() -> None:
     assert environment.describe_size(environment.WITHOUT_CUDA, environment.OTHER_FILES) == expected
 
 
-def test_check_names_what_is_missing(clone: Path, tmp_path: Path) -> None:
+def test_check_names_what_is_missing(clone: Path, tmp_path: Path, mine: Path) -> None:
     """The tests and scripts of a chosen interpreter: nothing is installed, and only what is missing is named."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "mine")], check=True)
-    python = str(tmp_path / "mine" / "bin" / "python")
+    python = str(mine / "bin" / "python")
     install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--find-links"]
     for name in ("torch", "torchvision"):
         subprocess.run([*install, str(tmp_path / "index" / name), name], check=True)
     told = find(clone, python, "--check")
     assert told.returncode == 2 and told.stdout == "" and told.stderr.count("\n") == 1
     assert f"{python} lacks small. Run: " in told.stderr
-    active = find(clone, python, VIRTUAL_ENV=str(tmp_path / "mine"))
+    active = find(clone, python, VIRTUAL_ENV=str(mine))
     assert "lacks small. Run: " in active.stderr and "GB" not in active.stderr
     subprocess.run([*install, str(tmp_path / "index" / "small"), "small"], check=True)
     good = find(clone, python, "--check")
     assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
 
 
-def test_active_environment_is_left_alone_unless_asked(clone: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "mine")], check=True)
-    python = str(tmp_path / "mine" / "bin" / "python")
+def test_active_environment_is_left_alone_unless_asked(clone: Path, mine: Path) -> None:
+    python = str(mine / "bin" / "python")
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
-        told = find(clone, python=python, **{variable: str(tmp_path / "mine")})
+        told = find(clone, python=python, **{variable: str(mine)})
         assert told.returncode == 2 and told.stdout == "" and told.stderr.count("\n") == 1
         assert "lacks torch, torchvision, small" in told.stderr and f"{python} -m pip install" in told.stderr
         assert shlex.quote(str(clone / "requirements.txt")) in told.stderr  # its folder has a space
         assert version_in(python, "small") == "" and not (clone / ".venv").exists()
-    asked = find(clone, python=python, VIRTUAL_ENV=str(tmp_path / "mine"), PRX_SETUP="1")
+    asked = find(clone, python=python, VIRTUAL_ENV=str(mine), PRX_SETUP="1")
     assert asked.returncode == 0 and asked.stdout.strip() == python
     assert version_in(python, "small") == "1.1" and not (clone / ".venv").exists()
 
 
-def test_torch_from_its_own_index(clone: Path) -> None:
-    result = find(clone, TORCH_INDEX=(clone.parent / "cpu").as_uri())
+def test_torch_from_its_own_index(begun: Path) -> None:
+    result = find(begun, TORCH_INDEX=(begun.parent / "cpu").as_uri())
     assert result.returncode == 0, result.stderr
     python = result.stdout.strip()
     assert version_in(python, "torch") == "2.8.0+cpu" and version_in(python, "small") == "1.1"
-    assert f"PyTorch comes from {(clone.parent / 'cpu').as_uri()}, as TORCH_INDEX says" in result.stderr
+    assert f"PyTorch comes from {(begun.parent / 'cpu').as_uri()}, as TORCH_INDEX says" in result.stderr
 
 
 def test_pip_that_fails(clone: Path) -> None:
@@ -279,10 +297,10 @@ def test_a_requirement_of_another_form(
     assert capsys.readouterr().err.startswith("error: some.txt: cannot read")
 
 
-def test_a_marker_keeps_a_package_out(clone: Path) -> None:
+def test_a_marker_keeps_a_package_out(begun: Path) -> None:
     """The package is neither asked for nor installed: the set-up reads markers as pip does."""
-    (clone / "requirements.txt").write_text('small>=1.0\nabsent>=1; python_version < "3.0"\n')
-    result = find(clone)
+    (begun / "requirements.txt").write_text('small>=1.0\nabsent>=1; python_version < "3.0"\n')
+    result = find(begun)
     assert result.returncode == 0, result.stderr
     assert "installing small into" in result.stderr
-    assert find(clone).stderr == ""
+    assert find(begun).stderr == ""

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from change.change_dataloader import Split, find_split
+from change.common.errors import UserError
 from change.common.images import read_image
 from change.data.loaders import TrainLoader, or_raise, whole_loader
 from change.data.samples import Batch, TrainSamples, WholeSamples
@@ -70,6 +71,36 @@ def test_a_caught_error_frees_the_loader(dataset: Path) -> None:
         assert alive() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("error", "reported"),
+    [
+        (RuntimeError, (RuntimeError, "^during a transfer")),
+        (ConnectionResetError, (UserError, "^a loader process died, .*: use fewer --workers")),
+    ],
+    ids=["another worker", "this worker"],
+)
+def test_a_worker_that_dies_during_a_transfer(
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: type[Exception],
+    reported: tuple[type[Exception], str],
+) -> None:
+    """Main breaks the transfer off with one error. The worker, here still alive, prints no traceback and goes on."""
+
+    def fail(*_: object) -> None:
+        raise error("during a transfer")
+
+    loader = train_loader(find_split(dataset, "train"), workers=1)
+    batches = loader.epoch(0)
+    next(batches)
+    with monkeypatch.context() as patch, pytest.raises(reported[0], match=reported[1]):
+        patch.setattr("multiprocessing.connection.answer_challenge", fail)
+        next(batches)
+    assert contents(loader.epoch(1)) == contents(train_loader(find_split(dataset, "train")).epoch(1))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_crop_larger_than_an_image(dataset: Path) -> None:

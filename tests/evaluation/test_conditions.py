@@ -99,6 +99,7 @@ def test_a_missing_template_is_reported_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("checkpoint", ["resnet18"], indirect=True)  # timm builds no network on pretended GPUs
 def test_device_and_precision_are_chosen_in_one_place(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

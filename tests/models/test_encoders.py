@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from models.config import ENCODERS, STRIDES, NetworkConfig, encoder_name
-from models.encoders import BUILDERS, build_encoder, encode_dates
+from models.encoders import BUILDERS, build_encoder, encode_dates, widen
 from models.network import build_network
 from models.unet import UNetDecoder
 from models.xcross import StochasticDepth
@@ -165,3 +165,24 @@ def test_stochastic_depth_is_that_of_torchvision() -> None:
     assert torch.equal(found, torchvision.ops.StochasticDepth(0.3, mode="row")(branch))
     assert 0 < sum(bool((image == 0).all()) for image in found) < 64
     assert StochasticDepth(0.3).eval()(branch) is branch
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "timm:mobilenetv3_small_050"])
+@pytest.mark.parametrize("channels", [1, 2, 5, 32])
+def test_other_channels(name: str, channels: int) -> None:
+    """Every encoder reads images of any number of channels, and knows the weights that read them."""
+    encoder = build_encoder(name, in_channels=channels).eval()
+    assert encoder.state_dict()[encoder.first].shape[1] == channels
+    maps = encoder(torch.rand(2, channels, 64, 96))
+    assert [tuple(one.shape[2:]) for one in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+def test_weights_for_rgb_are_widened() -> None:
+    """Colours keep their weights, other channels have the mean, and grey surfaces give the same response."""
+    weight = torch.rand(4, 3, 7, 7)
+    wide = widen(weight, (1, None, 0, None, 2))
+    scale = 3 / 5
+    assert torch.allclose(wide[:, [2, 0, 4]], weight * scale) and torch.allclose(wide[:, 1], weight.mean(1) * scale)
+    assert torch.allclose(wide.sum(1), weight.sum(1))
+    assert torch.equal(widen(weight, (0, 1, 2)), weight)
+    assert torch.equal(widen(weight, (2, 1, 0)), weight[:, [2, 1, 0]])

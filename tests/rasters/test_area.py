@@ -7,6 +7,7 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 import shapely
@@ -15,7 +16,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine, from_origin
 
 from change.common.errors import UserError
-from change.rasters.area import MARGIN
+from change.rasters.area import MARGIN, place_parts
 from change.rasters.predict import main
 from change.rasters.raster import RasterPair
 from change.rasters.scene import NO_DATA, Settings, predict_rasters
@@ -95,6 +96,27 @@ def test_a_continent(tmp_path: Path, system: int, place: tuple[float, float], ar
     rasters = RasterPair(first, second, aoi=layer(tmp_path / "continent.gpkg", shapely.box(*area), crs=4326))
     assert (rasters.height, rasters.width) == (40, 50) and rasters.rows(0, 40)[2].all()
     rasters.close()
+
+
+@pytest.mark.parametrize("system", [32633, 4326])
+def test_hair_thin_spikes(tmp_path: Path, system: int) -> None:
+    """A polygon with a spike that is narrower than the rounding of its points keeps its area."""
+    dataset = rasterio.open(pair(tmp_path, 0)[0])
+    project = Transformer.from_crs(32633, system, always_xy=True).transform
+    square, hole = np.array([(0, 0), (100, 0), (100, 100), (-90, 100), (0, 100 - 1e-10)]), shapely.box(20, 30, 60, 70)
+    kept = []
+    for angle in np.radians(np.arange(7, 360, 10)):
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+
+        def place(points: Any, turn: Any = turn) -> Any:
+            return np.stack(project(*(points @ turn + (CENTRE.x, CENTRE.y)).T), axis=1)
+
+        shape = shapely.transform(shapely.Polygon(square, [hole.exterior]), place)
+        if shape.is_valid:
+            parts, index = place_parts(np.array([shape], object), pyproj.CRS(system), dataset, "", name="--aoi")
+            kept.append(shapely.area(parts).sum())
+            assert not index.any()
+    assert len(kept) > 10 and kept == pytest.approx([100 * 100 - 40 * 40] * len(kept), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ def test_no_change(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
         (4, {"count": 2, "area_m2": 3.456e6}, "2 polygons, 3.46 km²; 4 of 200 pixels changed (2.0%)"),
         (
             4,
+            {"count": 2, "area_m2": 80.0, "squared": 1},
+            "2 polygons, 1 of them square, 80 m²; 4 of 200 pixels changed (2.0%)",
+        ),
+        (
+            4,
             {"count": 0, "area_m2": 0.0},
             "4 of 200 pixels changed (2.0%), but no polygon has 50 m² or more (--min_area)",
         ),

@@ -95,6 +95,8 @@ def test_nothing_is_lost(detector: ChangeDetector, tmp_path: Path) -> None:
         ({"bands": (0, 1, 2)}, r"bands \(0, 1, 2\): give three numbers of 1 or more"),
         ({"min_area": -1}, "min_area -1: choose 0 or more"),
         ({"simplify": float("nan")}, "simplify nan: choose 0 or more"),
+        ({"outlines": "round"}, "outlines 'round': choose one of pixels, square"),
+        ({"outlines": "square", "simplify": 1}, "simplify does nothing with outlines='square': leave it out"),
         ({"threshold": 1}, "threshold 1: choose a number from 0 to below 1"),
         ({"stretch": "98,2"}, "98,2"),
     ],

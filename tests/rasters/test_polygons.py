@@ -42,9 +42,13 @@ def test_polygons_in_degrees(tmp_path: Path) -> None:
     assert len(frame) == 2 and frame["mean_probability"].tolist() == [0.5, 0.5]
     pixel = (np.pi / 180 * 0.001 * 6_371_000) ** 2 * np.cos(np.radians(59.985))
     assert frame["area_m2"].tolist() == pytest.approx([97 * pixel, pixel], rel=0.01)
+    height_and_width = np.pi / 180 * 0.001 * 6_371_000 * (1 + np.cos(np.radians(59.985)))
+    around = [26 * height_and_width, 2 * height_and_width]  # the hole counts
+    assert frame["perimeter_m"].tolist() == pytest.approx(around, rel=0.01)
     assert len(draw(highest=1, min_area=10 * pixel, simplify=0)) == 1
     simpler = draw(highest=1, min_area=10 * pixel, simplify=1.5)
     assert count_coordinates(simpler.geometry[0]) < count_coordinates(frame.geometry[0])
+    assert simpler["perimeter_m"][0] < frame["perimeter_m"][0] and simpler["area_m2"][0] == frame["area_m2"][0]
 
 
 def test_changes_across_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +61,8 @@ def test_changes_across_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     found, whole = cv2.connectedComponents(changed, connectivity=8)
     numbers = read_band(tmp_path / "numbers.tif")
     assert len({*zip(whole.flat, numbers.flat, strict=True)}) == found == len(np.unique(numbers))
+    _, first = np.unique(numbers, return_index=True)
+    assert (np.diff(first[1:]) > 0).all()  # counted from the top left, wherever the strips begin
     changes = draw.args[2]
     for number in range(1, found):
         rows, columns = np.nonzero(numbers == number)
@@ -106,7 +112,8 @@ def test_the_layer_does_not_depend_on_its_content(tmp_path: Path, kind: str) -> 
         info = geo("pyogrio").read_info(tmp_path / f"changes.{kind}")
         if mask.any() or kind == "gpkg":  # an empty GeoJSON file has no place for either
             assert info["geometry_type"] == "MultiPolygon"
-            types = {"id": "Integer64", "area_m2": "Real", "mean_probability": "Real", "max_probability": "Real"}
+            types = {"id": "Integer64", "area_m2": "Real", "perimeter_m": "Real"}
+            types |= {"mean_probability": "Real", "max_probability": "Real"}
             if kind == "geojson":
                 types["id"] = "Integer"  # the reader takes the narrowest type
             expected = {**types, "before": "String", "before_date": "String"}

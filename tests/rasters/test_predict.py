@@ -232,6 +232,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         (["--tile", "16"], "--tile 16"),
         (["--min_area", "-1"], "--min_area -1"),
         (["--simplify", "nan"], "--simplify nan"),
+        (["--outlines", "square", "--simplify", "1"], "--simplify does nothing with --outlines square"),
         (["--overlap", "64"], "overlap 64"),
         (["--bands", "1,2"], "give three numbers"),
         (["--threshold", "7"], "0 to below 1"),
@@ -255,6 +256,7 @@ RASTER_OPTIONS = [
     f"--aoi={__file__}",
     "--min_area=0",
     "--simplify=1",
+    "--outlines=square",
 ]
 
 
@@ -276,10 +278,11 @@ def test_options_of_rasters_do_nothing_with_pictures(
         main(arguments(tmp_path / "pairs.txt", "-o", tmp_path / "out", given))
 
 
-@pytest.mark.parametrize("name", ["min_area", "simplify"])
-def test_options_of_polygons_do_nothing_without_them(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"^--{name} does nothing with --vectors none: leave it out"):
-        main(arguments(*scene(tmp_path / "in"), "-o", tmp_path / "out", f"--{name}=0", "--vectors=none"))
+@pytest.mark.parametrize("given", ["--min_area=0", "--simplify=0", "--outlines=square"])
+def test_options_of_polygons_do_nothing_without_them(tmp_path: Path, given: str) -> None:
+    name = given.partition("=")[0]
+    with pytest.raises(UserError, match=f"^{name} does nothing with --vectors none: leave it out"):
+        main(arguments(*scene(tmp_path / "in"), "-o", tmp_path / "out", given, "--vectors=none"))
     assert not (tmp_path / "out").exists()
 
 
@@ -300,6 +303,8 @@ def test_options_reach_the_settings(tmp_path: Path) -> None:
         0.5, bands=(3, 2, 1), alpha="no", stretch="none", assume_aligned=True, vectors="geojson", min_area=2, simplify=1
     )
     assert make_settings(parse_arguments([*common, *given]), threshold=0.5) == expected
+    square = parse_arguments([*common, "--outlines=square"])
+    assert make_settings(square, threshold=0.5) == Settings(0.5, outlines="square")
 
 
 def test_rasters_of_two_reference_systems(tmp_path: Path) -> None:

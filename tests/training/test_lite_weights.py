@@ -16,7 +16,7 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor
 
 from change.checkpoint import Checkpoint, load_checkpoint
 from change.common.errors import UserError
-from change.options.train import NetworkOptions, StartOptions
+from change.options.train import StartOptions
 from change.training.first_weights import lite_weights, load_encoder, load_first_weights
 from models.config import NetworkConfig
 from models.encoders import EfficientNetLiteEncoder, TimmEncoder, build_encoder, rename_lite
@@ -118,7 +118,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_normalisation_is_stored(tmp_path: Path) -> None:
     """A run that starts from the weights writes their normalisation into its checkpoint."""
     network = build_network(NetworkConfig(LITE[0]))
-    template = load_first_weights(network, NetworkOptions(backbone=LITE[0]), StartOptions(), 0.1)
+    template = load_first_weights(network, NetworkConfig(LITE[0]), StartOptions(), 0.1)
     assert template.mean == (127 / 255,) * 3 and template.std == (128 / 255,) * 3
     assert template.config == NetworkConfig(LITE[0], width=32)
 
@@ -127,6 +127,7 @@ def test_training_from_imagenet(dataset: Path, tmp_path: Path) -> None:
     """The command that a user types; the checkpoint says which network it holds."""
     options = {
         "backbone": LITE[0],
+        "width": 0,
         "pretrained": "imagenet",
         "cropsize": 32,
         "epoch": 1,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import signal
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch import nn
 from change.checkpoint import load_checkpoint, read_tensors
 from change.options.train import OptimizerOptions
 from change.training.build import parameter_groups
+from change.training.trainer import Training
 from models.config import NetworkConfig
 from models.network import build_network
 from tests.conftest import (
@@ -67,7 +70,10 @@ def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, rec
         process = start(arguments)
         wait_for_step(broken / "run.state.pth", process, draw.randint(first, first + 2))
         time.sleep(draw.random() / 10)
-        process.kill()
+        if first == 1:
+            process.kill()  # its workers end by themselves, after up to five seconds
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert first <= read_tensors(broken / "run.state.pth")["progress"]["steps"] < 15
         arguments = ["--continue_run", str(broken), "--workers", "2"]
@@ -151,7 +157,7 @@ def test_three_passes(dataset: Path, tmp_path: Path) -> None:
     """1.pth, 2.pth and best.pth are in one folder; each starts from the one before and records its lineage."""
     folder = tmp_path / "run"
     passes: list[dict[str, object]] = [
-        {"epoch": 1, "save_freq": 1},
+        {"epoch": 1, "save_freq": 1, "backbone": "resnet18", "width": 0},  # the published network
         {"epoch": 1, "refine": True, "resume": True, "checkpoint_path": folder / "1.pth"},
         {"epoch": 1, "refine": True, "cross": True, "resume": True, "checkpoint_path": folder / "2.pth"},
     ]
@@ -226,6 +232,27 @@ def test_going_on_elsewhere(dataset: Path, tmp_path: Path) -> None:
     assert finished.returncode == 0
     assert "nothing left to do" in finished.stderr
     assert (moved / "1.state.pth").read_bytes() == before
+
+
+def test_a_finished_run_frees_its_loaders(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference counting frees them. If that is left to the garbage collector, each worker takes ten seconds to end."""
+    runs: list[weakref.ref[Training]] = []
+    alive: list[bool] = []
+    fit = Training.fit
+
+    def watched(training: Training) -> None:
+        runs.append(weakref.ref(training))
+        fit(training)
+
+    monkeypatch.setattr(Training, "fit", watched)
+    monkeypatch.setattr("gc.collect", lambda: alive.append(runs[0]() is not None))  # called when the program has ended
+    gc.disable()
+    try:
+        result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", epoch=1))
+    finally:
+        gc.enable()
+    assert result.returncode == 0, result.stderr
+    assert alive == [False]
 
 
 def test_val_that_was_trained_on(tmp_path: Path) -> None:

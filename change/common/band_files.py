@@ -1,0 +1,131 @@
+"""Read bands of image files with rasterio, and their statistics.
+
+rasterio is optional, so it is imported when it is needed. It reads TIFF files of any number of bands, PNG files of 16
+bits, and what else GDAL reads.
+
+Shapes: levels of one type (H, W, C), one channel for each band.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from change.common.bands import Bands, Channels, Header, blank, has_data
+from change.common.errors import UserError, import_optional
+
+PART = 2**22  # levels that are read at once for statistics
+CACHE = 64 * 2**20  # bytes of decoded blocks that GDAL may keep
+
+
+@contextlib.contextmanager
+def open_bands(path: Path) -> Iterator[Any]:
+    """Open a file with rasterio, for the duration of a `with` block.
+
+    Raises UserError if rasterio is missing, or if the file cannot be read, here or inside of the block.
+    """
+    rasterio = import_optional("rasterio", "pip install -r requirements-geo.txt")
+    errors = rasterio.errors
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(path) as dataset:
+            yield dataset
+    except (errors.RasterioError, rasterio._err.CPLE_BaseError, OSError) as error:
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        raise UserError(f"{path} cannot be read ({error}): replace the file") from error
+
+
+def read_header(path: Path) -> Header:
+    """Read what a file says about its bands. Raises UserError if it cannot be read."""
+    with open_bands(path) as dataset:
+        return header_of(dataset, path)
+
+
+def header_of(dataset: Any, path: Path) -> Header:
+    """Return what an open dataset says about its bands."""
+    names = tuple((text or "").strip().lower() for text in dataset.descriptions)
+    return Header(path, names, tuple(dataset.dtypes), (dataset.width, dataset.height))
+
+
+def read_bands(path: Path, bands: Bands) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read the bands of a file.
+
+    Returns:
+        Levels (H, W, C), 0 where there is no data, and the pixels that hold data, bool (H, W), see `has_data`.
+
+    Raises:
+        UserError: the file cannot be read, or lacks a band.
+    """
+    with open_bands(path) as dataset:
+        levels, data = read_part(dataset, bands.find(header_of(dataset, path)), None)
+    return np.ascontiguousarray(levels.transpose(1, 2, 0)), data
+
+
+def read_part(dataset: Any, numbers: Sequence[int], window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read a window of an open dataset: levels (C, h, w), 0 where there is no data, and where there is, bool (h, w)."""
+    levels = dataset.read(list(numbers), window=window)
+    alphas = [number for number, kind in enumerate(dataset.colorinterp, start=1) if kind.name == "alpha"]
+    if set(alphas) & set(numbers):  # GDAL takes the fourth band of 8 bits for alpha, and would mask the others by it
+        valid = np.asarray(levels != dataset.nodata)
+    else:
+        valid = np.asarray(dataset.read_masks(list(numbers), window=window) > 0)
+    if levels.dtype.kind == "f":
+        valid &= np.isfinite(levels)
+    data = has_data(levels, valid)
+    return blank(levels, data), data
+
+
+def measure(paths: Sequence[Path], bands: Bands) -> Channels:
+    """Measure mean and standard deviation of each band over all files, without pixels that hold no data.
+
+    Files are read in parts of at most `PART` levels, or one block if that is larger, so their size does not matter.
+
+    Raises:
+        UserError: a file cannot be read, or a band has the same level everywhere.
+    """
+    count, mean, squares = 0.0, np.zeros(len(bands.names)), np.zeros(len(bands.names))
+
+    def sums_of(path: Path) -> list[tuple[float, NDArray[np.float64], NDArray[np.float64]]]:
+        return list(sums(path, bands))
+
+    with ThreadPoolExecutor(2) as pool:
+        for parts in pool.map(sums_of, paths):
+            for other, its_mean, its_squares in parts:  # Chan et al., "Updating Formulae", 1979
+                whole = count + other
+                step = its_mean - mean
+                squares += its_squares + step**2 * (count * other / whole)
+                mean = mean + step * (other / whole)
+                count = whole
+    if not count:
+        raise UserError(f"{paths[0]} and the other images hold no data: all of it is nodata or masked")
+    std = np.sqrt(squares / count)
+    flat = [name for name, spread in zip(bands.names, std, strict=True) if not spread > 0]
+    if flat:
+        raise UserError(f"--bands: {flat[0]} has the same level in all train images: leave it out")
+    return Channels(bands, tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def sums(path: Path, bands: Bands) -> Iterator[tuple[float, NDArray[np.float64], NDArray[np.float64]]]:
+    """Yield number, mean and sum of squared differences from the mean of the levels in each part of a file."""
+    with open_bands(path) as dataset:
+        numbers = bands.find(header_of(dataset, path))
+        windows = import_optional("rasterio.windows", "pip install -r requirements-geo.txt")
+        tall, wide = dataset.block_shapes[0]
+        wide = min(wide, dataset.width)
+        rows = max(1, PART // (wide * len(numbers) * tall)) * tall
+        for top in range(0, dataset.height, rows):
+            for left in range(0, dataset.width, wide):
+                height, width = min(rows, dataset.height - top), min(wide, dataset.width - left)
+                levels, data = read_part(dataset, numbers, windows.Window(left, top, width, height))
+                if not data.any():
+                    continue
+                held = levels.reshape(len(numbers), -1) if data.all() else levels[:, data]
+                found = held.astype(np.float64)
+                mean = found.mean(1)
+                yield float(found.shape[1]), mean, np.square(found - mean[:, None]).sum(1)
