@@ -7,13 +7,17 @@ Source: Chen, Qi and Shi, "Remote Sensing Image Change Detection with Transforme
 Remote Sensing, 2021.
 
 As in the paper: 32 channels, 4 tokens per date from a softmax over the pixels, one encoder layer over the tokens of
-both dates with learned positions, 8 decoder layers in which the pixels of a date read its tokens, 8 heads of 64
-channels, and the absolute difference of the dates.
+both dates with learned positions, 8 decoder layers in which the pixels of a date read its tokens, 8 heads, and the
+absolute difference of the dates.
+
+The channels per head are inferred. 64 give the paper's 3.55 million parameters within 2%; 8 in the decoder would give
+3.04 million.
 
 Departures:
-    All four maps of the encoder are projected, interpolated to stride 4 and added. The paper reads one map, of a
-    ResNet-18 without its last stage, and dilates it so that this map has stride 8. Here every stage is trained.
-    The head replaces the small convolutional classifier.
+    All four maps of the encoder are projected, interpolated to stride 4 and added. A 3x3 convolution, BatchNorm and
+    ReLU follow. The paper reads one map, of a ResNet-18 without its last stage, whose third stage keeps stride 8. One
+    convolution to 32 channels gives its pixels, at stride 4. Here every stage is trained.
+    The head replaces the classifier, which is two 3x3 convolutions at full resolution.
     Attention is computed with its matrices multiplied in another order, with the same result, see `TokenAttention`.
 """
 

@@ -5,14 +5,17 @@ Shapes: B pairs, C channels of a stage, h and w its map's height and width.
 Source: Codegoni, Lombardi and Ferrari, "TINYCD: A (Not So) Deep Learning Model for Change Detection", Neural Computing
 and Applications, 2023 (arXiv 2207.13159, 2022).
 
-As in the paper: the dates' channels alternate and a grouped 3x3 convolution mixes each pair of them; a per-pixel MLP of
-10, 5 and 1 channels turns a mixture into a mask; the decoder interpolates, multiplies by the mask, and applies a
-depthwise 3x3 and a 1x1 convolution. PReLU and a normalisation of each image and channel follow every convolution.
+As in the paper: the dates' channels alternate and a grouped 3x3 convolution mixes each pair of them; a per-pixel MLP
+whose widths halve turns a mixture into a mask; the decoder interpolates, multiplies by the mask, and applies a depthwise
+3x3 and a 1x1 convolution. PReLU follows every convolution. A normalisation of each image and channel follows the PReLU
+of the mixtures and of the decoder.
 
 Departures:
     The encoder is ours, with all four strides, instead of the first blocks of EfficientNet-B4. Its widths set those of
-    the decoder. The paper also mixes the images themselves at full resolution; here the head upsamples from stride 4.
-    The deepest mixture has GroupNorm with 32 channels per group, because a map of one position has no variance.
+    the decoder. The paper's maps have strides 2, 4 and 8, and it also mixes the images themselves. So its decoder ends
+    at full resolution, with a per-pixel MLP as the classifier. Here the head upsamples from stride 4.
+    The deepest mixture has GroupNorm with weights and 32 channels per group, because a map of one position has no
+    variance.
 """
 
 from __future__ import annotations
@@ -24,8 +27,6 @@ from torch import Tensor, nn
 from models.decoder import group_norm
 from models.rivals.parts import Rival, interleave, resize_to
 from models.xcross import split_dates
-
-MASK_CHANNELS = (10, 5, 1)
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:
@@ -47,11 +48,14 @@ class Mixing(nn.Module):
         return mixed
 
 
-def build_mask(channels: int) -> nn.Sequential:
-    """Build the mixing and attention mask block: (2B, C, h, w) -> a mask (B, 1, h, w)."""
+def build_mask(channels: int, hidden: Sequence[int]) -> nn.Sequential:
+    """Build the mixing and attention mask block: (2B, C, h, w) -> a mask (B, 1, h, w).
+
+    `hidden`: channels of the per-pixel MLP before the mask; in the paper 10 and 5 at the images, else C/2 and C/4.
+    """
     layers: list[nn.Module] = [Mixing(channels, instance_norm(channels))]
-    for outputs in MASK_CHANNELS:
-        layers += [nn.Conv2d(channels, outputs, 1), nn.PReLU(), instance_norm(outputs)]
+    for outputs in (*hidden, 1):
+        layers += [nn.Conv2d(channels, outputs, 1), nn.PReLU()]
         channels = outputs
     return nn.Sequential(*layers)
 
@@ -76,7 +80,7 @@ class TinyCD(Rival):
         super().__init__(encoder_channels)
         widths = tuple(reversed(encoder_channels))
         self.deepest = Mixing(widths[0], group_norm(widths[0]))
-        self.masks = nn.ModuleList(build_mask(width) for width in widths[1:])
+        self.masks = nn.ModuleList(build_mask(width, (width // 2, width // 4)) for width in widths[1:])
         self.stages = nn.ModuleList(build_stage(widths[i - 1], widths[i]) for i in range(1, len(widths)))
         self.out_channels = widths
 
