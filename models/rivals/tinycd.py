@@ -6,9 +6,9 @@ Source: Codegoni, Lombardi and Ferrari, "TINYCD: A (Not So) Deep Learning Model 
 and Applications, 2023 (arXiv 2207.13159, 2022).
 
 As in the paper: the dates' channels alternate and a grouped 3x3 convolution mixes each pair of them; a per-pixel MLP
-whose widths halve turns a mixture into a mask; the decoder interpolates, multiplies by the mask, and applies a depthwise
-3x3 and a 1x1 convolution. PReLU follows every convolution. A normalisation of each image and channel follows the PReLU
-of the mixtures and of the decoder.
+whose widths halve turns a mixture into a mask; the decoder interpolates, multiplies by the mask, and applies a
+depthwise 3x3 and a 1x1 convolution. PReLU follows every convolution. A normalisation of each image and channel follows
+the PReLU of the mixtures and of the decoder.
 
 Departures:
     The encoder is ours, with all four strides, instead of the first blocks of EfficientNet-B4. Its widths set those of
