@@ -1,6 +1,7 @@
 """Number the connected changes of a scene, a few rows at a time, and store the numbers in a raster.
 
-Pixels that touch at a corner are connected. Masks are uint8 (H, W), 1 where changed. Levels are the probabilities as
+Pixels that touch at a corner are connected if they have the same class. Masks are uint8 (H, W), 1 where changed, or
+with K classes 1 to K. Levels are the probabilities as
 they are stored, also uint8 (H, W).
 """
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from change.common.classes import Classes
 from change.common.union_find import connected_components
 from change.rasters.gdal import check_whole, geo
 
@@ -77,9 +79,12 @@ class Numbering:
 
     The mask is added from the top down. Each strip of rows is labelled separately, with numbers above those of the
     strips before it. `finish` then joins the changes that touch across strips.
+
+    Attributes:
+        values: the class of each change, (N,) after `finish`; index 0 stands for the unchanged pixels.
     """
 
-    def __init__(self, path: Path, place: dict[str, Any]) -> None:
+    def __init__(self, path: Path, place: dict[str, Any], classes: Classes | None = None) -> None:
         """Create the raster at `path`; `place` holds its height, width, crs and transform."""
         profile = {"driver": "GTiff", "dtype": "int32", "count": 1, "BIGTIFF": "IF_SAFER"}
         self.path = path
@@ -89,12 +94,14 @@ class Numbering:
         self.last = np.zeros(self.raster.width, np.int32)  # the numbers of the last row
         self.parts = [np.zeros((9, 1), np.int64)]  # measures by strip; the first column stands for number 0
         self.touching: list[NDArray[np.int32]] = []
+        self.classes = len(classes.names) if classes else 1
+        self.values = np.zeros(1, np.int64)
 
     def add(self, mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> None:
         """Add the next rows (h, W) of the mask and of the levels."""
         for row in range(0, len(mask), ROWS):
-            changed = (mask[row : row + ROWS] == 1).view(np.uint8)
-            found, components, boxes, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
+            part = mask[row : row + ROWS]
+            found, components, boxes = label_classes(part, self.classes)
             count = found - 1  # cv2 counts the background as a component
             own = np.asarray(components, np.int32)
             own[own > 0] += self.known
@@ -103,6 +110,7 @@ class Numbering:
             )
             self.raster.write(own, 1, window=window)
             measures = measure(own, levels[row : row + ROWS], first_row=self.row, known=self.known, count=count)
+            self.values = np.concatenate((self.values, self.classes_of(own, part, count)))
             self.parts.append(np.concatenate((measures, rectangles(boxes[1:], first_row=self.row))))
             for above, below in (
                 (self.last, own[0]),
@@ -114,12 +122,24 @@ class Numbering:
             self.known += count
             self.last = own[-1].copy()
 
+    def classes_of(self, numbers: NDArray[np.int32], mask: NDArray[np.uint8], count: int) -> Numbers:
+        """Return the class of each of the `count` changes of a strip; `numbers` and `mask` are (h, W)."""
+        if self.classes == 1:
+            return np.ones(count, np.int64)
+        # All pixels of a change have one value, so the highest is that of its class.
+        classes: Numbers = measure(numbers, mask, first_row=self.row, known=self.known, count=count)[2]
+        return classes
+
     def finish(self) -> Changes:
         """Write the final numbers into the raster, close it, and return the measures of the changes.
 
         Raises OSError if the disk is full.
         """
-        final = join_touching(self.known + 1, np.concatenate(self.touching))
+        touching = np.concatenate(self.touching)
+        alike = self.values[touching[:, 0]] == self.values[touching[:, 1]]
+        final = join_touching(self.known + 1, touching[alike])
+        of_part, self.values = self.values, np.zeros(int(final.max()) + 1, np.int64)
+        self.values[final] = of_part
         if (final != np.arange(self.known + 1)).any():
             for _, window in strips(self.raster):
                 self.raster.write(np.take(final, self.raster.read(1, window=window)), 1, window=window)
@@ -138,6 +158,24 @@ def strips(dataset: Any) -> Iterator[tuple[int, Any]]:
     for row in range(0, dataset.height, ROWS):
         height = min(ROWS, dataset.height - row)
         yield row, windows.Window(col_off=0, row_off=row, width=dataset.width, height=height)
+
+
+def label_classes(mask: NDArray[np.uint8], classes: int) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
+    """Label the connected pixels of each class in a strip, (h, W).
+
+    Returns:
+        What OpenCV returns for a mask without classes: the number of labels with that of the background, the labels,
+        and the statistics of each.
+    """
+    found, labels, boxes, _ = cv2.connectedComponentsWithStats((mask == 1).view(np.uint8), connectivity=8)
+    for value in range(2, 1 + classes):
+        changed = (mask == value).view(np.uint8)
+        if changed.any():
+            count, own, more, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
+            labels = np.where(own > 0, own + (found - 1), labels)
+            boxes = np.concatenate((boxes, more[1:]))
+            found += count - 1
+    return found, np.asarray(labels, np.int32), np.asarray(boxes, np.int32)
 
 
 def measure(
