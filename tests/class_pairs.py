@@ -7,12 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
+import torch
 from numpy.typing import NDArray
 
+from change.checkpoint import Checkpoint
 from change.common.classes import CLASSES, parse_classes
 from change.synthetic.canvas import Canvas, draw_look
 from change.synthetic.render import draw_building
 from change.synthetic.world import BOTH, GONE, NEW, Building, Colour, Dates, Rectangle, tint
+from models.config import NetworkConfig
+from models.network import build_network
 
 LINES = "new <-> vanished, recoloured"
 CLASSES_OF_PAIRS = parse_classes(LINES.split(","))
@@ -76,3 +80,14 @@ def write_class_set(folder: Path, train: int = 4, val: int = 2) -> Path:
     write_class_pairs(folder / "val", val, seed=2)
     (folder / CLASSES).write_text("\n".join(LINES.split(",")) + "\n")
     return folder
+
+
+def write_class_checkpoint(path: Path) -> Path:
+    """Write a checkpoint of random weights that tells the three classes apart, and finds some of them."""
+    torch.manual_seed(0)
+    config = NetworkConfig(width=32, classes=3)
+    network = build_network(config)
+    network.head.start_at_shares([0.4, 0.2, 0.2, 0.2])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Checkpoint(config, network.state_dict(), classes=CLASSES_OF_PAIRS).save(path)
+    return path

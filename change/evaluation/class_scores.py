@@ -21,7 +21,10 @@ from change.evaluation.bootstrap import or_none
 from change.evaluation.metrics import Counts
 
 CLASS_SCORES = ("precision", "recall", "f1", "iou")
-RULE = "changed: 1 - the probability of unchanged exceeds the threshold; then the most probable class of change"
+RULE = (
+    "changed if 1 - the probability of unchanged exceeds the threshold; its class is then the most probable class of "
+    "change"
+)
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import (  # type: ignore[import-untyped]
+    confusion_matrix,
+    jaccard_score,
+    precision_recall_fscore_support,
+)
+from torchmetrics.functional.classification import (
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_jaccard_index,
+)
 
 from change.change_dataloader import Pair, Split
 from change.checkpoint import Checkpoint
@@ -50,6 +60,29 @@ def test_counts_and_scores() -> None:
     assert result["mean"]["precision"]["classes"] == 2  # of c, which is never predicted, precision is undefined
     assert set(result["scores"]["a"]) == {"pixels", "predicted", *CLASS_SCORES}
     assert confusion_lines(counts, CLASSES)[3] == f"| a | {' | '.join(map(str, confusion[1]))} |"
+
+
+def test_like_scikit_learn_and_torchmetrics() -> None:
+    truth, predicted = draw()
+    counts = ClassCounts(count_classes(torch.tensor(predicted), torch.tensor(truth), 3).numpy())
+    assert np.array_equal(counts.confusion, confusion_matrix(truth.ravel(), predicted.ravel()))
+    theirs = multiclass_confusion_matrix(torch.tensor(predicted), torch.tensor(truth), 4)
+    assert np.array_equal(counts.confusion, theirs.numpy())
+    flat, values = (truth.ravel(), predicted.ravel()), [1, 2, 3]
+    precision, recall, f1, _ = precision_recall_fscore_support(*flat, labels=values, zero_division=np.nan)
+    expected = dict(
+        zip(CLASS_SCORES, (precision, recall, f1, jaccard_score(*flat, labels=values, average=None)), strict=True)
+    )
+    ours = counts.as_dict(CLASSES)
+    for name, scores in expected.items():
+        own = [ours["scores"][shown][name] for shown in CLASSES.names]
+        np.testing.assert_allclose(np.array(own, float), scores)
+        assert ours["mean"][name]["mean"] == pytest.approx(np.nanmean(scores))
+    torches = [
+        score(torch.tensor(predicted), torch.tensor(truth), 4, average=None)[1:].numpy()
+        for score in (multiclass_f1_score, multiclass_jaccard_index)
+    ]
+    np.testing.assert_allclose(torches, [expected["f1"], expected["iou"]], rtol=1e-5)
 
 
 def test_any_change_agrees_with_the_headline() -> None:
