@@ -15,8 +15,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from change.common.classes import parse_classes
-from change.evaluation.class_scores import ClassCounts
 from change.evaluation.metrics import Counts
 from change.evaluation.report import ImageCase, choose_cases, overlay, photo, write_report
 from tests.conftest import draw_pair
@@ -364,22 +362,6 @@ def test_what_is_missing_is_left_out(browser: Browser, tmp_path: Path, labelled:
     bare, wrong_there = opened(browser, tmp_path / "bare.html")
     assert bare.locator("h1").inner_text() == "Evaluation" and bare.locator("h2").count() == 0
     assert wrong == wrong_there == []
-
-
-def test_classes_have_a_section(browser: Browser, tmp_path: Path) -> None:
-    """Scores in the order of the classes, whatever their names, then the means, then the confusion matrix."""
-    classes = parse_classes(["9", "<b>", "1"])
-    counts = ClassCounts(np.array([[5000, 1, 2, 0], [3, 40, 0, 0], [0, 0, 0, 0], [4, 0, 0, 6]]))
-    write_report(tmp_path / "r.html", {**result(), "classes": counts.as_dict(classes)}, [row("a", 9, 1, 1)], [])
-    page, wrong = opened(browser, tmp_path / "r.html")
-    rows = page.locator("#classes tr").all_inner_texts()
-    found = [line.split("\t") for line in rows]
-    assert found[0] == ["Class", "Pixels", "Predicted", "Precision", "Recall", "F1", "IoU"]
-    assert found[1] == ["9", "43", "41", "97.56", "93.02", "95.24", "90.91"]
-    assert found[2] == ["<b>", "0", "2", "0.00", "\N{EN DASH}", "0.00", "0.00"]
-    assert [line[0] for line in found[3:5]] == ["1", "mean over classes"]
-    assert found[5:7] == [["", "unchanged", "9", "<b>", "1"], ["unchanged", "5,000", "1", "2", "0"]]
-    assert wrong == []
 
 
 def test_a_scene_has_its_own_headings(browser: Browser, tmp_path: Path) -> None:
