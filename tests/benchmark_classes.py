@@ -1,6 +1,6 @@
 """Do all three passes learn classes? `python -m tests.benchmark_classes OUT` trains on drawn pairs and prints scores.
 
-It takes about two minutes on one CPU core. OUT gets the data and the run.
+OUT gets the data and the run.
 """
 
 from __future__ import annotations
