@@ -79,9 +79,6 @@ class Numbering:
 
     The mask is added from the top down. Each strip of rows is labelled separately, with numbers above those of the
     strips before it. `finish` then joins the changes that touch across strips.
-
-    Attributes:
-        values: the class of each change, (N,) after `finish`; index 0 stands for the unchanged pixels.
     """
 
     def __init__(self, path: Path, place: dict[str, Any], classes: Classes | None = None) -> None:
@@ -95,7 +92,7 @@ class Numbering:
         self.parts = [np.zeros((9, 1), np.int64)]  # measures by strip; the first column stands for number 0
         self.touching: list[NDArray[np.int32]] = []
         self.classes = len(classes.names) if classes else 1
-        self.values = np.zeros(1, np.int64)
+        self.values = np.zeros(1, np.int64)  # the class of each number; index 0 stands for the unchanged pixels
 
     def add(self, mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> None:
         """Add the next rows (h, W) of the mask and of the levels."""
@@ -109,8 +106,8 @@ class Numbering:
                 col_off=0, row_off=self.row, width=self.raster.width, height=len(own)
             )
             self.raster.write(own, 1, window=window)
-            measures = measure(own, levels[row : row + ROWS], first_row=self.row, known=self.known, count=count)
             self.values = np.concatenate((self.values, self.classes_of(own, part, count)))
+            measures = measure(own, levels[row : row + ROWS], first_row=self.row, known=self.known, count=count)
             self.parts.append(np.concatenate((measures, rectangles(boxes[1:], first_row=self.row))))
             for above, below in (
                 (self.last, own[0]),
@@ -160,24 +157,6 @@ def strips(dataset: Any) -> Iterator[tuple[int, Any]]:
         yield row, windows.Window(col_off=0, row_off=row, width=dataset.width, height=height)
 
 
-def label_classes(mask: NDArray[np.uint8], classes: int) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
-    """Label the connected pixels of each class in a strip, (h, W).
-
-    Returns:
-        What OpenCV returns for a mask without classes: the number of labels with that of the background, the labels,
-        and the statistics of each.
-    """
-    found, labels, boxes, _ = cv2.connectedComponentsWithStats((mask == 1).view(np.uint8), connectivity=8)
-    for value in range(2, 1 + classes):
-        changed = (mask == value).view(np.uint8)
-        if changed.any():
-            count, own, more, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
-            labels = np.where(own > 0, own + (found - 1), labels)
-            boxes = np.concatenate((boxes, more[1:]))
-            found += count - 1
-    return found, np.asarray(labels, np.int32), np.asarray(boxes, np.int32)
-
-
 def measure(
     numbers: NDArray[np.int32], levels: NDArray[np.uint8], *, first_row: int, known: int, count: int
 ) -> Numbers:
@@ -214,6 +193,24 @@ def rectangles(boxes: NDArray[np.int32], *, first_row: int) -> Numbers:
     left, top, width, height = boxes[:, :4].astype(np.int64).T
     top = top + first_row
     return np.stack((top, left, top + height, left + width))
+
+
+def label_classes(mask: NDArray[np.uint8], classes: int) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
+    """Label the connected pixels of each class in a strip, (h, W).
+
+    Returns:
+        What OpenCV returns for a mask without classes: the number of labels with that of the background, the labels,
+        and the statistics of each.
+    """
+    found, labels, boxes, _ = cv2.connectedComponentsWithStats((mask == 1).view(np.uint8), connectivity=8)
+    for value in range(2, 1 + classes):
+        changed = (mask == value).view(np.uint8)
+        if changed.any():
+            count, own, more, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
+            labels = np.where(own > 0, own + (found - 1), labels)
+            boxes = np.concatenate((boxes, more[1:]))
+            found += count - 1
+    return found, np.asarray(labels, np.int32), np.asarray(boxes, np.int32)
 
 
 def touching_pairs(above: NDArray[np.int32], below: NDArray[np.int32]) -> NDArray[np.int32]:

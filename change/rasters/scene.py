@@ -1,10 +1,9 @@
 """One scene: from two rasters to the files of a folder.
 
     probability.tif  uint8: HIGHEST stands for probability 1, NO_DATA for no data at either date
-    mask.tif         uint8 with a colour table: 1 where changed, or the values of classes; NO_DATA as above
+    mask.tif         uint8 with a colour table: 1 where changed, NO_DATA as above
     changes.gpkg     polygons in the raster's reference system, with id, area_m2, mean_probability, max_probability,
                      before, after, before_date, after_date and checkpoint; changes.geojson: the same in WGS 84
-                     (with classes, they also have the column class)
     changes.qml      a style for the polygons in QGIS
     preview.png      before and after with the outlines of the polygons, reduced in size
     report.html      a page with a before/after slider, the largest changes, and how the result was made
@@ -13,6 +12,8 @@
 The two rasters are cloud-optimised GeoTIFFs on the first raster's grid, cut to what both rasters cover. Reading,
 predicting and writing run in parallel. Two rows of tiles and the polygons of the whole scene are held in memory;
 everything else is kept in files.
+
+If the network tells classes apart, mask.tif holds their values, and the polygons have the column class.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.tiff import OWN_METADATA
 from change.evaluation.report import TEMPLATE
-from change.prediction.threshold import any_change, changed_pixels, class_values
 from change.prediction.tiles import Predict
 from change.rasters.class_layer import CLASS, class_style, mask_colours, measure_classes, name_changes, require_few
 from change.rasters.describe import describe_bands, describe_grid, describe_stretch
 from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, reason
+from change.rasters.levels import COLOURS as COLOURS
+from change.rasters.levels import HIGHEST as HIGHEST
+from change.rasters.levels import NO_DATA as NO_DATA
+from change.rasters.levels import to_levels
 from change.rasters.look import log_look, look_at
 from change.rasters.numbering import Changes, Numbering
 from change.rasters.places import is_on_earth
@@ -53,9 +57,7 @@ from change.rasters.scene_report import Found, write_pictures
 
 log = logging.getLogger(__name__)
 
-HIGHEST, NO_DATA = 254, 255
 NO_POLYGONS = "{before} has no coordinate reference system on earth ({crs}): no polygons are written"
-COLOURS = {0: (0, 0, 0, 255), 1: (255, 0, 0, 255), NO_DATA: (0, 0, 0, 0)}  # of the mask: red, green, blue, alpha
 
 
 @dataclass(frozen=True)
@@ -355,33 +357,6 @@ class SceneWriter:
             "after_date": metadata["after_date"],
             "checkpoint": Path(metadata["checkpoint"].get("path", "")).name,
         }
-
-
-def to_levels(
-    found: torch.Tensor, data: NDArray[np.bool_], *, threshold: float, name: str
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Turn probabilities into what the rasters store.
-
-    Args:
-        found: probabilities, float32 (O, h, W), 0 to 1.
-        data: (h, W), where both dates hold data.
-        threshold: 0 to below 1.
-        name: name of the scene, for the error.
-
-    Returns:
-        Levels and mask, uint8 (h, W) each, `NO_DATA` where there is no data.
-
-    Raises:
-        UserError: if a probability is NaN.
-    """
-    probability = any_change(found[None])
-    changed = changed_pixels(probability, threshold, [name])
-    values = changed if len(found) == 1 else class_values(found[None], changed)
-    mask = values[0, 0].numpy().astype(np.uint8)
-    levels = (probability[0, 0].numpy() * HIGHEST + 0.5).astype(np.uint8)
-    mask[~data] = NO_DATA
-    levels[~data] = NO_DATA
-    return levels, mask
 
 
 def write_cog(raw: Path, out: Path) -> None:

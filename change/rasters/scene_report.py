@@ -249,6 +249,7 @@ def describe_list(count: int, metadata: dict[str, Any]) -> str:
 
 def describe_making(metadata: dict[str, Any], alignment: Alignment | None) -> dict[str, dict[str, Any]]:
     """Collect titled tables that describe how the result was made."""
+    classes = {"Classes": describe_classes(metadata["classes"])} if "classes" in metadata else {}
     checkpoint, pixels = metadata["checkpoint"], metadata["min_pixels"]
     resolution = checkpoint.get("resolution")
     dates = {}
@@ -266,7 +267,6 @@ def describe_making(metadata: dict[str, Any], alignment: Alignment | None) -> di
     prediction = {name: metadata[name] for name in names if metadata.get(name)}
     if "polygons" in metadata:
         prediction["smallest_polygon"] = f"{pixels} pixels" if pixels else format_area(metadata["min_area"])
-    classes = {"Classes": describe_classes(metadata["classes"])} if "classes" in metadata else {}
     aligned = {} if alignment is None else {"Alignment": alignment.summary()}
     return {
         **dates,
