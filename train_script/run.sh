@@ -20,7 +20,7 @@ train_options=(
 test_options=(
   test_root list checkpoint_path testsize test_batchsize protocol tile window overlap tta threshold
   check amp device save_path save_result save_result_path save_iou_map save_iou_map_path save_panels
-  save_panels_path report compile workers
+  save_panels_path report compile workers classes
 )
 script_variables=(
   python nproc epoch1 epoch2 epoch3 count data levir ms_bcd out seeds folds lists test_amp
