@@ -13,6 +13,7 @@ if __name__ == "__main__":
 from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common import distributed
+from change.common.classes import choose_classes
 from change.common.devices import choose_amp, choose_device
 from change.common.logs import start_logging
 from change.data.groups import find_check, read_places
@@ -36,7 +37,9 @@ def main(arguments: list[str]) -> int:
     threshold = checkpoint.choose_threshold(protocol.threshold)
     network, left_out = network_for_prediction(checkpoint)
     list_file = Path(source.list) if source.list else None
-    split = find_split(Path(source.test_root), "", list_file, need_labels=False, bands=checkpoint.bands)
+    root = Path(source.test_root)
+    holds = choose_classes(root, source.classes)
+    split = find_split(root, "", list_file, need_labels=False, bands=checkpoint.bands, holds=holds)
     check_file = Path(source.check) if source.check else find_check(Path(source.test_root))
     workers = default_workers(distributed.neighbours()) if compute.workers < 0 else compute.workers
     batches = whole_loader(

@@ -12,7 +12,7 @@ A holds the images before, B the images after, label the masks. Files with the s
 tif, tiff and bmp may be mixed.
 
 Shapes: images are uint8 RGB (H, W, 3), or levels of one type (H, W, C) if `bands` are chosen; masks are uint8 (H, W) of
-0 and 1.
+0 and 1 or, if there are classes, of the values 0 to K.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import numpy as np
 
 from change.common.band_files import read_bands, read_header
 from change.common.bands import Bands
+from change.common.classes import NO_CLASSES, Classes, MaskClasses
+from change.common.classes import SPLITS as SPLITS
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash
 from change.common.images import (
@@ -45,11 +47,10 @@ from change.common.images import (
 )
 from change.common.names import files_by_stem, read_list
 from change.common.tiff import have_different_grids
-from change.data.masks import find_rule, read_mask
+from change.data.masks import find_class_rule, find_rule, read_class_mask, read_mask
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 BEFORE, AFTER, LABEL = "A", "B", "label"
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Split:
         binary: Whether the masks mark change with 1, see `change.data.masks`.
         changed: The share of pixels that the masks mark as changed; 0 without labels.
         bands: The bands to read; None for 8-bit RGB.
+        holds: The classes that the masks hold, and whether they are merged: all of them are then read as 1.
+        shares: The shares of unchanged and of each class in all pixels; empty without classes.
     """
 
     name: str
@@ -92,6 +95,13 @@ class Split:
     binary: bool = False
     changed: float = 0.0
     bands: Bands | None = None
+    holds: MaskClasses = NO_CLASSES
+    shares: tuple[float, ...] = ()
+
+    @property
+    def classes(self) -> Classes | None:
+        """The classes whose values the masks are read as; None if masks are read as 0 and 1."""
+        return None if self.holds.merged else self.holds.classes
 
     @property
     def labelled(self) -> bool:
@@ -116,8 +126,16 @@ class Split:
         """Decode a pair, and hash its images if `hashed`. Raises UserError for a file that does not decode."""
         pair = self.pairs[index]
         before, after = read_images(pair, self.bands)
-        mask = read_mask(pair.mask, self.binary) if pair.mask else np.zeros(before.shape[:2], np.uint8)
+        mask = self.read_mask(pair.mask) if pair.mask else np.zeros(before.shape[:2], np.uint8)
         return Pixels(before, after, mask, [(image_hash(before), image_hash(after))] if hashed else [])
+
+    def read_mask(self, path: Path) -> Image:
+        """Decode a mask. Raises UserError as `read_mask` and `read_class_mask` of `change.data.masks` do."""
+        classes, merged = self.holds
+        if classes is None:
+            return read_mask(path, self.binary)
+        values = read_class_mask(path, classes)
+        return np.minimum(values, 1) if merged else values
 
 
 def read_images(pair: Pair, bands: Bands | None) -> tuple[Image, Image]:
@@ -138,7 +156,12 @@ def read_images(pair: Pair, bands: Bands | None) -> tuple[Image, Image]:
 
 
 def find_split(
-    root: Path, split: str, list_file: Path | None = None, need_labels: bool = True, bands: Bands | None = None
+    root: Path,
+    split: str,
+    list_file: Path | None = None,
+    need_labels: bool = True,
+    bands: Bands | None = None,
+    holds: MaskClasses = NO_CLASSES,
 ) -> Split:
     """Find the pairs of one split and check their names and headers. Only masks are decoded.
 
@@ -149,6 +172,7 @@ def find_split(
             used, and ROOT/list/SPLIT.txt if ROOT holds A and B for all splits.
         need_labels: Whether the split must have masks.
         bands: The bands to read; None for 8-bit RGB.
+        holds: The classes that the masks hold, and whether they are merged.
 
     Raises:
         UserError: If a folder or a pair's file is missing, a header cannot be read, sizes differ, a mask would be
@@ -170,8 +194,8 @@ def find_split(
     masks = [pair.mask for pair in found.pairs if pair.mask is not None]
     if not masks:
         return found
-    rule = find_rule(found.name, masks)
-    return replace(found, binary=rule.binary, changed=rule.changed)
+    rule = find_class_rule(found.name, masks, holds.classes) if holds.classes else find_rule(found.name, masks)
+    return replace(found, binary=rule.binary, changed=rule.changed, holds=holds, shares=rule.shares)
 
 
 def find_first_image(root: Path, split: str, list_file: Path | None = None) -> Path:

@@ -4,8 +4,9 @@ A checkpoint is a dict of plain values and tensors, read with `weights_only=True
 
     format         "prx-change/1"
     config         {"backbone": "resnet18", "cross": False, "refine": False, "model": "prx", "within": False,
-                   "width": 64, "patch": 4, "in_channels": 3}; files of earlier versions have the depth of the ResNet
-                   as "backbone", and some lack the last three, which are then those of the published network
+                   "width": 64, "patch": 4, "in_channels": 3, "classes": 1}; files of earlier versions have the depth
+                   of the ResNet as "backbone", and some lack the last four, which are then those of the published
+                   network
     pass           the name of the pass, see `pass_name`: "base", "refine+cross", ...
     normalisation  {"mean": [floats], "std": [floats]}, one per channel, for RGB in 0..1 or for levels of `bands`
     threshold      a pixel is changed if its probability exceeds this
@@ -13,6 +14,8 @@ A checkpoint is a dict of plain values and tensors, read with `weights_only=True
     resolution     [finest, coarsest] ground resolution of the training images, in metres per pixel; None if it is not
                    known, and missing from files of earlier versions
     bands          the fields of `Bands`; None for 8-bit RGB, and missing from files of earlier versions
+    classes        the fields of `Classes`; None if the network only tells changed from unchanged, and missing from
+                   files of earlier versions
     weights        name -> tensor; a packed one is {"levels": int8, "scale": float32}, which are multiplied
     lineage        one record per training pass, the first pass first, see `PassRecord`
 
@@ -37,6 +40,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from change.common.bands import Bands, Channels, restore_bands
+from change.common.classes import Classes, restore_classes
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash, write_whole
 from change.published import translate
@@ -83,6 +87,7 @@ class Checkpoint:
         mean: means of the channels, with which the input is normalised; of RGB, for values in 0..1.
         std: standard deviations of the channels, likewise.
         bands: the bands that the channels are; None for 8-bit RGB. Their mean and std have the units of the files.
+        classes: the classes of change; None if the network only tells changed from unchanged.
         threshold: a pixel is changed if its probability exceeds this.
         val_threshold: the threshold with the highest F1 on val; None if it is not known.
         resolution: the finest and the coarsest ground resolution trained on, in metres per pixel; None if it is not
@@ -101,6 +106,7 @@ class Checkpoint:
     val_threshold: float | None = None
     resolution: tuple[float, float] | None = None
     bands: Bands | None = None
+    classes: Classes | None = None
     path: Path | None = None
     sha256: str = ""
     left_out: list[str] = field(default_factory=list)
@@ -160,6 +166,7 @@ class Checkpoint:
             "val_threshold": self.val_threshold,
             "resolution": None if self.resolution is None else list(self.resolution),
             "bands": None if self.bands is None else asdict(self.bands),
+            "classes": None if self.classes is None else self.classes.as_dict(),
             "weights": pack_weights(weights, self.config) if packed else weights,
             "lineage": [asdict(record) for record in self.lineage],
         }
@@ -276,6 +283,7 @@ def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
             val_threshold=None if content.get("val_threshold") is None else float(content["val_threshold"]),
             resolution=read_resolution(content.get("resolution")),
             bands=restore_bands(content.get("bands")),
+            classes=restore_classes(content.get("classes")),
         )
         if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in checkpoint.weights.items()):
             raise TypeError("some weights are no tensors")
@@ -283,6 +291,8 @@ def from_content(content: Mapping[str, Any], path: Path) -> Checkpoint:
         bands = checkpoint.bands
         if not len(checkpoint.mean) == len(checkpoint.std) == channels == (len(bands.names) if bands else RGB):
             raise ValueError(f"the normalisation or the bands are not for {channels} channels")
+        if checkpoint.config.classes != (len(checkpoint.classes.names) if checkpoint.classes else 1):
+            raise ValueError(f"the names of the classes are not those of {checkpoint.config.classes} classes")
         checkpoint.trained_on()
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole checkpoint ({error}); download or train it again") from error

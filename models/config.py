@@ -29,6 +29,7 @@ ONE_MAP = ("snunet", "bit", "changer", "btc")  # networks that fuse the dates in
 NORMS_OVER_PAIRS = ("unet", "fc_siam_conc", "fc_siam_diff", "btc")  # batch norms read their fused map of stride 32
 RGB = 3  # channels of the images for which encoders are pretrained
 MOST_CHANNELS = 32
+MOST_CLASSES = 255  # of change, because masks have 8 bits
 PATCHES = (1, 2, 4, 8)  # sides of the patches of X-Cross at stride 4; its map has sides that are multiples of 8
 
 
@@ -48,6 +49,7 @@ class NetworkConfig:
         patch: side of the patches of X-Cross at stride 4, one of `PATCHES`. It halves with each coarser stage, down to
             1. The published network has 4, which is 1, 1, 2, 4 at strides 32, 16, 8, 4.
         in_channels: channels of the images, 1 to `MOST_CHANNELS`; 3 for RGB.
+        classes: classes of change, 1 to `MOST_CLASSES`. With 1, the network only tells changed from unchanged.
 
     Raises:
         ValueError: a value is unknown, or incompatible with the others.
@@ -61,6 +63,7 @@ class NetworkConfig:
     width: int = 0
     patch: int = 4
     in_channels: int = RGB
+    classes: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backbone", encoder_name(self.backbone))
@@ -77,6 +80,13 @@ class NetworkConfig:
             raise ValueError(f"patch {self.patch}: choose one of {', '.join(map(str, PATCHES))}")
         if not 1 <= self.in_channels <= MOST_CHANNELS:
             raise ValueError(f"{self.in_channels} channels: choose 1 to {MOST_CHANNELS}")
+        if not 1 <= self.classes <= MOST_CLASSES:
+            raise ValueError(f"{self.classes} classes: choose 1 to {MOST_CLASSES}")
+
+    @property
+    def outputs(self) -> int:
+        """The number of logits per pixel: one, or with several classes one for unchanged and one for each class."""
+        return 1 if self.classes == 1 else 1 + self.classes
 
 
 def encoder_name(value: str | int) -> str:

@@ -169,46 +169,56 @@ class FusionStage(nn.Module):
 
 
 class Head(nn.Module):
-    """Two transposed convolutions and a 1x1 convolution, from C channels at stride 4 to one logit per pixel.
+    """Two transposed convolutions and a 1x1 convolution, from C channels at stride 4 to O logits per pixel.
 
     All three are linear, so they are applied as one transposed convolution, 4x4 with stride 4. Its kernel is computed
-    at every call, with 2,048 products per channel. The map of C/2 channels at full resolution is never needed.
+    at every call, with few products per channel. The map of C/2 channels at full resolution is never needed.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, outputs: int = 1) -> None:
+        """Build the head. `channels`: C; `outputs`: O, see `NetworkConfig.outputs`."""
         super().__init__()
         self.upsample1 = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
         self.upsample2 = nn.ConvTranspose2d(channels // 2, channels // 2, 2, stride=2)
-        self.out = nn.Conv2d(channels // 2, 1, 1)
+        self.out = nn.Conv2d(channels // 2, outputs, 1)
 
     def start_at(self, rate: float) -> None:
         """Set the last bias so that a map of zeros gives the probability `rate`, clamped to 1e-6..1 - 1e-6."""
         bias = self.out.bias
-        assert bias is not None
+        assert bias is not None and len(bias) == 1
         with torch.no_grad():
             bias.fill_(torch.logit(torch.tensor(rate, dtype=torch.float64), eps=1e-6))
+
+    def start_at_shares(self, shares: Sequence[float]) -> None:
+        """Set the last biases so that a map of zeros gives the O probabilities `shares`, each at least 1e-6."""
+        bias = self.out.bias
+        assert bias is not None and len(bias) == len(shares) > 1
+        with torch.no_grad():
+            bias.copy_(torch.tensor(shares, dtype=torch.float64).clamp_min(1e-6).log())
 
     def compose(self) -> tuple[Tensor, Tensor]:
         """Compute the single layer that is equivalent to the three.
 
         Returns:
-            The kernel (C, 1, 4, 4) and the bias (2, 2), which repeats over the image.
+            The kernel (C, O, 4, 4) and the bias (O, 2, 2), which repeats over the image.
         """
         # Without autocast, so that the kernel has full precision even in mixed precision.
         with torch.autocast(self.out.weight.device.type, enabled=False):
             assert self.upsample1.bias is not None and self.upsample2.bias is not None and self.out.bias is not None
-            last = self.out.weight[0, :, 0, 0]  # (m)
-            inner = torch.einsum("nmyx,m->nyx", self.upsample2.weight, last)
-            kernel = torch.einsum("cnYX,nyx->cYyXx", self.upsample1.weight, inner).reshape(-1, 1, 4, 4)
+            last = self.out.weight[:, :, 0, 0]  # (O, m)
+            inner = torch.einsum("nmyx,om->onyx", self.upsample2.weight, last)
+            kernel = torch.einsum("cnYX,onyx->coYyXx", self.upsample1.weight, inner).reshape(-1, len(last), 4, 4)
             # The first layer's bias passes through the second's kernel, which gives its 2x2 positions different values.
-            bias = torch.einsum("n,nyx->yx", self.upsample1.bias, inner) + self.upsample2.bias @ last + self.out.bias
+            varying = torch.einsum("n,onyx->oyx", self.upsample1.bias, inner)
+            second = torch.stack([self.upsample2.bias @ weights for weights in last])
+            bias = varying + second[:, None, None] + self.out.bias[:, None, None]
         return kernel, bias
 
     def forward(self, fused: Tensor) -> Tensor:
-        """Predict: a map (B, C, H/4, W/4) -> logits (B, 1, H, W)."""
+        """Predict: a map (B, C, H/4, W/4) -> logits (B, O, H, W)."""
         kernel, bias = self.compose()
         logits = F.conv_transpose2d(fused, kernel, stride=4)
-        return logits + bias.to(logits.dtype).repeat(fused.shape[2] * 2, fused.shape[3] * 2)
+        return logits + bias.to(logits.dtype).repeat(1, fused.shape[2] * 2, fused.shape[3] * 2)
 
 
 class Decoder(nn.Module):

@@ -3,7 +3,9 @@
 A new term that compares logits with the mask takes two steps: add a function to `MASK_TERMS` here, and an option for
 its weight, of the same name, to `LossOptions` in change/options/train.py.
 
-Shapes: B pairs, I channels of the images, 3 for RGB, H and W their height and width, P points per image.
+Shapes: B pairs, I channels of the images, 3 for RGB, H and W their height and width, O logits per pixel as in
+`NetworkConfig.outputs`, P points per image. Masks are float (B, 1, H, W) of 0 and 1 or, if O > 1, of class values from
+0 to O - 1.
 """
 
 from __future__ import annotations
@@ -34,21 +36,42 @@ class Losses(NamedTuple):
 
 
 def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
-    """Compute the mean binary cross-entropy of logits and mask, (B, 1, H, W) each -> a scalar."""
-    return F.binary_cross_entropy_with_logits(to_full_precision(logits), mask)
+    """Compute the mean cross-entropy of logits (B, O, H, W) and mask -> a scalar. It is binary if O is 1."""
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(to_full_precision(logits), mask)
+    # As rows: the loss of maps has no deterministic form on a GPU.
+    rows = to_full_precision(logits).permute(0, 2, 3, 1).flatten(0, 2)
+    return F.cross_entropy(rows, mask.flatten().long())
 
 
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Compute 1 - Dice over all pixels of the batch together, (B, 1, H, W) each -> a scalar, 0 to 1.
+    """Compute 1 - Dice over all pixels of the batch together, logits (B, O, H, W) and mask -> a scalar, 0 to 1.
+
+    If O > 1, it is the mean over the classes of change that occur in the batch's mask, and 0 if none does. Classes that
+    do not occur are left to the cross-entropy: their Dice loss is nearly 1 as soon as a few pixels have a little
+    probability, and would drown those of the others.
 
     It is not a mean over pairs: if a batch is split into micro-batches, the mean of their losses differs from it.
     Source: Milletari et al., "V-Net", 3DV 2016, with sums instead of squares.
     """
+    if logits.shape[1] > 1:
+        return class_dice_loss(logits, mask)
     probability = torch.sigmoid(to_full_precision(logits))
     return 1 - (2 * (probability * mask).sum() + 1) / ((probability + mask).sum() + 1)
 
 
-# Terms that compare logits with the mask, (B, 1, H, W) each -> a scalar.
+def class_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Compute the mean of `dice_loss` over the classes of change that occur in the mask; for O > 1."""
+    probabilities = torch.softmax(to_full_precision(logits), dim=1)[:, 1:]
+    values = torch.arange(1, logits.shape[1], device=mask.device, dtype=mask.dtype)
+    masks = (mask == values[:, None, None]).to(probabilities.dtype)  # (B, O - 1, H, W)
+    pixels = masks.sum((0, 2, 3))
+    losses = 1 - (2 * (probabilities * masks).sum((0, 2, 3)) + 1) / (probabilities.sum((0, 2, 3)) + pixels + 1)
+    occurs = (pixels > 0).to(losses.dtype)
+    return (losses * occurs).sum() / occurs.sum().clamp_min(1)
+
+
+# Terms that compare logits (B, O, H, W) with the mask -> a scalar.
 MASK_TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": cross_entropy, "dice": dice_loss}
 
 
@@ -59,9 +82,16 @@ def mask_loss(logits: Tensor, mask: Tensor, weights: Mapping[str, float]) -> Ten
 
 
 def point_loss(stages: Sequence[PointLogits]) -> Tensor:
-    """Compute the mean over the stages of the binary cross-entropy of the refined points."""
-    losses = [F.binary_cross_entropy_with_logits(to_full_precision(stage.refined), stage.labels) for stage in stages]
-    return torch.stack(losses).mean()
+    """Compute the mean over the stages of the cross-entropy of the refined points."""
+    return torch.stack([cross_entropy_at_points(stage) for stage in stages]).mean()
+
+
+def cross_entropy_at_points(stage: PointLogits) -> Tensor:
+    """Compute the mean cross-entropy of a stage's refined points. It is binary if there is one logit per point."""
+    logits = to_full_precision(stage.refined)
+    if logits.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, stage.labels)
+    return F.cross_entropy(logits.flatten(0, 1), stage.labels.flatten().long())
 
 
 # --- the network and its loss --------------------------------------------------------------------------------------
@@ -109,11 +139,11 @@ class TrainingLoss(nn.Module):
         Args:
             before: float (B, I, H, W), normalised; H and W are multiples of 32.
             after: the same shape.
-            mask: float (B, 1, H, W) of 0 and 1.
+            mask: float (B, 1, H, W).
             points: points to use instead of drawn ones, one tensor (B, P, 2) per stage; x and y in 0..1.
 
         Returns:
-            The losses, and the logits (B, 1, H, W).
+            The losses, and the logits (B, O, H, W).
         """
         fused = self.network.fuse(before, after)
         logits = self.network.head(fused[-1])

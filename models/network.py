@@ -1,8 +1,9 @@
 """PRX-Change: encoder, decoder, head and, in training, refinement, composed from a small configuration.
 
-Shapes: B pairs, I the channels of the images, 3 for RGB, H and W their height and width. Images are
-float, normalised by `models.padding.normalise`.
-Logits are (B, 1, H, W); a pixel is changed if sigmoid(logit) exceeds the threshold.
+Shapes: B pairs, I the channels of the images, 3 for RGB, H and W their height and width, O the logits per pixel, see
+`NetworkConfig.outputs`. Images are float, normalised by `models.padding.normalise`.
+With O = 1, a pixel is changed if sigmoid(logit) exceeds the threshold. Else channel 0 of the softmax is the probability
+of unchanged, and channels 1 to O - 1 are those of the classes of change.
 
 Source: Tan et al. 2024 (doi 10.1016/j.jag.2024.104008).
 """
@@ -57,7 +58,7 @@ class PRXChange(nn.Module):
             after: the same shape.
 
         Returns:
-            Logits (B, 1, H, W).
+            Logits (B, O, H, W).
         """
         logits: Tensor = self.head(self.fuse(before, after)[-1])
         return logits
@@ -94,5 +95,5 @@ def build_network(config: NetworkConfig) -> PRXChange:
         decoder = build_rival(config.model, encoder.out_channels)
     else:
         decoder = build_decoder(encoder.out_channels, config.cross, config.within, config.patch)
-    refinement = Refinement(decoder.out_channels) if config.refine else None
-    return PRXChange(encoder, decoder, Head(decoder.out_channels[-1]), refinement)
+    refinement = Refinement(decoder.out_channels, config.outputs) if config.refine else None
+    return PRXChange(encoder, decoder, Head(decoder.out_channels[-1], config.outputs), refinement)

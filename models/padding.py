@@ -1,6 +1,7 @@
 """Prepare images for the network: normalise them, and pad their sides to multiples of 32.
 
-Shapes: B pairs, N images, C channels, I channels of the images, 3 for RGB, H and W the image's height and width.
+Shapes: B pairs, N images, C channels, I channels of the images, 3 for RGB, O logits per pixel as in
+`NetworkConfig.outputs`, H and W the image's height and width.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ def apply_to_any_size(network: Callable[[Tensor, Tensor], Tensor], before: Tenso
     """Apply a network to images of any size: pad them on the right and at the bottom, and crop the logits.
 
     Args:
-        network: maps two batches, whose sides are multiples of 32, to logits (B, 1, H, W).
+        network: maps two batches, whose sides are multiples of 32, to logits (B, O, H, W).
         before: float (B, I, H, W), normalised.
         after: the same shape.
 
     Returns:
-        Logits (B, 1, H, W).
+        Logits (B, O, H, W).
     """
     height, width = before.shape[2:]
     both = pad_side(pad_side(torch.cat((before, after)), 3), 2)

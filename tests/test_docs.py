@@ -14,6 +14,7 @@ import pytest
 
 import change.__main__
 from change.__main__ import VERBS
+from tests.class_pairs import write_class_checkpoint
 from tests.conftest import REPOSITORY, run_program, run_verb
 from tests.rasters.drawn import scene
 
@@ -178,6 +179,7 @@ def test_python_snippets_run(name: str, tmp_path: Path) -> None:
         with PIL.Image.open(path) as image:
             image.save(sample)
             image.save(path.with_suffix(".png"))
+    write_class_checkpoint(tmp_path / "results" / "mine" / "1.pth")
     (tmp_path / "snippet.py").write_text(SNIPPETS[name], encoding="utf-8")
     done = run_program(tmp_path / "snippet.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

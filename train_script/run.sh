@@ -15,12 +15,12 @@ train_options=(
   val_batchsize val_epoch decay_epoch backbone width refine cross within patch k beta l1 l2
   save_path best_name save_freq save_minutes resume checkpoint_path pretrained
   mixed_precision_training amp deterministic compile cuda_graphs kept_activations cache cache_path
-  device continue_run workers resolution bands rgb_bands
+  device continue_run workers resolution bands rgb_bands classes
 )
 test_options=(
   test_root list checkpoint_path testsize test_batchsize protocol tile window overlap tta threshold
   check amp device save_path save_result save_result_path save_iou_map save_iou_map_path save_panels
-  save_panels_path report compile workers
+  save_panels_path report compile workers classes
 )
 script_variables=(
   python nproc epoch1 epoch2 epoch3 count data levir ms_bcd out seeds folds lists test_amp

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import colorsys
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 from change.common.files import write_whole
@@ -15,11 +18,40 @@ Image = NDArray[np.uint8]
 GREEN, RED, BLUE = (0, 255, 0), (255, 0, 0), (0, 0, 255)
 YELLOW = (255, 210, 0)  # predicted change if the truth is not known
 GAP = 4  # pixels between the pictures of a panel
+# Colours of the first classes, which people with colour blindness can tell apart (Okabe and Ito, without black).
+CLASS_COLOURS = (
+    (213, 94, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+    (0, 158, 115),
+    (204, 121, 167),
+    (0, 114, 178),
+    (230, 159, 0),
+)
+GOLDEN = 0.618034  # turns of the hue from one further class to the next
 
 
 def mask_picture(changed: NDArray[np.bool_]) -> Image:
     """Convert a mask, bool (H, W), to uint8 (H, W), 255 for changed."""
     return np.asarray(np.where(changed, 255, 0), np.uint8)
+
+
+def class_colours(number: int) -> list[tuple[int, int, int]]:
+    """Return a colour, RGB, for each of `number` classes. Those of the first classes do not depend on the number."""
+    colours = list(CLASS_COLOURS[:number])
+    for value in range(len(colours), number):
+        red, green, blue = colorsys.hsv_to_rgb(value * GOLDEN % 1, 0.55 + 0.15 * (value % 3), 0.95 - 0.2 * (value % 2))
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return colours
+
+
+def save_classes(values: Image, path: Path) -> None:
+    """Write class values (H, W) as a PNG file with a palette, in which 0 is black. Raises UserError if that fails."""
+    picture = PIL.Image.fromarray(values, "P")
+    picture.putpalette([0, 0, 0, *(level for colour in class_colours(255) for level in colour)])
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    write_whole(path, data.getvalue())
 
 
 def error_map(changed: NDArray[np.bool_], mask: NDArray[np.bool_]) -> Image:

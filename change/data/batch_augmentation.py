@@ -27,6 +27,7 @@ from change.common.images import LUMA
 from change.data.degradation import KERNEL, Degradation
 from change.data.transforms import BRIGHTNESS, CONTRAST, HUE, Colours, Crop, hue_step
 
+SWAP = 7  # the column that says whether the dates are exchanged
 CROP_COLUMNS, COLOUR_COLUMNS, DEGRADATION_COLUMNS = 12, 8, 15
 DEGRADATIONS = CROP_COLUMNS + 2 * COLOUR_COLUMNS  # the first column of the degradations
 COLUMNS = DEGRADATIONS + 2 * DEGRADATION_COLUMNS

@@ -2,8 +2,9 @@
 
 The file holds, in this order:
     head      FORMAT and the key, padded to a page
-    pixels    for each pair before (H, W, 3), after (H, W, 3) and the mask (H, W) of 0 and 1, all uint8; if bands are
-              chosen, the images are (H, W, C) of their type, and each pair is padded to a multiple of ALIGNED bytes
+    pixels    for each pair before (H, W, 3), after (H, W, 3) and the mask (H, W), all uint8; masks hold 0 and 1, or
+              the values of classes; if bands are chosen, the images are (H, W, C) of their type, and each pair is
+              padded to a multiple of ALIGNED bytes
     hashes    64 characters for each pair: `image_hash` of before and of after
 
 The key is derived from the names, sizes and modification times of the image files. The file is written under another
@@ -52,7 +53,8 @@ class DecodedCache:
         parents = {parent.resolve() for parent in {path.parent for path in files}}
         # Relative if the cache lies beside the images, so that both can be moved or mounted elsewhere together.
         places = sorted(str(p.relative_to(base) if p.is_relative_to(base) else p) for p in parents)
-        place = digest(places, [pair.name for pair in split.pairs])
+        classes = (len(split.holds.classes.names), split.holds.merged) if split.holds.classes else ()
+        place = digest(places, [pair.name for pair in split.pairs], *classes)
         states = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
         decoder = (PIL.__version__, 2)  # the lowest bits of a decoded JPEG differ between versions; 2: turned upright
         bands = (split.bands,) if split.bands else ()

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from change.common.classes import find_classes
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import make_folder, write_whole
 from change.common.logs import start_logging
@@ -66,9 +67,10 @@ def main(arguments: Sequence[str]) -> int:
     found, complete = find_files(root, given.list)
     folder = make_folder(given.save_path or results_folder(root))
     channels = measure_files(complete, given.bands, given.rgb_bands) if given.bands else None
-    facts, refused = inspect_pairs(complete, channels)
+    classes = find_classes(root)
+    facts, refused = inspect_pairs(complete, channels, indexed=classes is not None)
     copies, borders = compare(facts)
-    found += refused + mask_findings(facts) + shift_findings(facts)
+    found += refused + mask_findings(facts, classes) + shift_findings(facts)
     found += copy_findings(facts, copies) + border_findings(facts, borders)
     found.sort(key=lambda finding: (RANKS.index(finding.rank), finding.kind, finding.pairs))
     sheets = write_sheets(folder, rows_for_sheets(facts, found, borders), channels)

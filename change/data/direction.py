@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.change_dataloader import AFTER, BEFORE, LABEL
+from change.common.classes import Classes, parse_classes
 from change.common.errors import UserError
 from change.common.images import LUMA
 from change.data.archives import Content
-from change.data.classes import Classes, parse_classes
 from change.data.cutting import decode
 from change.data.downloads import Pairs
 from change.data.made_masks import Counts, MakeMask, Mask, require_one_size

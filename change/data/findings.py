@@ -7,9 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from change.common.classes import Classes
 from change.common.errors import list_names
 from change.common.union_find import connected_components
-from change.data.masks import LevelCounts, fault_of_mask, marks_with_one, mostly_marked, share_of_change
+from change.data.masks import (
+    LevelCounts,
+    fault_of_classes,
+    fault_of_mask,
+    marks_with_one,
+    mostly_marked,
+    share_of_change,
+)
 from change.data.similarity import Link, find_copies, find_links
 from change.data.survey import Finding, PairFacts
 
@@ -17,17 +25,20 @@ SHIFTED = 5.0  # pixels: larger shifts between the dates are reported
 CONFIDENT = 0.05  # shifts of lower confidence are regarded as chance
 
 
-def mask_findings(facts: Sequence[PairFacts]) -> list[Finding]:
-    """Report what training refuses about masks and splits of masks, and what is odd."""
+def mask_findings(facts: Sequence[PairFacts], classes: Classes | None = None) -> list[Finding]:
+    """Report what training refuses about masks and splits of masks, and what is odd.
+
+    `classes`: those of the masks; None for masks without.
+    """
     found: list[Finding] = []
     for split in dict.fromkeys(pair.split for pair in facts):
         masks = {pair.key: (pair, pair.mask) for pair in facts if pair.split == split and pair.mask}
         counts = [mask for _, mask in masks.values()]
         if not counts:
             continue
-        binary = marks_with_one(counts)
+        binary = classes is not None or marks_with_one(counts)
         for pair, mask in masks.values():
-            found += findings_of_mask(pair, mask, binary)
+            found += findings_of_mask(pair, mask, binary, classes)
         changed = share_of_change(counts, binary)
         if changed == 0 and not any(fault_of_mask(mask, binary) for mask in counts):
             text = f"{split}: no mask marks any change: check the label folder"
@@ -37,17 +48,17 @@ def mask_findings(facts: Sequence[PairFacts]) -> list[Finding]:
     return found
 
 
-def findings_of_mask(facts: PairFacts, mask: LevelCounts, binary: bool) -> list[Finding]:
-    """Report what is odd about one mask. `binary`: the split's masks mark change with 1."""
-    path, changed, levels = mask.path, mask.changed(binary), mask.counts
+def findings_of_mask(
+    facts: PairFacts, mask: LevelCounts, binary: bool, classes: Classes | None = None
+) -> list[Finding]:
+    """Report what is odd about one mask. `binary`: the split's masks mark change with 1, or hold `classes`."""
+    path, changed = mask.path, mask.changed(binary)
     found: list[tuple[str, str, str]] = []
-    if len(levels) > 2 or (len(levels) == 2 and min(levels) > 0):
-        text = f"{path} has {len(levels)} values, {list_names(levels, 5)}: changed is above {mask.maximum // 2}"
-        found.append(("warning", "mask not of two values", text))
-    if fault := fault_of_mask(mask, binary):
-        found.append(("error", "mask marks with other values", fault))
-    elif mask.maximum > 1 and binary and max(levels) == 1:
-        found.append(("note", "mask of 0 and 1", f"{path} marks change with 1, and is read accordingly"))
+    if classes is not None:
+        if fault := fault_of_classes(mask, classes):
+            found.append(("error", "mask value that is no class", fault))
+    else:
+        found += findings_of_levels(mask, binary)
     if changed == 0:
         found.append(("note", "mask empty", f"{path} marks no pixel as changed"))
     elif changed == mask.pixels:
@@ -56,6 +67,20 @@ def findings_of_mask(facts: PairFacts, mask: LevelCounts, binary: bool) -> list[
         text = f"{facts.pair.before} and {facts.pair.after} are the same image, and {path} marks change"
         found.append(("error", "before is after", text))
     return [Finding(rank, kind, text, (facts.key,)) for rank, kind, text in found]
+
+
+def findings_of_levels(mask: LevelCounts, binary: bool) -> list[tuple[str, str, str]]:
+    """Return the rank, kind and text of what is odd about the levels of a mask without classes."""
+    path, levels = mask.path, mask.counts
+    found: list[tuple[str, str, str]] = []
+    if len(levels) > 2 or (len(levels) == 2 and min(levels) > 0):
+        text = f"{path} has {len(levels)} values, {list_names(levels, 5)}: changed is above {mask.maximum // 2}"
+        found.append(("warning", "mask not of two values", text))
+    if fault := fault_of_mask(mask, binary):
+        found.append(("error", "mask marks with other values", fault))
+    elif mask.maximum > 1 and binary and max(levels) == 1:
+        found.append(("note", "mask of 0 and 1", f"{path} marks change with 1, and is read accordingly"))
+    return found
 
 
 def shift_findings(facts: Sequence[PairFacts]) -> list[Finding]:

@@ -18,9 +18,9 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from change.change_dataloader import LABEL
+from change.common.classes import BECOMES, Classes, parse_classes
 from change.common.errors import UserError
 from change.data.archives import Content
-from change.data.classes import BECOMES, Classes, parse_classes
 from change.data.cutting import decode
 from change.data.downloads import Pairs
 from change.data.made_masks import Counts, MakeMask, Mask, require_one_size

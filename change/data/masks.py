@@ -6,6 +6,9 @@ One-bit masks mark change with 1. For the other masks of a split there are two c
 all of which would be read as unchanged, and those that hold class numbers, such as 1, next to the highest level, which
 then means "to be ignored". JPEG masks are exempt, because their black is rarely exactly 0.
 
+Masks with classes hold the values 0 to K, see `change.common.classes`. They are read exactly: any other value is
+refused, and so is JPEG. If they have a palette, its indices are the values.
+
 Shapes: levels and masks are (H, W).
 """
 
@@ -22,6 +25,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from change.common.classes import Classes
 from change.common.errors import UserError, list_names
 from change.common.images import UNREADABLE, Image, bits, count_pages, open_image, stored_as, upright
 from change.common.tiff import GDAL_METADATA, OWN_METADATA
@@ -72,10 +76,11 @@ class LevelCounts:
 # --- one mask ------------------------------------------------------------------------------------------------------
 
 
-def read_levels(path: Path) -> Levels:
+def read_levels(path: Path, indexed: bool = False) -> Levels:
     """Read a mask's grey levels as stored. The maximum of its type is 1 (one-bit files), 3, 15, 255 or 65535.
 
-    An orientation tag is followed. Raises UserError for a mask whose levels do not say what is marked: one in colour,
+    If `indexed`, the levels of a mask with a palette are its indices, else the grey levels of its colours. An
+    orientation tag is followed. Raises UserError for a mask whose levels do not say what is marked: one in colour,
     of another type, with transparent pixels, of several pages, or with pixels that are declared as no data.
     """
     try:
@@ -87,7 +92,10 @@ def read_levels(path: Path) -> Levels:
                 raise UserError(f"{path} is a mask with transparency (a page of valid pixels): save one channel only")
             tags = getattr(image, "tag_v2", {})
             lossy = image.format in ("JPEG", "MPO") or tags.get(COMPRESSION) in JPEG_COMPRESSIONS
-            levels, maximum = levels_of(path, image)
+            if indexed and image.mode == "P":
+                levels, maximum = np.asarray(upright(image)), 255
+            else:
+                levels, maximum = levels_of(path, image)
             refuse_no_data(path, image, levels)
             return Levels(levels, maximum, lossy)
     except UNREADABLE as error:
@@ -173,6 +181,17 @@ def read_mask(path: Path, binary: bool) -> Image:
     return np.asarray(levels.pixels > unchanged_up_to(levels.maximum, binary), np.uint8)
 
 
+def read_class_mask(path: Path, classes: Classes) -> Image:
+    """Read a mask with classes as uint8 (H, W) of values from 0 to K.
+
+    Raises UserError for the same reasons as `read_levels`, for another value, and for JPEG.
+    """
+    levels = read_levels(path, indexed=True)
+    if fault := fault_of_classes(count_levels(path, levels), classes):
+        raise UserError(fault)
+    return np.asarray(levels.pixels, np.uint8)
+
+
 def count_levels(path: Path, levels: Levels) -> LevelCounts:
     """Count how often each grey level of a mask occurs.
 
@@ -218,14 +237,35 @@ def fault_of_mask(mask: LevelCounts, binary: bool) -> str:
     return ""
 
 
+def fault_of_classes(mask: LevelCounts, classes: Classes) -> str:
+    """Return an error message if a mask holds a value that is no class, or is a JPEG file, else ""."""
+    if mask.lossy:
+        return f"{mask.path} is a JPEG file, which does not keep the values of classes: save masks as PNG"
+    others = [level for level in mask.counts if level > len(classes.names)]
+    if not others:
+        return ""
+    more = f" and {len(others) - 1} more values" if len(others) > 1 else ""
+    return (
+        f"{mask.path} has {mask.counts[others[0]]} pixels of value {others[0]}{more}, and there are "
+        f"{classes.described()} with the values 1 to {len(classes.names)}: correct the mask, or list all classes"
+    )
+
+
 # --- the masks of a split ------------------------------------------------------------------------------------------
 
 
 class MaskRule(NamedTuple):
-    """How the masks of a split are read: whether they mark change with 1, and the share of pixels that they mark."""
+    """How the masks of a split are read.
+
+    Attributes:
+        binary: whether they mark change with 1.
+        changed: the share of pixels that they mark.
+        shares: the shares of unchanged and of each class in all pixels; empty for masks without classes.
+    """
 
     binary: bool
     changed: float
+    shares: tuple[float, ...] = ()
 
 
 def marks_with_one(masks: Iterable[LevelCounts]) -> bool:
@@ -250,25 +290,50 @@ def find_rule(name: str, paths: Sequence[Path]) -> MaskRule:
 
     Raises UserError as `read_mask` does.
     """
+    masks, faults = count_masks(paths)
+    binary = marks_with_one(masks)
+    refuse_faults(faults + [fault for mask in masks if (fault := fault_of_mask(mask, binary))])
+    changed = share_of_change(masks, binary)
+    log_rule(name, masks, binary, changed)
+    return MaskRule(binary, changed)
+
+
+def find_class_rule(name: str, paths: Sequence[Path], classes: Classes) -> MaskRule:
+    """Read all masks of split `name`, in threads, and log the shares of the classes.
+
+    Raises UserError as `read_class_mask` does.
+    """
+    masks, faults = count_masks(paths, indexed=True)
+    refuse_faults(faults + [fault for mask in masks if (fault := fault_of_classes(mask, classes))])
+    pixels = [sum(mask.counts.get(value, 0) for mask in masks) for value in range(1 + len(classes.names))]
+    shares = [count / sum(pixels) for count in pixels]
+    found = [f"{shown} {share:.2%}" for shown, share in zip(classes.names, shares[1:], strict=True) if share]
+    log.info("%s: %d pairs; classes in percent of the pixels: %s", name, len(masks), list_names(found, 8) or "none")
+    if warning := mostly_marked(name, 1 - shares[0]):
+        log.warning("%s", warning)
+    return MaskRule(True, sum(shares[1:]), tuple(shares))
+
+
+def count_masks(paths: Sequence[Path], indexed: bool = False) -> tuple[list[LevelCounts], list[str]]:
+    """Count the levels of masks, in threads; return them, and errors for those that cannot be read."""
 
     def count(path: Path) -> LevelCounts | str:
         try:
-            return count_levels(path, read_levels(path))
+            return count_levels(path, read_levels(path, indexed))
         except UserError as error:
             return str(error)
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(count, paths))
     masks = [result for result in results if isinstance(result, LevelCounts)]
-    binary = marks_with_one(masks)
-    faults = [result for result in results if isinstance(result, str)]
-    faults += [fault for mask in masks if (fault := fault_of_mask(mask, binary))]
+    return masks, [result for result in results if isinstance(result, str)]
+
+
+def refuse_faults(faults: Sequence[str]) -> None:
+    """Raise the first of the errors of masks, if there are any."""
     if faults:
         more = f" ({len(faults) - 1} more masks have faults: python -m change check lists them)"
         raise UserError(faults[0] + (more if len(faults) > 1 else ""))
-    changed = share_of_change(masks, binary)
-    log_rule(name, masks, binary, changed)
-    return MaskRule(binary, changed)
 
 
 def log_rule(name: str, masks: Sequence[LevelCounts], binary: bool, changed: float) -> None:

@@ -27,6 +27,7 @@ from change.common.errors import UserError
 from change.data.batch_augmentation import (
     CROP_COLUMNS,
     DEGRADATIONS,
+    SWAP,
     BatchColours,
     BatchCrop,
     BatchDegradations,
@@ -203,6 +204,7 @@ class DeviceTrainLoader:
         self.hash_epoch, self.colours_change = samples.hash_epoch, samples.jitter.active
         self.degrades = samples.degradations.share > 0
         self.device = pairs.images.device
+        self.opposites = torch.tensor(samples.geometry.opposites, dtype=torch.uint8, device=self.device)
         whole = min(order.batch_size, order.samples)
         first, end = order.bounds(whole)
         self.loader = make_loader(
@@ -254,6 +256,9 @@ class DeviceTrainLoader:
         if self.degrades:
             images = self.apply(self.degrade, images, draws[:, DEGRADATIONS:])
         before, after = images.permute(0, 1, 4, 2, 3)
+        if len(self.opposites):
+            swapped = draws[:, SWAP, None, None] > 0
+            masks = torch.where(swapped, self.opposites[masks.long()], masks)
         return before, after, masks[:, None]
 
     @staticmethod

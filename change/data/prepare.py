@@ -10,7 +10,7 @@ ROOT.
 
 --val SHARE sets a share of the train pairs aside as val, see `change.data.splitting`. Of a data set that is one scene,
 it becomes a strip, see `change.data.cutting`. For some data sets, --from_to and --direction write masks with classes,
-and ROOT/classes.txt names them, see `change.data.land_cover`, `change.data.direction` and `change.data.classes`.
+and ROOT/classes.txt names them, see `change.data.land_cover`, `change.data.direction` and `change.common.classes`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pathlib import Path, PurePath
 from tqdm import tqdm
 
 from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES
+from change.common.classes import CLASSES, Classes, write_classes
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import home_folder, make_folder, write_whole
 from change.common.logs import start_logging
 from change.common.names import files_by_stem
 from change.data.archives import Content, File, is_hidden
-from change.data.classes import CLASSES, Classes, write_classes
 from change.data.cutting import Cutting, Strip, Tile, cut
 from change.data.direction import find_directions
 from change.data.downloads import Pairs, find_pairs, read_names

@@ -1,7 +1,7 @@
 """Samples and batches: augmented crops for training, whole images for validation and test.
 
 Shapes: in a batch, images are uint8 RGB (B, 3, H, W), or float32 (B, C, H, W) if bands are chosen, and masks uint8
-(B, 1, H, W) of 0 and 1.
+(B, 1, H, W) of 0 and 1 or, if there are classes, of the values 0 to K.
 """
 
 from __future__ import annotations

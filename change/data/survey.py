@@ -131,14 +131,16 @@ def measure_files(complete: Sequence[Files], bands: str, colours: str) -> Channe
     return measure(paths, choose_bands(bands, colours, read_header(paths[0]))) if paths else None
 
 
-def inspect_pairs(complete: Sequence[Files], channels: Channels | None = None) -> tuple[list[PairFacts], list[Finding]]:
+def inspect_pairs(
+    complete: Sequence[Files], channels: Channels | None = None, indexed: bool = False
+) -> tuple[list[PairFacts], list[Finding]]:
     """Decode every file once, in threads. A pair that does not decode, or that training refuses, is a finding.
 
-    `channels`: the bands to read; None for 8-bit RGB.
+    `channels`: the bands to read; None for 8-bit RGB. `indexed`: as in `read_levels`.
     """
     facts: list[PairFacts] = []
     found: list[Finding] = []
-    inspect = functools.partial(inspect_pair, channels=channels)
+    inspect = functools.partial(inspect_pair, channels=channels, indexed=indexed)
     progress = tqdm(total=len(complete), desc="decode", unit="pair", leave=False)
     with one_opencv_thread(), ThreadPoolExecutor() as pool, progress as bar:
         for (split, stem, _), result in zip(complete, pool.map(inspect, complete), strict=True):
@@ -161,7 +163,7 @@ def one_opencv_thread() -> Iterator[None]:
         cv2.setNumThreads(threads)
 
 
-def inspect_pair(files: Files, channels: Channels | None = None) -> PairFacts | str:
+def inspect_pair(files: Files, channels: Channels | None = None, indexed: bool = False) -> PairFacts | str:
     """Decode one pair and keep what comparisons need, or return why it cannot be used."""
     split, stem, paths = files
     bands = None if channels is None else channels.bands
@@ -182,7 +184,7 @@ def inspect_pair(files: Files, channels: Channels | None = None) -> PairFacts | 
             shift=shift(before, after),
         )
         if pair.mask:
-            facts.mask = count_levels(pair.mask, read_levels(pair.mask))
+            facts.mask = count_levels(pair.mask, read_levels(pair.mask, indexed))
     except UserError as error:
         return str(error)
     return facts

@@ -1,7 +1,7 @@
 """Augment a training sample: geometry is drawn once for before, after and mask, colours separately for each date.
 
-Shapes: images are uint8 RGB (H, W, 3) of 0..255, or levels of one type (H, W, C), masks uint8 (H, W) of 0 and 1. All
-random numbers come from the generator that is passed in, none from a global one.
+Shapes: images are uint8 RGB (H, W, 3) of 0..255, or levels of one type (H, W, C), masks uint8 (H, W) of 0 and 1, or of
+the values of classes. All random numbers come from the generator that is passed in, none from a global one.
 """
 
 from __future__ import annotations
@@ -152,8 +152,9 @@ class Geometry:
 
     The crop is enlarged by a factor from `smallest` to `largest`, drawn uniformly on a logarithmic scale and limited by
     the image's size. If `turned`, all eight symmetries are drawn. If `swapped`, the dates are exchanged with
-    probability 1/2. With probability 1/2, one of the dates is shifted by up to `shift` pixels along each axis; the mask
-    stays where it is. Raises ValueError for values out of range.
+    probability 1/2, and mask value v then becomes `opposites[v]`, unless `opposites` is empty. With probability 1/2,
+    one of the dates is shifted by up to `shift` pixels along each axis; the mask stays where it is. Raises ValueError
+    for values out of range.
     """
 
     smallest: float = 1.0
@@ -161,6 +162,7 @@ class Geometry:
     turned: bool = False
     swapped: bool = False
     shift: int = 0
+    opposites: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= self.largest:
@@ -263,10 +265,13 @@ def crop_pair(
         flip_code = -1 if flip_x and flip_y else int(flip_x)  # OpenCV: -1 is both axes, 1 is x, 0 is y
         return np.asarray(cv2.flip(piece, flip_code), piece.dtype).reshape(piece.shape)  # faster than numpy
 
+    cut_mask = cut(mask)
+    if drawn.swap and geometry.opposites:
+        cut_mask = np.array(geometry.opposites, np.uint8)[cut_mask]
     return (
         cut(before, drawn.down_before, drawn.across_before),
         cut(after, drawn.down_after, drawn.across_after),
-        cut(mask),
+        cut_mask,
     )
 
 

@@ -26,6 +26,7 @@ from change.data.groups import Place
 from change.data.loaders import or_raise
 from change.data.samples import Batch, seen_in_training
 from change.data.sources import sources_of
+from change.evaluation.class_scores import check_classes, count_classes, told_apart
 from change.evaluation.metrics import Counts, count_boundary, count_objects, count_pixels, histogram
 from change.evaluation.outputs import Outputs, image_arrays
 from change.evaluation.report import ImageCase, choose_cases, write_report
@@ -33,7 +34,7 @@ from change.evaluation.summary import Settings, summarise
 from change.evaluation.table import format_table
 from change.evaluation.tally import UNKNOWN, Tally, merge
 from change.prediction.predictor import predictor
-from change.prediction.threshold import changed_pixels
+from change.prediction.threshold import any_change, changed_pixels, class_values
 from change.prediction.tiles import Predict
 from models.network import PRXChange
 
@@ -71,11 +72,12 @@ class Evaluation:
             outputs: paths of the results.
 
         Raises:
-            UserError: if a file does not decode, a result cannot be written, another run writes to the same folder, or
-                a probability is not finite.
+            UserError: if a file does not decode, a result cannot be written, another run writes to the same folder, a
+                probability is not finite, or the classes are not those of the checkpoint.
         """
         if outputs.error_maps and not self.split.labelled:
             raise UserError(f"--save_iou_map needs masks: {self.split.name} has no folder label")
+        check_classes(self.checkpoint, self.split)
         if self.left_out:
             log.info("left out of %s, not used in prediction: %s", self.checkpoint.path, list_names(self.left_out))
         with outputs.hold():
@@ -117,6 +119,8 @@ class Evaluation:
     def count(self, predict: Predict, loader: DataLoader[Batch | UserError], outputs: Outputs) -> Tally:
         """Predict and count this process's share of the pairs, and draw their pictures."""
         tally, trained, sources = Tally(), self.checkpoint.trained_on(), sources_of(self.split)
+        if classes := told_apart(self.checkpoint, self.split):
+            tally.confusion = np.zeros((1 + len(classes.names), 1 + len(classes.names)), np.int64)
         share = math.ceil(len(self.split.pairs) / distributed.processes())
         with tqdm(total=share, desc="pairs", leave=False, disable=distributed.rank() > 0) as bar:
             for batch in or_raise(loader):
@@ -132,12 +136,18 @@ class Evaluation:
         Args:
             tally: the counts are added to it.
             batch: images and masks.
-            probability: float32 (B, 1, H, W).
+            probability: float32 (B, O, H, W), as `predictor` returns it.
             seen: names of the pairs that were used in training.
             outputs: paths of the pictures.
         """
-        mask = batch.mask.to(probability.device) > 0
+        truths = batch.mask.to(probability.device)
+        mask, values = truths > 0, None
+        by_class, probability = probability, any_change(probability)
         changed = changed_pixels(probability, self.settings.threshold, batch.names)
+        if self.checkpoint.classes:
+            values = class_values(by_class, changed)
+            if number := len(tally.confusion):
+                tally.confusion += count_classes(values, truths, number - 1).cpu().numpy()
         counts = count_pixels(changed, mask).tolist()
         at_half = count_pixels(changed_pixels(probability, 0.5, batch.names), mask).tolist()
         tally.histogram += histogram(probability, mask).sum(0).cpu().numpy()
@@ -155,7 +165,8 @@ class Evaluation:
             tally.contents.append(" ".join((name, *batch.hashes[i], image_hash(truth))))
             if outputs.report:
                 tally.masks[name] = np.packbits(image)
-            outputs.draw(batch, i, image, truth > 0 if self.split.labelled else None, self.checkpoint)
+            own = None if values is None else values[i, 0].cpu().numpy()
+            outputs.draw(batch, i, image, truth > 0 if self.split.labelled else None, self.checkpoint, own)
 
     def place_columns(self, hashes: tuple[str, str]) -> dict[str, Any]:
         """Return the columns of images.csv that `check` provides; the group is empty if it did not see the pair."""

@@ -16,7 +16,7 @@ from change.common import distributed
 from change.common.errors import UserError
 from change.common.files import home_folder, make_folder
 from change.common.locks import hold_folder
-from change.common.pictures import error_map, mask_picture, panel, save_png
+from change.common.pictures import error_map, mask_picture, panel, save_classes, save_png
 from change.data.samples import Batch
 from change.evaluation.report import read_template
 
@@ -76,6 +76,7 @@ class Outputs:
         changed: NDArray[np.bool_],
         mask: NDArray[np.bool_] | None,
         checkpoint: Checkpoint,
+        values: NDArray[np.uint8] | None = None,
     ) -> None:
         """Write the pictures of one pair of a batch.
 
@@ -85,9 +86,12 @@ class Outputs:
             changed: predicted change, bool (H, W).
             mask: true change, bool (H, W), if it is known.
             checkpoint: shows the images as pictures.
+            values: predicted class values (H, W), if the checkpoint tells classes apart.
         """
         name = f"{batch.names[index]}.png"
-        if self.masks:
+        if self.masks and values is not None:
+            save_classes(values, self.masks / name)
+        elif self.masks:
             save_png(mask_picture(changed), self.masks / name)
         if self.error_maps and mask is not None:
             save_png(error_map(changed, mask), self.error_maps / name)

@@ -14,6 +14,7 @@ from change.change_dataloader import Split
 from change.checkpoint import Checkpoint
 from change.common.logs import versions
 from change.evaluation.bootstrap import SCORES, bootstrap, pool
+from change.evaluation.class_scores import ClassCounts, told_apart
 from change.evaluation.metrics import BINS, TOLERANCE, Counts, Curve, image_means
 from change.evaluation.tally import UNKNOWN, Tally
 from change.prediction.predictor import precision_name
@@ -69,8 +70,10 @@ def summarise(
     Returns:
         Values for JSON; scores that are undefined are None.
     """
+    classes = told_apart(checkpoint, split)
     return {
         **(summarise_scores(tally, settings.threshold) if split.labelled else {}),
+        **({"classes": ClassCounts(tally.confusion).as_dict(classes)} if classes else {}),
         "images": len(tally.rows),
         "trained_on": sorted(row["image"] for row in tally.rows if row["trained_on"] is True),
         "trained_on_unknown": sum(row["trained_on"] == UNKNOWN for row in tally.rows),

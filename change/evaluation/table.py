@@ -8,6 +8,7 @@ from change.change_dataloader import Split
 from change.checkpoint import Checkpoint, pass_name
 from change.common.errors import list_names
 from change.evaluation.bootstrap import SCORES
+from change.evaluation.class_scores import CLASS_SCORES
 from change.evaluation.metrics import TOLERANCE
 from change.evaluation.summary import Settings
 
@@ -35,6 +36,8 @@ def format_table(result: dict[str, Any], settings: Settings, split: Split, check
             precision, recall = percent(result[key]["precision"]), percent(result[key]["recall"])
             parts.append(f"{name}: precision {precision}, recall {recall}")
         lines.append(", ".join(parts))
+    if "classes" in result:
+        lines += class_lines(result["classes"])
     if seen := result["trained_on"]:
         lines.append(f"NOT A TEST SCORE: {len(seen)} of these pairs were trained on: {list_names(seen, 10)}")
     elif split.labelled and not checkpoint.knows_its_images():
@@ -78,6 +81,21 @@ def score_lines(name: str, part: dict[str, Any]) -> list[str]:
         + "".join(f"{percent(value):>11}" for value in highs)
         + f"  over {intervals['units']} {intervals['over']}{few}",
     ]
+
+
+def class_lines(found: dict[str, Any]) -> list[str]:
+    """Return the scores of classes in percent, and their confusion matrix in pixels."""
+    rows = [(name, [scores[score] for score in CLASS_SCORES]) for name, scores in found["scores"].items()]
+    rows.append(("mean over classes", [found["mean"][score]["mean"] for score in CLASS_SCORES]))
+    confusion = found["confusion"]
+    width = max(26, 2 + max(len(name) for name, _ in rows))
+    lines = [f"{'class':<{width}}" + "".join(f"{score:>11}" for score in CLASS_SCORES)]
+    lines += [f"{name:<{width}}" + "".join(f"{percent(value):>11}" for value in values) for name, values in rows]
+    lines.append("pixels, truth in rows, prediction in columns: " + ", ".join(confusion["names"]))
+    digits = max(len(f"{pixels:,}") for row in confusion["pixels"] for pixels in row)
+    for name, row in zip(confusion["names"], confusion["pixels"], strict=True):
+        lines.append(f"{name:<{width}}" + " ".join(f"{pixels:>{digits},}" for pixels in row))
+    return lines
 
 
 def percent(value: float | None) -> str:

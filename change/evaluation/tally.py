@@ -38,6 +38,7 @@ class Tally:
         boundary: matches of boundary pixels in all images.
         contents: one line per image with its name and the hashes of its images and its mask.
         masks: the packed predicted masks by name, kept only for a report.
+        confusion: pixels of all images by true and predicted class, int64 (K + 1, K + 1); empty without classes.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Tally:
     boundary: Matches = field(default_factory=Matches)
     contents: list[str] = field(default_factory=list)
     masks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    confusion: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     def drop_unknown_groups(self) -> None:
         """Remove the groups from all rows, with a warning, if `check` did not see one of the images."""
@@ -89,4 +91,5 @@ def merge(tallies: Sequence[Tally], names: Sequence[str]) -> Tally:
         boundary=sum((t.boundary for t in tallies), Matches()),
         contents=[content for t in tallies for content in t.contents],
         masks={name: mask for t in tallies for name, mask in t.masks.items()},
+        confusion=np.sum([t.confusion for t in tallies], axis=0),
     )

@@ -157,7 +157,9 @@ def collect_facts(experiment: Experiment, data: DataSet, arm: Arm, seed: int) ->
     while chain[-1].start:
         chain.append(experiment.arm(chain[-1].start))
     epochs = [read_epochs(experiment.folder(data, each.name, seed) / f"{BEST}.epochs.jsonl") for each in chain]
-    pairs = count_train_pairs(data.root, str(record.options.get("list") or ""))
+    pairs = count_train_pairs(
+        data.root, str(record.options.get("list") or ""), str(record.options.get("classes") or "")
+    )
     found = tested.metrics
     try:
         return Facts(
@@ -197,11 +199,16 @@ def read_epochs(path: Path) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def count_train_pairs(root: str, lists: str) -> int:
-    """Count the train pairs of a data set, each of which gives one crop per epoch. `lists`: --list of train.py."""
-    from change.change_dataloader import find_split  # here, because the page does not need it
+def count_train_pairs(root: str, lists: str, classes: str) -> int:
+    """Count the train pairs of a data set, each of which gives one crop per epoch.
 
-    return len(find_split(Path(root), "train", Path(lists) / "train.txt" if lists else None).pairs)
+    `lists` and `classes`: --list and --classes of train.py.
+    """
+    from change.change_dataloader import find_split  # here, because the page does not need it
+    from change.common.classes import choose_classes
+
+    holds = choose_classes(Path(root), classes)
+    return len(find_split(Path(root), "train", Path(lists) / "train.txt" if lists else None, holds=holds).pairs)
 
 
 # --- read ----------------------------------------------------------------------------------------------------------

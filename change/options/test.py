@@ -38,6 +38,7 @@ class TestInputOptions:
     test_root: Folder = option("", "folder of A, B and, for scores, label")
     list: File = option("", "text file that names the pairs to use, one per line; default: all")
     checkpoint_path: File = option("", "weights: ours or published", alias="test_checkpoint_path")
+    classes: Name = option("", "classes of the masks, as in train.py; default: classes.txt, if there is one")
     check: File = option("", "check.json of `python -m change check`; default results/check/NAME of the data set")
 
     def __post_init__(self) -> None:

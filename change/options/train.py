@@ -67,6 +67,9 @@ class DataOptions:
     resolution: Numbers = option("", 'metres per pixel of images, "0.5" or "0.5 2"; default: that of --checkpoint_path')
     bands: Name = option("", 'bands to read: all, or as in "green=1 red=2 nir=3" (docs/bands.md); default: 8-bit RGB')
     rgb_bands: Name = option("", "bands that are red, green and blue; default: those of these names", needs="bands")
+    classes: Name = option(
+        "", 'classes of the masks, as in "new<->vanished", or any: all are read as changed; default: ROOT/classes.txt'
+    )
     cache: str = option("off", "decode every pair once, into files or memory", choices=("off", "disk", "device"))
     cache_path: Folder = option("", "folder of the cached files; default ROOT/.cache", needs="cache=disk")
 

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from change.checkpoint import Checkpoint
 
 # What all networks must share: attributes of a checkpoint, and their names for users.
-SHARED = {"config": "network", "mean": "normalisation", "std": "normalisation", "threshold": "threshold"}
+SHARED = {
+    "config": "network",
+    "mean": "normalisation",
+    "std": "normalisation",
+    "classes": "classes",
+    "threshold": "threshold",
+}
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +60,8 @@ def average(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     The lineage joins those of all checkpoints, that of the last one at the end. The resolution is the last one's.
 
     Raises:
-        UserError: The networks differ in their configuration, normalisation, threshold or the names of their weights.
+        UserError: The networks differ in their configuration, normalisation, classes, threshold or the names of their
+            weights.
     """
     last = checkpoints[-1]
     for other in checkpoints[:-1]:

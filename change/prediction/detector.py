@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.band_files import read_bands
@@ -25,7 +26,7 @@ from change.common.files import DEFAULT_CHECKPOINT, shipped_file
 from change.common.images import Image, bits, read_opaque, split_alpha
 from change.common.tiff import have_different_grids, more_than_rgba
 from change.prediction.predictor import precision_name, predictor
-from change.prediction.threshold import require_finite
+from change.prediction.threshold import any_change, changed_pixels, class_values, require_finite
 from change.prediction.tiles import Predict, sliding, symmetric
 
 Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]
@@ -42,7 +43,7 @@ class ChangeDetector:
         amp: the number format of the network: off (float32), bf16 or fp16.
         tile, overlap, batch: as given.
         predict_tile: the function that predicts one batch of tiles (B, C, H, W) each, uint8 RGB or levels of the
-            checkpoint's bands, as probabilities float32 (B, 1, H, W).
+            checkpoint's bands, as probabilities float32 (B, O, H, W), as `change.prediction.predictor` explains.
     """
 
     def __init__(
@@ -106,12 +107,36 @@ class ChangeDetector:
 
         Returns:
             float32 (H, W), 0 to 1. A pixel is changed if its probability exceeds `threshold`. It is 0 where either
-            image is fully transparent; the colours hidden there do not matter.
+            image is fully transparent; the colours hidden there do not matter. If the checkpoint tells classes apart,
+            it is the probability of any change.
 
         Raises:
             UserError: if an image is of another kind or cannot be read, if the sizes or grids differ, or if a
                 probability is not finite.
         """
+        found, data = self.predict_all(before, after, name)
+        probability: NDArray[np.float32] = any_change(found)[0, 0].cpu().numpy()
+        return probability * data
+
+    def predict_classes(self, before: Picture, after: Picture, *, name: str = "") -> NDArray[np.uint8]:
+        """Predict the class of each pixel; arguments as in `predict`.
+
+        Returns:
+            uint8 (H, W). Value v is class `checkpoint.classes.names[v - 1]`, and 0 is unchanged or without data. A
+            pixel is changed if the probability that `predict` returns exceeds `threshold`.
+
+        Raises:
+            UserError: as `predict` does, and if the checkpoint tells no classes apart.
+        """
+        if self.checkpoint.classes is None:
+            raise UserError(f"{self.checkpoint.path} tells no classes apart: use predict")
+        found, data = self.predict_all(before, after, name)
+        changed = changed_pixels(any_change(found), self.threshold, [name or "this pair"])
+        values: NDArray[np.uint8] = class_values(found, changed)[0, 0].cpu().numpy()
+        return values * data
+
+    def predict_all(self, before: Picture, after: Picture, name: str) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Return the probabilities (1, O, H, W), and where both images hold data, bool (H, W); as `predict` does."""
         check_grids(before, after)
         (first, first_opaque), (second, second_opaque) = self.read(before, "before"), self.read(after, "after")
         pictures = [first, second]
@@ -126,8 +151,7 @@ class ChangeDetector:
         tensors = [torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))[None] for p in pictures]
         found = self._predict(*tensors)
         require_finite(found, [name or file_name(before) or "this pair"])
-        probability: NDArray[np.float32] = found[0, 0].cpu().numpy()
-        return probability * data
+        return found, data
 
     def read(self, picture: Picture, name: str) -> tuple[Image, NDArray[np.bool_]]:
         """Return an image as the network reads it (H, W, C), and the pixels that hold data, bool (H, W).

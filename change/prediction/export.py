@@ -2,7 +2,9 @@
 
 onnx      Inputs `before` and `after`, uint8 RGB (B, 3, H, W), or float32 levels (B, C, H, W) if the network reads other
           bands, of any batch size and image size; output `probability`, float32 (B, 1, H, W), 0 to 1. Normalisation,
-          padding and sigmoid are part of the file.
+          padding and sigmoid are part of the file. If the checkpoint tells K classes apart, `probability` is that of
+          any change, and the output `probabilities`, float32 (B, K + 1, H, W), holds those of unchanged and of each
+          class; the metadata `classes` and `threshold` hold the names and the threshold as JSON.
 deepness  ONNX for the QGIS plugin Deepness: one input, float32 (B, 6, S, S), 0 to 1, with the bands of before, then
           those of after; one output (B, 1, S, S); the settings of the plugin as metadata of the file.
 pth       Only the weights, float32, as a plain state dict for `models.network.build_network`.

@@ -44,12 +44,12 @@ class FusedHead(nn.Module):
     def __init__(self, head: Head) -> None:
         super().__init__()
         kernel, bias = head.compose()
-        self.conv = nn.Conv2d(len(kernel), 16, 1, device="meta")  # draws no random weights
+        self.conv = nn.Conv2d(len(kernel), 16 * len(bias), 1, device="meta")  # draws no random weights
         self.conv.weight = nn.Parameter(kernel.detach().flatten(1).t()[:, :, None, None].contiguous())
-        self.conv.bias = nn.Parameter(bias.repeat(2, 2).flatten())
+        self.conv.bias = nn.Parameter(bias.repeat(1, 2, 2).flatten())
 
     def forward(self, fused: Tensor) -> Tensor:
-        """Predict: a map (B, C, H/4, W/4) -> logits (B, 1, H, W)."""
+        """Predict: a map (B, C, H/4, W/4) -> logits (B, O, H, W), with O as in `NetworkConfig.outputs`."""
         return F.pixel_shuffle(self.conv(fused), 4)
 
 
@@ -151,7 +151,7 @@ class Fused(nn.Module):
             after: the same shape.
 
         Returns:
-            Logits, float32 (B, 1, H, W).
+            Logits, float32 (B, O, H, W), with O as in `NetworkConfig.outputs`.
         """
         before = before.to(self.dtype, memory_format=torch.channels_last)
         after = after.to(self.dtype, memory_format=torch.channels_last)

@@ -25,6 +25,8 @@ from change.common.errors import UserError, import_optional
 from change.common.files import shipped_file, write_whole
 from change.common.images import read_image
 from change.prediction.folding import Fused
+from change.prediction.predictor import to_probabilities
+from change.prediction.threshold import any_change
 from models.config import MULTIPLE
 from models.padding import normalise
 
@@ -34,6 +36,7 @@ INSTALL = "pip install onnx onnxscript onnxruntime"
 SAMPLES = ("test_samples/A/0_0000.jpg", "test_samples/B/0_0000.jpg")
 NOISY = ("onnx_ir", "onnxscript")  # packages that log every step
 OPSET = 18
+OUTPUTS = ["probability", "probabilities"]  # of change; of unchanged and each class
 SIDES = ("batch", "channels", "height", "width")
 OLDEST = "2.9"  # oldest torch known to leave sizes open when it exports; 2.6 does not
 # Largest difference of probabilities; half precision was measured to change them by up to 0.002.
@@ -47,8 +50,12 @@ class AnySize(nn.Module):
         super().__init__()
         self.network, self.checkpoint = network, checkpoint
 
-    def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """Turn uint8 RGB (B, 3, H, W), or float32 levels (B, C, H, W), into probabilities float32 (B, 1, H, W).
+    def forward(self, before: Tensor, after: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Turn uint8 RGB (B, 3, H, W), or float32 levels (B, C, H, W), into probabilities of change.
+
+        Returns:
+            Probabilities of change, float32 (B, 1, H, W). If the checkpoint tells K classes apart, also those of
+            unchanged and of each class, (B, K + 1, H, W).
 
         Equivalent to `models.padding.apply_to_any_size`, but in operations that leave the sizes open on export.
         """
@@ -56,7 +63,8 @@ class AnySize(nn.Module):
         padded = [
             self.checkpoint.normalise(images[:, :, padding(height)][..., padding(width)]) for images in (before, after)
         ]
-        return torch.sigmoid(self.network(*padded))[..., :height, :width]
+        probability = to_probabilities(self.network(*padded))[..., :height, :width]
+        return probability if self.checkpoint.classes is None else (any_change(probability), probability)
 
 
 class Stacked(nn.Module):
@@ -92,6 +100,11 @@ def padding(length: int) -> Tensor:
 def write_export(given: argparse.Namespace) -> None:
     """Write the file that the command line asks for. `given`: what `change.prediction.export.parse` returns."""
     checkpoint = load_checkpoint(given.checkpoint)
+    if checkpoint.classes is not None and given.format == "deepness":
+        raise UserError(
+            f"--format deepness is for networks without classes, and {given.checkpoint} tells apart "
+            f"{checkpoint.classes.described()}: choose onnx"
+        )
     pair = [] if given.format == "pth" else read_pair(given, checkpoint.bands)
     network, _ = network_for_prediction(checkpoint)
     if given.format == "pth":
@@ -102,7 +115,11 @@ def write_export(given: argparse.Namespace) -> None:
     fused = Fused(network, dtype, portable=True)
     if given.format == "onnx":
         module: nn.Module = AnySize(fused, checkpoint)
-        cases, metadata = pairs_of_sizes(pair), {}
+        classes = checkpoint.classes
+        cases: list[dict[str, Tensor]] = pairs_of_sizes(pair)
+        metadata: dict[str, Any] = {}
+        if classes is not None:
+            metadata = {"classes": classes.names, "threshold": checkpoint.threshold}
     else:
         assert given.format == "deepness", given.format
         module = Stacked(fused, checkpoint)
@@ -133,7 +150,7 @@ def write_onnx(
     The batch size stays open; height and width stay open if there are several cases.
 
     Args:
-        module: has one output, (B, 1, H, W).
+        module: has the outputs `OUTPUTS`, or only the first, (B, O, H, W) each.
         cases: inputs by name, which are run in both and compared.
         out: file to write.
         tolerance: largest difference of the outputs.
@@ -157,15 +174,15 @@ def write_onnx(
     for number, case in enumerate(cases, start=1):
         log.info("step 2 of 2: comparing onnxruntime with PyTorch, input %d of %d", number, len(cases))
         with torch.no_grad():
-            expected = module(*case.values()).numpy()
-        found = session.run(None, {name: tensor.numpy() for name, tensor in case.items()})[0]
-        for program, values in (("PyTorch", expected), ("onnxruntime", found)):
-            if not np.isfinite(values).all():
+            expected = [output.numpy() for output in as_tuple(module(*case.values()))]
+        found = session.run(None, {name: tensor.numpy() for name, tensor in case.items()})
+        for program, outputs in (("PyTorch", expected), ("onnxruntime", found)):
+            if not all(np.isfinite(values).all() for values in outputs):
                 raise UserError(
                     f"{out} is not written: the network gives no finite probability in {program} for the compared "
                     "pair (--pair): leave out --half, or choose other weights"
                 )
-        worst = max(worst, float(np.abs(found - expected).max()))
+        worst = max(worst, *(float(np.abs(ours - own).max()) for ours, own in zip(found, expected, strict=True)))
     if not worst <= tolerance:
         raise UserError(f"{out} is not written: onnxruntime and PyTorch differ by {worst:.2g}, above {tolerance:.0e}")
     write_whole(out, data)
@@ -182,7 +199,7 @@ def export_model(module: nn.Module, cases: Sequence[dict[str, Tensor]]) -> Any:
             # Two pairs, because the exporter takes a batch size of 1 as fixed.
             tuple(torch.cat((tensor, tensor)) for tensor in first.values()),
             input_names=list(first),
-            output_names=["probability"],
+            output_names=OUTPUTS[: len(as_tuple(module(*first.values())))],
             dynamic_shapes=[sizes] * len(first),
             dynamo=True,
             verbose=False,
@@ -195,6 +212,11 @@ def export_model(module: nn.Module, cases: Sequence[dict[str, Tensor]]) -> Any:
             if not side.HasField("dim_value"):
                 side.dim_param = name  # in place of the exporter's symbol
     return model
+
+
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the outputs of a module as a tuple."""
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 
 @contextlib.contextmanager

@@ -22,9 +22,10 @@ def predictor(
     pixels: float = 0,
     compiling: str = "off",
 ) -> Predict:
-    """Make a function from images (B, C, H, W) of any size to probabilities, float32 (B, 1, H, W) on `device`.
+    """Make a function from images (B, C, H, W) of any size to probabilities, float32 (B, O, H, W) on `device`.
 
-    Images are uint8 RGB, or levels of the checkpoint's bands.
+    O is 1, or for a checkpoint with classes 1 + the number of classes, see `to_probabilities`. Images are uint8 RGB, or
+    levels of the checkpoint's bands.
 
     Args:
         network: on `device`; it is copied, so later changes to it have no effect.
@@ -39,9 +40,14 @@ def predictor(
     def predict(before: Tensor, after: Tensor) -> Tensor:
         with torch.inference_mode(), exact_float32(dtype):
             before, after = (checkpoint.normalise(images.to(device, non_blocking=True)) for images in (before, after))
-            return torch.sigmoid(apply_to_any_size(forward, before, after))
+            return to_probabilities(apply_to_any_size(forward, before, after))
 
     return predict
+
+
+def to_probabilities(logits: Tensor) -> Tensor:
+    """Turn logits (B, O, H, W) into probabilities: of change if O is 1, else of unchanged and of each class."""
+    return torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
 
 
 def precision_name(amp: str) -> str:

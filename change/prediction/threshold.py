@@ -1,5 +1,8 @@
 """From probabilities to masks: the one place where a threshold is applied, and where NaN is found.
 
+With classes, a pixel is changed if the probability of any change, 1 - that of unchanged, exceeds the threshold. Its
+class is then the most probable class of change. So masks with and without classes mark the same pixels.
+
 `change.evaluation.metrics.histogram`, which counts pixels for the scores at every threshold, follows the same rule.
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from change.common.errors import UserError, list_names
@@ -40,6 +44,25 @@ def changed_pixels(probability: Tensor, threshold: float, names: Sequence[str]) 
     changed = probability > threshold
     require_finite(probability, names)
     return changed
+
+
+def any_change(probability: Tensor) -> Tensor:
+    """Return the probability of any change, (B, 1, ...), from that of change (B, 1, ...) or of classes (B, O, ...)."""
+    return probability if probability.shape[1] == 1 else 1 - probability[:, :1]
+
+
+def class_values(probability: Tensor, changed: Tensor) -> Tensor:
+    """Return the mask values of classes: 0 where nothing changed, else the most probable class of change.
+
+    Args:
+        probability: float (B, O, ...) with O > 1: unchanged, then the classes.
+        changed: the changed pixels, bool (B, 1, ...).
+
+    Returns:
+        uint8 (B, 1, ...).
+    """
+    best = 1 + probability[:, 1:].argmax(1, keepdim=True)
+    return torch.where(changed, best, 0).to(torch.uint8)
 
 
 def require_finite(probability: Tensor, names: Sequence[str]) -> None:

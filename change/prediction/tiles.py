@@ -1,6 +1,6 @@
 """Blended tiles for large images, and test-time augmentation, for any function from a pair to probabilities.
 
-Shapes: images (B, C, H, W) of any type; probabilities float32 (B, 1, H, W), 0 to 1.
+Shapes: images (B, C, H, W) of any type; probabilities float32 (B, O, H, W), 0 to 1. O is whatever the function returns.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def bands(
         batch: maximum number of tiles per call.
 
     Yields:
-        Probabilities float32 (B, 1, rows, W) on the CPU, from the top down without a gap.
+        Probabilities float32 (B, O, rows, W) on the CPU, from the top down without a gap.
     """
     starts = weighted_starts(height, tile, overlap)
     total = along = across = torch.empty(0)  # the weighted sum, and the sums of weights down and across the image
@@ -109,7 +109,6 @@ def bands(
         many, (tall, width) = len(before), before.shape[-2:]
         wide = min(tile, width)
         if index == 0:
-            total = torch.zeros(many, 1, tall, width, dtype=torch.float64)
             along, across = torch.zeros(tall, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
             columns = weighted_starts(width, tile, overlap)
             for left, weight in columns:
@@ -117,7 +116,10 @@ def bands(
         for first in range(0, len(columns), batch):
             some = columns[first : first + batch]
             cut = [torch.cat([images[..., left : left + wide] for left, _ in some]) for images in (before, after)]
-            parts = predict(cut[0], cut[1]).cpu().double().view(len(some), many, 1, tall, wide)
+            found = predict(cut[0], cut[1]).cpu().double()
+            if not total.numel():
+                total = torch.zeros(many, found.shape[1], tall, width, dtype=torch.float64)
+            parts = found.view(len(some), many, -1, tall, wide)
             for (left, weight), part in zip(some, parts, strict=True):
                 total[..., left : left + wide] += (part * weight).mul_(down[:, None])
         along += down

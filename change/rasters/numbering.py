@@ -1,6 +1,7 @@
 """Number the connected changes of a scene, a few rows at a time, and store the numbers in a raster.
 
-Pixels that touch at a corner are connected. Masks are uint8 (H, W), 1 where changed. Levels are the probabilities as
+Pixels that touch at a corner are connected if they have the same class. Masks are uint8 (H, W), 1 where changed, or
+with K classes 1 to K. Levels are the probabilities as
 they are stored, also uint8 (H, W).
 """
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from change.common.classes import Classes
 from change.common.union_find import connected_components
 from change.rasters.gdal import check_whole, geo
 
@@ -80,7 +82,7 @@ class Numbering:
     order of the first pixel of each change, row by row from the top left. They do not depend on the strips.
     """
 
-    def __init__(self, path: Path, place: dict[str, Any]) -> None:
+    def __init__(self, path: Path, place: dict[str, Any], classes: Classes | None = None) -> None:
         """Create the raster at `path`; `place` holds its height, width, crs and transform."""
         profile = {"driver": "GTiff", "dtype": "int32", "count": 1, "BIGTIFF": "IF_SAFER"}
         self.path = path
@@ -90,12 +92,14 @@ class Numbering:
         self.last = np.zeros(self.raster.width, np.int32)  # the numbers of the last row
         self.parts = [np.zeros((9, 1), np.int64)]  # measures by strip; the first column stands for number 0
         self.touching: list[NDArray[np.int32]] = []
+        self.classes = len(classes.names) if classes else 1
+        self.values = np.zeros(1, np.int64)  # the class of each number; index 0 stands for the unchanged pixels
 
     def add(self, mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> None:
         """Add the next rows (h, W) of the mask and of the levels."""
         for row in range(0, len(mask), ROWS):
-            changed = (mask[row : row + ROWS] == 1).view(np.uint8)
-            found, components, boxes, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
+            part = mask[row : row + ROWS]
+            found, components, boxes = label_classes(part, self.classes)
             count = found - 1  # cv2 counts the background as a component
             order = order_of_first_pixels(components, count)
             own = np.zeros(found, np.int32)
@@ -105,6 +109,7 @@ class Numbering:
                 col_off=0, row_off=self.row, width=self.raster.width, height=len(own)
             )
             self.raster.write(own, 1, window=window)
+            self.values = np.concatenate((self.values, self.classes_of(own, part, count)))
             measures = measure(own, levels[row : row + ROWS], first_row=self.row, known=self.known, count=count)
             self.parts.append(np.concatenate((measures, rectangles(boxes[order], first_row=self.row))))
             for above, below in (
@@ -117,12 +122,24 @@ class Numbering:
             self.known += count
             self.last = own[-1].copy()
 
+    def classes_of(self, numbers: NDArray[np.int32], mask: NDArray[np.uint8], count: int) -> Numbers:
+        """Return the class of each of the `count` changes of a strip; `numbers` and `mask` are (h, W)."""
+        if self.classes == 1:
+            return np.ones(count, np.int64)
+        # All pixels of a change have one value, so the highest is that of its class.
+        classes: Numbers = measure(numbers, mask, first_row=self.row, known=self.known, count=count)[2]
+        return classes
+
     def finish(self) -> Changes:
         """Write the final numbers into the raster, close it, and return the measures of the changes.
 
         Raises OSError if the disk is full.
         """
-        final = join_touching(self.known + 1, np.concatenate(self.touching))
+        touching = np.concatenate(self.touching)
+        alike = self.values[touching[:, 0]] == self.values[touching[:, 1]]
+        final = join_touching(self.known + 1, touching[alike])
+        of_part, self.values = self.values, np.zeros(int(final.max()) + 1, np.int64)
+        self.values[final] = of_part
         if (final != np.arange(self.known + 1)).any():
             for _, window in strips(self.raster):
                 self.raster.write(np.take(final, self.raster.read(1, window=window)), 1, window=window)
@@ -188,6 +205,24 @@ def rectangles(boxes: NDArray[np.int32], *, first_row: int) -> Numbers:
     left, top, width, height = boxes[:, :4].astype(np.int64).T
     top = top + first_row
     return np.stack((top, left, top + height, left + width))
+
+
+def label_classes(mask: NDArray[np.uint8], classes: int) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
+    """Label the connected pixels of each class in a strip, (h, W).
+
+    Returns:
+        What OpenCV returns for a mask without classes: the number of labels with that of the background, the labels,
+        and the statistics of each.
+    """
+    found, labels, boxes, _ = cv2.connectedComponentsWithStats((mask == 1).view(np.uint8), connectivity=8)
+    for value in range(2, 1 + classes):
+        changed = (mask == value).view(np.uint8)
+        if changed.any():
+            count, own, more, _ = cv2.connectedComponentsWithStats(changed, connectivity=8)
+            labels = np.where(own > 0, own + (found - 1), labels)
+            boxes = np.concatenate((boxes, more[1:]))
+            found += count - 1
+    return found, np.asarray(labels, np.int32), np.asarray(boxes, np.int32)
 
 
 def touching_pairs(above: NDArray[np.int32], below: NDArray[np.int32]) -> NDArray[np.int32]:

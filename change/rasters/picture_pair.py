@@ -1,9 +1,9 @@
 """One pair of pictures without georeferencing: from two image files to the files of a folder.
 
 probability.png  grey, 255 stands for probability 1; 0 where either picture is transparent
-mask.png         255 where changed, 0 elsewhere
+mask.png         255 where changed, 0 elsewhere; with classes, their values, and a palette
 preview.png      before and after with the outlines of the change
-metadata.json    checkpoint, threshold, size, number of pixels
+metadata.json    checkpoint, threshold, size, number of pixels, also by class
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import torch
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.images import read_opaque
-from change.common.pictures import mask_picture, outlined_panel, save_png
+from change.common.pictures import mask_picture, outlined_panel, save_classes, save_png
 from change.prediction.detector import ChangeDetector
-from change.prediction.threshold import changed_pixels
+from change.prediction.threshold import any_change, changed_pixels, class_values
+from change.rasters.class_layer import measure_classes
 from change.rasters.look import log_look, look_at_pictures
 from change.rasters.result_folder import METADATA
 
@@ -53,10 +54,17 @@ def predict_pictures(
     first, second = (image * data[..., None] for image in (first, second))  # hidden colours must not matter
     look = look_at_pictures(before, after, (first, second), data)
     log_look(look)
-    probability = detector.predict(first, second, name=str(before)) * data
+    found, _ = detector.predict_all(first, second, str(before))
+    probability = any_change(found)[0, 0].cpu().numpy() * data
     changed = changed_pixels(torch.from_numpy(probability)[None], threshold, [str(before)])[0].numpy() & data
     save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
-    save_png(mask_picture(changed), folder / "mask.png")
+    classes = detector.checkpoint.classes
+    if classes:
+        values = class_values(found.cpu(), torch.from_numpy(changed)[None, None])[0, 0].numpy()
+        save_classes(values, folder / "mask.png")
+        about = {**about, "classes": measure_classes(classes, *np.unique(values, return_counts=True), None)}
+    else:
+        save_png(mask_picture(changed), folder / "mask.png")
     save_png(outlined_panel(first, second, changed), folder / "preview.png")
     metadata = {
         "before": str(before),

@@ -132,4 +132,5 @@ def predict_job(job: Job, folder: Path, *, detector: ChangeDetector, settings: S
             about=about,
             progress=progress,
             reads=detector.checkpoint.bands,
+            classes=detector.checkpoint.classes,
         )

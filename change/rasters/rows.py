@@ -98,24 +98,28 @@ def sample_positions(length: int, scale: float) -> NDArray[np.int64]:
 
 
 class PredictWhereData:
-    """Predicts the tiles that hold data, and returns 0 for the others.
+    """Predicts the tiles that hold data; the others are unchanged.
 
     Attributes:
         seconds: how long the prediction has taken so far.
     """
 
-    def __init__(self, predict: Predict) -> None:
+    def __init__(self, predict: Predict, outputs: int = 1) -> None:
+        """Wrap a function that returns `outputs` probabilities per pixel."""
         self.predict = predict
+        self.outputs = outputs
         self.seconds = 0.0
 
     def __call__(self, before: Tensor, after: Tensor) -> Tensor:
-        """Turn before (B, C + 1, h, w), as in `RowReader.read`, and after (B, C, h, w) into probabilities (B, 1, h, w).
+        """Turn before (B, C + 1, h, w), as in `RowReader.read`, and after (B, C, h, w) into probabilities (B, O, h, w).
 
         The result is float32 on the CPU.
         """
         began = time.perf_counter()
         with_data = (before[:, -1] > 0).flatten(1).any(1)
-        probability = torch.zeros(len(before), 1, *before.shape[2:])
+        probability = torch.zeros(len(before), self.outputs, *before.shape[2:])
+        if self.outputs > 1:
+            probability[:, 0] = 1  # unchanged
         if with_data.any():
             probability[with_data] = self.predict(before[with_data, :-1], after[with_data]).cpu()
         self.seconds += time.perf_counter() - began
@@ -124,7 +128,7 @@ class PredictWhereData:
 
 def predict_rows(
     rows: RowReader, predict: Predict, *, tile: int, overlap: int, batch: int
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+) -> Iterator[tuple[Tensor, NDArray[np.bool_]]]:
     """Predict a scene from the top down.
 
     Args:
@@ -135,7 +139,7 @@ def predict_rows(
         batch: number of tiles predicted at once.
 
     Yields:
-        Probability, float32 (h, W), and bool (h, W), True where there is data, from the top down without gaps.
+        Probabilities, float32 (O, h, W), and bool (h, W), True where there is data, from the top down without gaps.
     """
     for part in bands(rows, predict, height=rows.pair.height, tile=tile, overlap=overlap, batch=batch):
-        yield part[0, 0].numpy(), rows.data[: part.shape[2]]
+        yield part[0], rows.data[: part.shape[2]]

@@ -13,6 +13,8 @@
 The two rasters are cloud-optimised GeoTIFFs on the first raster's grid, cut to what both rasters cover. Reading,
 predicting and writing run in parallel. Two rows of tiles and the polygons of the whole scene are held in memory;
 everything else is kept in files.
+
+If the network tells classes apart, mask.tif holds their values, and the polygons have the column class.
 """
 
 from __future__ import annotations
@@ -32,14 +34,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from change.common.bands import Bands
+from change.common.classes import Classes
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.tiff import OWN_METADATA
 from change.evaluation.report import TEMPLATE
-from change.prediction.threshold import changed_pixels
 from change.prediction.tiles import Predict
+from change.rasters.class_layer import CLASS, class_style, mask_colours, measure_classes, name_changes, require_few
 from change.rasters.describe import describe_bands, describe_grid, describe_stretch
 from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, reason
+from change.rasters.levels import COLOURS as COLOURS
+from change.rasters.levels import HIGHEST as HIGHEST
+from change.rasters.levels import NO_DATA as NO_DATA
+from change.rasters.levels import to_levels
 from change.rasters.look import log_look, look_at
 from change.rasters.numbering import Changes, Numbering
 from change.rasters.places import is_on_earth
@@ -51,8 +58,7 @@ from change.rasters.scene_report import Found, write_pictures
 
 log = logging.getLogger(__name__)
 
-HIGHEST, NO_DATA = 254, 255
-COLOURS = {0: (0, 0, 0, 255), 1: (255, 0, 0, 255), NO_DATA: (0, 0, 0, 0)}  # of the mask: red, green, blue, alpha
+NO_POLYGONS = "{before} has no coordinate reference system on earth ({crs}): no polygons are written"
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ def predict_rasters(
     about: dict[str, Any],
     progress: bool = False,
     reads: Bands | None = None,
+    classes: Classes | None = None,
 ) -> dict[str, Any]:
     """Predict a scene and write its files.
 
@@ -119,6 +126,7 @@ def predict_rasters(
         about: further entries of metadata.json, as `ChangeDetector.describe` returns them.
         progress: show a progress bar.
         reads: the bands that the network reads; None for 8-bit RGB.
+        classes: the classes that `predict` tells apart, as in `change.prediction.predictor`; None for none.
 
     Returns:
         The content of metadata.json.
@@ -127,9 +135,9 @@ def predict_rasters(
         UserError: as `RasterPair` does; if a package or a file of the program is missing, a probability is NaN, or
             files cannot be written.
     """
-    check_own_files(settings.vectors)
+    check_own_files(settings.vectors, classes)
     began = time.perf_counter()
-    network = PredictWhereData(predict)
+    network = PredictWhereData(predict, 1 + len(classes.names) if classes else 1)
     with (
         limited_cache(),
         contextlib.closing(open_pair(before, after, settings, reads)) as pair,
@@ -138,14 +146,12 @@ def predict_rasters(
         polygons = wants_polygons(pair, settings)
         look = look_at(pair, about["checkpoint"].get("resolution"))
         if settings.vectors != "none" and not polygons and not pair.fault:  # the look reports a fault
-            look.warnings.append(
-                f"{before} has no coordinate reference system on earth ({pair.crs}): no polygons are written"
-            )
+            look.warnings.append(NO_POLYGONS.format(before=before, crs=pair.crs))
         log_look(look)
         metadata = describe(before, after, pair, settings) | describe_bands(pair) | about | look.metadata()
         try:
-            with contextlib.closing(Numbering(folder / ".numbers.tif", pair.place)) as numbering:
-                writer = SceneWriter(rows, numbering, folder, settings=settings, metadata=metadata)
+            with contextlib.closing(Numbering(folder / ".numbers.tif", pair.place, classes)) as numbering:
+                writer = SceneWriter(rows, numbering, folder, settings=settings, metadata=metadata, classes=classes)
                 writer.write_rows(network, progress=progress)
                 predicted = time.perf_counter()
                 writer.write_rest(polygons)
@@ -159,8 +165,12 @@ def predict_rasters(
     return metadata
 
 
-def check_own_files(vectors: str) -> None:
-    """Raise UserError if a file of this program that a scene with these `vectors` needs is missing."""
+def check_own_files(vectors: str, classes: Classes | None = None) -> None:
+    """Raise UserError if a file of this program that a scene with these `vectors` needs is missing.
+
+    Also for more `classes` than a mask can hold.
+    """
+    require_few(classes)
     needed = [TEMPLATE] if vectors == "none" else [TEMPLATE, STYLE]
     for path in needed:
         if not path.is_file():
@@ -208,7 +218,14 @@ class SceneWriter:
     """Writes the files of a scene: probability and mask row by row, then everything that is made from them."""
 
     def __init__(
-        self, rows: RowReader, numbering: Numbering, folder: Path, *, settings: Settings, metadata: dict[str, Any]
+        self,
+        rows: RowReader,
+        numbering: Numbering,
+        folder: Path,
+        *,
+        settings: Settings,
+        metadata: dict[str, Any],
+        classes: Classes | None = None,
     ) -> None:
         """Prepare to write.
 
@@ -218,12 +235,14 @@ class SceneWriter:
             folder: where the files go.
             settings: how to predict, and what to write.
             metadata: metadata of the scene; the numbers of pixels and polygons are added to it.
+            classes: the classes of change; None for none.
         """
         self.rows = rows
         self.numbering = numbering
         self.folder = folder
         self.settings = settings
         self.metadata = metadata
+        self.classes = classes
         self.raw = RawFiles(folder / ".probability.tif", folder / ".mask.tif")
 
     def write_rows(self, predict: Predict, *, progress: bool) -> None:
@@ -248,7 +267,7 @@ class SceneWriter:
             tqdm(total=pair.height, desc=name, unit="row", leave=False, disable=not progress) as bar,
         ):
             probability.scales = (1 / HIGHEST,)
-            mask.write_colormap(1, COLOURS)
+            mask.write_colormap(1, mask_colours(COLOURS, self.classes))
             for dataset in (probability, mask):
                 dataset.update_tags(**{OWN_METADATA: json.dumps(self.metadata)})
             writing: Future[None] | None = None
@@ -260,24 +279,24 @@ class SceneWriter:
                     writing.result()
                 writing = thread.submit(self.write_row, probability, mask, values=values, data=data)
                 count += int(np.count_nonzero(data))
-                bar.update(len(values))
+                bar.update(len(data))
             if writing:
                 writing.result()
         for path in self.raw:
             check_whole(path, pair.height * pair.width)
         self.metadata["pixels"] = {"data": count}
 
-    def write_row(self, probability: Any, mask: Any, *, values: NDArray[np.float32], data: NDArray[np.bool_]) -> None:
+    def write_row(self, probability: Any, mask: Any, *, values: torch.Tensor, data: NDArray[np.bool_]) -> None:
         """Write the next rows into two open datasets.
 
         Args:
             probability, mask: the datasets.
-            values: probabilities (h, W), 0 to 1.
+            values: probabilities (O, h, W), 0 to 1.
             data: (h, W), where both dates hold data.
         """
         levels, changed = to_levels(values, data, threshold=self.settings.threshold, name=self.metadata["before"])
         window = geo("rasterio.windows").Window(
-            col_off=0, row_off=self.numbering.row, width=values.shape[1], height=len(values)
+            col_off=0, row_off=self.numbering.row, width=data.shape[1], height=len(data)
         )
         probability.write(levels, 1, window=window)
         mask.write(changed, 1, window=window)
@@ -296,11 +315,15 @@ class SceneWriter:
             files = [threads.submit(write_cog, path, self.folder / path.name[1:]) for path in self.raw]
             changes = self.numbering.finish()
             metadata["pixels"]["changed"] = int(changes.pixels.sum())
-            order, areas = np.argsort(-changes.pixels[1:], kind="stable") + 1, None
+            order, areas, frame = np.argsort(-changes.pixels[1:], kind="stable") + 1, None, None
             if polygons:
                 frame = self.write_polygons(changes)
                 order, areas = frame["id"].to_numpy(), frame["area_m2"].to_numpy()
-            found = Found(self.numbering.path, changes, HIGHEST, order, areas)
+            names, values = None, self.numbering.values
+            if self.classes:
+                metadata["classes"] = measure_classes(self.classes, values, changes.pixels, frame)
+                names = name_changes(self.classes, values)
+            found = Found(self.numbering.path, changes, HIGHEST, order, areas, names)
             write_pictures(self.rows, found, folder=self.folder, metadata=metadata)
             for file in files:
                 file.result()
@@ -318,9 +341,13 @@ class SceneWriter:
             simplify=self.settings.simplify,
             outlines=self.settings.outlines,
         )
+        if self.classes:
+            frame.insert(1, CLASS, name_changes(self.classes, self.numbering.values[frame["id"].to_numpy()]))
         add_texts(frame, self.texts())
         pixel = abs(self.rows.pair.transform.determinant) ** 0.5
         write_vectors(frame, self.folder, self.settings.vectors, pixel=pixel)
+        if self.classes:
+            write_whole(self.folder / STYLE.name, class_style(self.classes).encode())
         self.metadata["polygons"] = {"count": len(frame), "area_m2": float(frame["area_m2"].sum())}
         if "squared" in frame:
             self.metadata["polygons"]["squared"] = int(frame["squared"].sum())
@@ -336,30 +363,6 @@ class SceneWriter:
             "after_date": metadata["after_date"],
             "checkpoint": Path(metadata["checkpoint"].get("path", "")).name,
         }
-
-
-def to_levels(
-    probability: NDArray[np.float32], data: NDArray[np.bool_], *, threshold: float, name: str
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Turn probabilities into what the rasters store.
-
-    Args:
-        probability: (h, W), 0 to 1.
-        data: (h, W), where both dates hold data.
-        threshold: 0 to below 1.
-        name: name of the scene, for the error.
-
-    Returns:
-        Levels and mask, uint8 (h, W) each, `NO_DATA` where there is no data.
-
-    Raises:
-        UserError: if a probability is NaN.
-    """
-    mask = changed_pixels(torch.from_numpy(probability)[None], threshold, [name])[0].numpy().astype(np.uint8)
-    levels = (probability * HIGHEST + 0.5).astype(np.uint8)
-    mask[~data] = NO_DATA
-    levels[~data] = NO_DATA
-    return levels, mask
 
 
 def write_cog(raw: Path, out: Path) -> None:

@@ -17,6 +17,7 @@ from change.common.pictures import YELLOW, Image, outline, outlined_panel, save_
 from change.evaluation.report import ImageCase, photo, write_report
 from change.rasters.alignment import Alignment
 from change.rasters.area import inside_area
+from change.rasters.class_layer import describe_classes
 from change.rasters.findings import describe_findings, format_area
 from change.rasters.gdal import geo
 from change.rasters.grids import apply_affine, project
@@ -43,6 +44,7 @@ class Found:
         highest: the level that stands for probability 1.
         order: the numbers of the changes to show (N,), the largest first.
         areas: their areas in square metres (N,); None if they are not known.
+        classes: the names of the classes of all changes, by number; None without classes.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Found:
     highest: int
     order: Numbers
     areas: NDArray[np.float64] | None
+    classes: NDArray[Any] | None = None
 
     def is_shown(self) -> NDArray[np.bool_]:
         """Return for every number whether its change is shown."""
@@ -155,6 +158,7 @@ def list_change(
         chips[date] = photo(outline(outline(chip, others, WHITE), own, YELLOW, 2), size)
     return {
         "id": number,
+        **({} if found.classes is None else {"kind": str(found.classes[number])}),
         "area": None if found.areas is None else format_area(float(found.areas[index])),
         "pixels": pixels,
         "mean": f"{changes.total[number] / pixels / found.highest:.2f}",
@@ -245,6 +249,7 @@ def describe_list(count: int, metadata: dict[str, Any]) -> str:
 
 def describe_making(metadata: dict[str, Any], alignment: Alignment | None) -> dict[str, dict[str, Any]]:
     """Collect titled tables that describe how the result was made."""
+    classes = {"Classes": describe_classes(metadata["classes"])} if "classes" in metadata else {}
     checkpoint, pixels = metadata["checkpoint"], metadata["min_pixels"]
     resolution = checkpoint.get("resolution")
     dates = {}
@@ -268,6 +273,7 @@ def describe_making(metadata: dict[str, Any], alignment: Alignment | None) -> di
     return {
         **dates,
         **aligned,
+        **classes,
         "Prediction": prediction,
         "Checkpoint": {
             "file": checkpoint.get("path"),

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from change.rasters.class_layer import MOST
 from change.rasters.gdal import geo
 from change.rasters.numbering import Numbers, strips
 from change.rasters.pixel_areas import sum_areas
@@ -61,15 +62,17 @@ def count_strata(mask: Path, buffer: int) -> Strata:
 def read_strata(dataset: Any, buffer: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Read the mask in strips; yield the first row of each and the stratum of its pixels, (h, W).
 
-    The buffer holds the unchanged pixels that lie at most `buffer` rows and columns from a changed one.
+    All classes of a mask are change. The buffer holds the unchanged pixels that lie at most `buffer` rows and columns
+    from a changed one.
     """
     kernel = np.ones((2 * buffer + 1, 2 * buffer + 1), np.uint8)
     for row, window in strips(dataset):
         first, last = max(0, row - buffer), min(dataset.height, row + window.height + buffer)
         wider = geo("rasterio.windows").Window(col_off=0, row_off=first, width=dataset.width, height=last - first)
         levels = dataset.read(1, window=wider)
-        near = cv2.dilate((levels == CHANGE).astype(np.uint8), kernel)
-        strata = np.where(levels > CHANGE, OUTSIDE, levels).astype(np.uint8)
+        outside = levels > MOST
+        near = cv2.dilate(((levels >= CHANGE) & ~outside).astype(np.uint8), kernel)
+        strata = np.where(outside, OUTSIDE, np.minimum(levels, CHANGE)).astype(np.uint8)
         strata[(levels == NO_CHANGE) & (near > 0)] = BUFFER
         yield row, strata[row - first : row - first + window.height]
 

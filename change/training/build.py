@@ -17,12 +17,13 @@ from change.change_dataloader import Split, find_split, shared_images
 from change.checkpoint import Checkpoint
 from change.common import distributed
 from change.common.bands import Bands, Channels
+from change.common.classes import NO_CLASSES, MaskClasses
 from change.common.command_line import read_range
 from change.common.errors import UserError, list_names
 from change.common.logs import versions
 from change.data.cache import DecodedCache, decode_pairs
 from change.data.degradation import Degradations
-from change.data.loaders import EpochOrder, TrainLoader, default_workers, whole_batches, whole_loader
+from change.data.loaders import TrainLoader, default_workers, whole_batches, whole_loader
 from change.data.on_device import (
     WORKING_BYTES,
     DeviceTrainLoader,
@@ -37,12 +38,13 @@ from change.options.train import AugmentationOptions, DataOptions, OptimizerOpti
 from change.prediction.compiling import Compiled, worth_compiling
 from change.training.average import WeightAverage
 from change.training.bands import choose_run_bands, known_channels, measure_channels, refuse_for_bands
+from change.training.checks import report_stretch, require_batch_norm, require_change
+from change.training.classes import choose_run_classes
 from change.training.first_weights import load_first_weights
 from change.training.precision import Precision
 from change.training.recorded import Recorded
 from change.training.run_state import RunState
 from change.training.start import Plan
-from models.config import MULTIPLE, NORMS_OVER_PAIRS
 from models.losses import TrainingLoss
 from models.network import PRXChange, build_network
 
@@ -100,11 +102,13 @@ def digest_of(train: Split, val: Split) -> str:
     return train.digest() + val.digest()
 
 
-def find_splits(options: DataOptions, bands: Bands | None = None) -> tuple[Split, Split]:
+def find_splits(
+    options: DataOptions, bands: Bands | None = None, holds: MaskClasses = NO_CLASSES
+) -> tuple[Split, Split]:
     """Find the pairs of train and val. Raises UserError as `find_split` does."""
     lists = Path(options.list) if options.list else None
     train, val = (
-        find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None, bands=bands)
+        find_split(Path(options.root), part, lists / f"{part}.txt" if lists else None, bands=bands, holds=holds)
         for part in ("train", "val")
     )
     return train, val
@@ -114,10 +118,11 @@ def check_same_pairs(plan: Plan, given: Mapping[str, Any]) -> None:
     """Raise UserError if a finished run is continued with a --root that holds other pairs."""
     if plan.state is None or "root" not in given:
         return
-    train, val = find_splits(plan.options.data, plan.state.bands)
+    data = plan.options.data
+    train, val = find_splits(data, plan.state.bands, choose_run_classes(data, plan.state))
     if plan.state.data != digest_of(train, val):
         raise UserError(
-            f"{plan.folder} holds a finished run on other pairs than those in --root {plan.options.data.root} now: "
+            f"{plan.folder} holds a finished run on other pairs than those in --root {data.root} now: "
             "choose another --save_path"
         )
 
@@ -132,19 +137,19 @@ def open_data(options: TrainOptions, device: torch.device, state: RunState | Non
     """
     process, processes = distributed.rank(), distributed.processes()
     channels = known_channels(options, state)
-    train, val = find_splits(options.data, channels.bands if channels else choose_run_bands(options))
+    bands = channels.bands if channels else choose_run_bands(options)
+    train, val = find_splits(options.data, bands, choose_run_classes(options.data, state))
     channels = channels or measure_channels(train)
     if channels is not None:
         refuse_for_bands(options)
     require_change(train, options.data.root)
     augmentation = options.augmentation
-    smallest, largest = augmentation.scales()
     samples = TrainSamples(
         train,
         options.data.cropsize,
         make_jitter(augmentation, channels),
         options.run.seed,
-        geometry=Geometry(smallest, largest, augmentation.symmetries, augmentation.swap, augmentation.shift),
+        geometry=make_geometry(augmentation, train),
         degradations=Degradations(augmentation.degrade),
     )
     workers = options.compute.workers
@@ -177,56 +182,16 @@ def open_data(options: TrainOptions, device: torch.device, state: RunState | Non
     return Data(train, val, train_loader, val_loader, channels)
 
 
+def make_geometry(options: AugmentationOptions, train: Split) -> Geometry:
+    """Make the random changes of the shape of crops, and of the classes of swapped dates."""
+    opposites = train.classes.opposites if train.classes else ()
+    return Geometry(*options.scales(), options.symmetries, options.swap, options.shift, opposites)
+
+
 def make_jitter(options: AugmentationOptions, channels: Channels | None) -> ColorJitter | BandJitter:
     """Make the random changes of the colours, or of the levels of bands."""
     jitter = options.jitter()
     return ColorJitter(*jitter) if channels is None else BandJitter(jitter[0], jitter[1], channels.std)
-
-
-def require_change(train: Split, root: str) -> None:
-    """Raise UserError if no mask of train marks any change: the network would learn to find none."""
-    if train.changed == 0:
-        raise UserError(
-            f"no train mask in {root} marks any change: the label folder may hold empty masks or those of other pairs, "
-            f"or JPEG masks no brighter than 127; look at them, and run python -m change check {root}"
-        )
-
-
-def require_batch_norm(options: TrainOptions, order: EpochOrder, device: torch.device) -> None:
-    """Raise UserError if a batch norm would see one value per channel, of which there is no variance.
-
-    Encoders see both dates as one batch, and our decoder normalises groups of channels or both dates. Only the
-    decoders in `NORMS_OVER_PAIRS` normalise over the pairs at stride 32, where the smallest crop has one pixel.
-    """
-    synchronised = device.type == "cuda" and order.processes > 1
-    model = options.network.model
-    smallest_crop = model in NORMS_OVER_PAIRS and options.data.cropsize == MULTIPLE
-    if smallest_crop and order.smallest() == 1 and not synchronised:
-        parts = f" and --grad_accum {order.parts}" if order.parts > 1 else ""
-        shared = f" over {order.processes} processes" if order.processes > 1 else ""
-        raise UserError(
-            f"--model {model} with --cropsize {MULTIPLE} cannot train on a batch of one pair, because its batch norm "
-            f"needs more than one value: --train_batchsize {order.batch_size}{parts} splits {order.samples} train pairs"
-            f"{shared} into batches of which the smallest is one pair; choose a --cropsize of {2 * MULTIPLE} or more, "
-            "or another --train_batchsize"
-        )
-
-
-def report_stretch(val: Split, size: int) -> None:
-    """Log a warning if val images are resized to a square of `size` pixels; 0 leaves them as they are."""
-    other = [pair.size for pair in val.pairs if size and pair.size != (size, size)]
-    if other:
-        width, height = other[0]
-        log.warning(
-            "%d of %d val images are resized to %dx%d, such as one of %dx%d: F1, the best epoch and the threshold on "
-            "val are those of resized images; --trainsize 0 keeps their size, as test.py does",
-            len(other),
-            len(val.pairs),
-            size,
-            size,
-            width,
-            height,
-        )
 
 
 def use_cache(data: Data, options: TrainOptions, device: torch.device) -> Data:
@@ -321,9 +286,11 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
             or do not fit.
     """
     torch.manual_seed(options.run.seed)
-    config, channels = options.network.config(), data.channels
+    config, channels, classes = options.network.config(), data.channels, data.train.classes
     if channels is not None:
         config = replace(config, in_channels=len(channels.bands.names))
+    if classes is not None:
+        config = replace(config, classes=len(classes.names))
     try:
         network = build_network(config)
     except ValueError as error:  # a network of timm that is no encoder
@@ -331,7 +298,13 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
     template = Checkpoint(config, {})
     if state is None:
         template = load_first_weights(
-            network, config, options.start, data.train.changed, channels.bands if channels else None
+            network,
+            config,
+            options.start,
+            data.train.changed,
+            channels.bands if channels else None,
+            classes,
+            data.train.shares,
         )
         given = read_range("resolution", options.data.resolution, "0.5 2")
         if template.resolution and not given:

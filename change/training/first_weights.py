@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from change.checkpoint import Checkpoint, load_checkpoint, load_strict, pass_name, read_tensors
 from change.common.bands import Bands
+from change.common.classes import Classes
 from change.common.errors import UserError, import_optional, list_names
 from change.common.files import home_folder
 from change.options.train import StartOptions
@@ -34,15 +35,19 @@ LITE = "efficientnet_lite"
 BASE_FOLDER = home_folder() / "checkpoints" / "base"
 
 
-def hand_over(checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig) -> list[str]:
+def hand_over(
+    checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig, classes: Classes | None = None
+) -> list[str]:
     """Load the weights of an earlier pass into the network of the next pass.
 
-    Parts that `config` adds (refinement heads, X-Cross) keep their initial weights.
+    Parts that `config` adds (refinement heads, X-Cross) keep their initial weights. So do the head and the refinement
+    heads if the classes differ.
 
     Args:
         checkpoint: the result of the earlier pass.
         network: the network of the next pass.
         config: its configuration.
+        classes: its classes; None if it only tells changed from unchanged.
 
     Returns:
         The names of the added weights.
@@ -54,13 +59,22 @@ def hand_over(checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig)
     check_succession(checkpoint, config)
     adds_refinement = config.refine and not checkpoint.config.refine
     adds_cross = config.cross and not checkpoint.config.cross
+    outputs = () if same_names(checkpoint.classes, classes) else ("head.", "refinement.")
     added = {
         name: tensor
         for name, tensor in network.state_dict().items()
-        if (adds_refinement and name.startswith("refinement.")) or (adds_cross and ".cross." in name)
+        if (adds_refinement and name.startswith("refinement."))
+        or (adds_cross and ".cross." in name)
+        or name.startswith(outputs)
     }
-    load_strict(network, {**added, **checkpoint.weights}, checkpoint.path)
+    kept = {name: tensor for name, tensor in checkpoint.weights.items() if not name.startswith(outputs)}
+    load_strict(network, {**added, **kept}, checkpoint.path)
     return list(added)
+
+
+def same_names(first: Classes | None, second: Classes | None) -> bool:
+    """Return whether two networks tell the same classes apart, in the same order."""
+    return (first and first.names) == (second and second.names)
 
 
 def count_by_part(names: Iterable[str]) -> str:
@@ -218,7 +232,13 @@ def timm_weights(name: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def load_first_weights(
-    network: PRXChange, config: NetworkConfig, start: StartOptions, rate: float, bands: Bands | None = None
+    network: PRXChange,
+    config: NetworkConfig,
+    start: StartOptions,
+    rate: float,
+    bands: Bands | None = None,
+    classes: Classes | None = None,
+    shares: Sequence[float] = (),
 ) -> Checkpoint:
     """Load the weights that a new run starts from.
 
@@ -231,6 +251,8 @@ def load_first_weights(
         start: the options that name the weights.
         rate: the rate of change in train, for --prior.
         bands: the channels of the images; None for RGB.
+        classes: the classes of the masks; None for masks without.
+        shares: the shares of unchanged and of each class in train, for --prior with classes.
 
     Returns:
         The checkpoint that the run will write, without weights.
@@ -240,12 +262,26 @@ def load_first_weights(
     """
     if start.resume:
         checkpoint = load_checkpoint(Path(start.checkpoint_path))
-        new = hand_over(checkpoint, network, config)
+        new = hand_over(checkpoint, network, config, classes)
         log.info("start: %s; left out: %s", checkpoint.path, list_names(checkpoint.left_out) or "nothing")
         log.info("newly initialised: %s", count_by_part(new) or "nothing")
-        return replace(checkpoint, config=config, weights={}, val_threshold=None, path=None, sha256="", left_out=[])
+        if not same_names(checkpoint.classes, classes):
+            theirs, ours = (every.described() if every else "changed" for every in (checkpoint.classes, classes))
+            log.info("the checkpoint tells apart %s, this run %s: the head is new", theirs, ours)
+        return replace(
+            checkpoint,
+            config=config,
+            weights={},
+            classes=classes,
+            val_threshold=None,
+            path=None,
+            sha256="",
+            left_out=[],
+        )
     if start.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, config.backbone, start.pretrained, bands))
-    if start.prior:
+    if start.prior and classes:
+        network.head.start_at_shares(shares)
+    elif start.prior:
         network.head.start_at(rate)
-    return Checkpoint(config, {}, mean=network.encoder.mean, std=network.encoder.std)
+    return Checkpoint(config, {}, mean=network.encoder.mean, std=network.encoder.std, classes=classes)

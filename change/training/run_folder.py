@@ -155,6 +155,11 @@ class Run:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
 
+    def text(self, name: str, text: str, step: int) -> None:
+        """Add a text in Markdown to TensorBoard."""
+        if self.board is not None:
+            self.board.add_text(name, text, step)
+
     def pictures(self, panels: Mapping[str, NDArray[np.uint8]], step: int) -> None:
         """Add panels (H, W, 3) to TensorBoard."""
         if self.board is not None:

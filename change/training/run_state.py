@@ -15,6 +15,7 @@ from torch import Tensor
 
 from change.checkpoint import PassRecord, read_tensors, save_tensors
 from change.common.bands import Bands, restore_bands
+from change.common.classes import Classes, restore_classes
 from change.common.errors import UserError, list_names
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD
 
@@ -27,6 +28,7 @@ ADDED_LATER = (
     "contents",
     "resolution",
     "bands",
+    "classes",
 )  # fields that runs of earlier versions lack
 
 
@@ -68,7 +70,8 @@ class RunState:
         lineage: the records of the passes before this one.
         images: hashes of the images trained on so far, sorted.
         average: state dict of the moving average; empty without --ema.
-        mean, std, threshold, resolution, bands: values for the checkpoint that the run writes, see `Checkpoint`.
+        mean, std, threshold, resolution, bands, classes: values for the checkpoint that the run writes, see
+            `Checkpoint`.
         contents: `Split.fingerprints` of the pairs of train and then of val.
     """
 
@@ -88,6 +91,7 @@ class RunState:
     contents: list[str] = field(default_factory=list)
     resolution: tuple[float, float] | None = None
     bands: Bands | None = None
+    classes: Classes | None = None
 
     def save(self, path: Path) -> None:
         """Write the state, whole or not at all. Raises UserError if it cannot be written."""
@@ -100,6 +104,7 @@ class RunState:
             "std": list(self.std),
             "resolution": None if self.resolution is None else list(self.resolution),
             "bands": None if self.bands is None else asdict(self.bands),
+            "classes": None if self.classes is None else self.classes.as_dict(),
         }
         save_tensors(content, path)
 
@@ -122,6 +127,7 @@ def read_state(path: Path) -> RunState:
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         values["bands"] = restore_bands(content.get("bands"))
+        values["classes"] = restore_classes(content.get("classes"))
     except (KeyError, TypeError, ValueError) as error:
         raise unfit_state_error(path, error) from error
     return RunState(**values)

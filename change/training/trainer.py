@@ -35,6 +35,7 @@ from change.prediction.compiling import Compiled, worth_compiling
 from change.prediction.predictor import precision_name
 from change.prediction.threshold import NotFiniteError
 from change.training.build import Data, Parts
+from change.training.classes import report_classes
 from change.training.interruption import Interrupted, StopSignal
 from change.training.pace import Pace
 from change.training.recorded import Recorded
@@ -257,6 +258,8 @@ class Training:
         self.run.scalars({f"val/{name}": 100 * value for name, value in values.items()}, at.steps)
         text = ", ".join(f"{name} {percent(value)}" for name, value in scores.items())
         log.info("epoch %d/%d, val in percent: %s", at.epoch + 1, self.schedule.epochs, text)
+        if found.classes is not None and self.template.classes is not None:
+            scores |= report_classes(found.classes, self.template.classes, self.run, at.steps)
         if found.seen and at.best_epoch == 0:
             names = list_names(found.seen)
             log.warning("val is no independent test: %d of its pairs were trained on: %s", len(found.seen), names)
@@ -338,6 +341,7 @@ class Training:
             contents=self.data.contents,
             resolution=self.template.resolution,
             bands=self.template.bands,
+            classes=self.template.classes,
         )
         if self.run.writes:
             state.save(self.run.state_path)
@@ -376,6 +380,7 @@ class Training:
             threshold=state.threshold,
             resolution=state.resolution,
             bands=state.bands,
+            classes=state.classes,
         )
         self.images = set(state.images)
 

@@ -20,9 +20,10 @@ from change.common.pictures import panel
 from change.data.loaders import or_raise
 from change.data.on_device import DeviceWholeLoader
 from change.data.samples import Batch, seen_in_training
+from change.evaluation.class_scores import ClassCounts, count_classes
 from change.evaluation.metrics import BINS, Counts, Curve, count_pixels, histogram
 from change.prediction.predictor import predictor
-from change.prediction.threshold import changed_pixels
+from change.prediction.threshold import any_change, changed_pixels, class_values
 from models.network import PRXChange
 
 PANELS, PANEL_SIDE = 4, 256  # val pairs shown in TensorBoard, and their height in pixels
@@ -33,16 +34,18 @@ class Validation:
     """The outcome of a validation, over all processes.
 
     Attributes:
-        counts: pooled pixel counts at the checkpoint's threshold.
+        counts: pooled pixel counts of changed and unchanged at the checkpoint's threshold.
         curve: the scores at every threshold.
         seen: names of the val pairs with an image that was trained on, sorted.
         panels: pictures of the first pairs of this process, RGB (H, W, 3), by name; empty if it draws none.
+        classes: pooled pixel counts of the classes; None for a network without.
     """
 
     counts: Counts
     curve: Curve
     seen: list[str]
     panels: dict[str, NDArray[np.uint8]]
+    classes: ClassCounts | None = None
 
 
 def validate(
@@ -73,15 +76,21 @@ def validate(
     """
     total = torch.zeros(2, BINS, dtype=torch.int64, device=device)
     counted = torch.zeros(4, dtype=torch.int64, device=device)
+    number = len(template.classes.names) if template.classes else 0
+    confused = torch.zeros(1 + number, 1 + number, dtype=torch.int64, device=device)
     predict = predictor(network, device, dtype, template)
     panels: dict[str, NDArray[np.uint8]] = {}
     seen: list[str] = []
     (rounds,) = distributed.largest([len(loader)])
     for batch, _ in zip_longest(or_raise(loader), range(rounds)):
         if batch is not None:  # it is None if other processes have one batch more than this one
-            probability = predict(batch.before, batch.after)
+            classes = predict(batch.before, batch.after)
+            probability = any_change(classes)
             changed = changed_pixels(probability, template.threshold, batch.names)
-            mask = batch.mask.to(device) > 0
+            truth = batch.mask.to(device)
+            mask = truth > 0
+            if number:
+                confused += count_classes(class_values(classes, changed), truth, number)
             total += histogram(probability, mask).sum(0)
             counted += count_pixels(changed, mask).sum(0)
             seen += seen_in_training(batch, trained)
@@ -94,6 +103,7 @@ def validate(
         curve=Curve(distributed.sum_over_processes(total.cpu()).numpy()),
         seen=sorted(name for names in distributed.gather(seen) for name in names),
         panels=panels,
+        classes=ClassCounts(distributed.sum_over_processes(confused.cpu()).numpy()) if number else None,
     )
 
 

@@ -230,7 +230,7 @@ def test_masks_that_training_refuses_are_errors(
 def test_opencv_gets_its_threads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenCV's number of threads is restored after an error too."""
 
-    def fail(_: object, channels: object) -> None:
+    def fail(_: object, channels: object, indexed: bool) -> None:
         assert cv2.getNumThreads() == 1
         raise RuntimeError("out of memory")
 

@@ -12,8 +12,8 @@ import pytest
 
 import change.data.prepare
 from change.change_dataloader import find_split
+from change.common.classes import read_classes
 from change.common.errors import UserError
-from change.data.classes import read_classes
 from change.data.known_sets import name_place
 from change.data.sources import read_sources
 from tests.data.class_downloads import (

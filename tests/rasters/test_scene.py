@@ -189,7 +189,8 @@ def test_probabilities_that_are_nan(tmp_path: Path) -> None:
     first, second = tmp_path / "in" / "1.png", tmp_path / "in" / "2.png"
     for path in (first, second):
         PIL.Image.fromarray(noise(40, 50).transpose(1, 2, 0)).save(path)
-    detector: Any = SimpleNamespace(predict=lambda image, other, name: np.full(image.shape[:2], np.nan, np.float32))
+    nothing = torch.full((1, 1, 40, 50), torch.nan)
+    detector: Any = SimpleNamespace(predict_all=lambda image, other, name: (nothing, np.ones((40, 50), np.bool_)))
 
     def write_pictures(folder: Path) -> None:
         predict_pictures(first, second, folder, detector=detector, threshold=0.5, about=ABOUT)

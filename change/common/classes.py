@@ -9,11 +9,12 @@ class per line, in the order of the mask values 1, 2, ... Unchanged is not liste
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from change.common.errors import UserError
+from change.common.errors import UserError, list_names
 from change.common.files import write_whole
 from change.common.names import decode_text
 
@@ -21,6 +22,8 @@ CLASSES = "classes.txt"
 MOST = 255  # classes, because masks have 8 bits
 SWAP, BECOMES = "<->", "->"
 UNCHANGED = "unchanged"
+ANY = "any"  # the value of --classes that reads all classes as changed
+SPLITS = ("train", "val", "test")  # names of folders beside which classes.txt may lie
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,24 @@ class Classes:
 
     names: tuple[str, ...]
     opposites: tuple[int, ...]
+
+    def described(self) -> str:
+        """Return the number and the names, as in "2 classes (new, vanished)"."""
+        return f"{len(self.names)} classes ({list_names(self.names)})"
+
+    def as_dict(self) -> dict[str, list[Any]]:
+        """Return the fields as lists, for a file. `restore_classes` reads them."""
+        return {"names": list(self.names), "opposites": list(self.opposites)}
+
+
+class MaskClasses(NamedTuple):
+    """The classes that masks hold, None for masks without, and whether all of them are read as changed."""
+
+    classes: Classes | None = None
+    merged: bool = False
+
+
+NO_CLASSES = MaskClasses()
 
 
 def parse_classes(text: str | Iterable[str], source: object = "classes") -> Classes:
@@ -126,3 +147,52 @@ def write_classes(root: Path, classes: Classes) -> None:
         write_whole(root / CLASSES, format_classes(classes).encode())
     elif there != classes:
         raise UserError(f"{root / CLASSES} lists other classes: choose another folder, or remove it")
+
+
+def restore_classes(stored: Mapping[str, Any] | None) -> Classes | None:
+    """Make classes from the dict of a file. Raises KeyError, TypeError or ValueError for others."""
+    if stored is None:
+        return None
+    names, opposites = tuple(str(name) for name in stored["names"]), tuple(int(value) for value in stored["opposites"])
+    if len(opposites) != 1 + len(names) or not set(opposites) <= set(range(1 + len(names))):
+        raise ValueError(f"the classes {names} with the opposites {opposites}")
+    return Classes(names, opposites)
+
+
+def find_classes(root: Path) -> Classes | None:
+    """Read classes.txt of a data folder, or of the folder above if `root` is that of a split; None if there is none.
+
+    Raises UserError as `parse_classes` does.
+    """
+    root = root.resolve()
+    return read_classes(root) or (read_classes(root.parent) if root.name in SPLITS else None)
+
+
+def choose_classes(root: Path, text: str) -> MaskClasses:
+    """Return how the masks of a data folder are read.
+
+    Args:
+        root: the data folder, or that of a split.
+        text: the value of --classes: "" for the classes of classes.txt, "any" to read all of them as changed, or the
+            lines of classes.txt, separated by commas.
+
+    A single class tells no more than changed from unchanged, so its masks are read like those of several classes with
+    "any".
+
+    Raises:
+        UserError: "any" without a classes.txt, or classes other than those in classes.txt.
+    """
+    there = find_classes(root)
+    if text.strip() == ANY:
+        if there is None:
+            raise UserError(f"--classes {ANY}: {root} has no {CLASSES}, which lists the classes of its masks: write it")
+        return MaskClasses(there, merged=True)
+    chosen = parse_classes(text.split(","), f'--classes "{text}"') if text else there
+    if chosen is None:
+        return NO_CLASSES
+    if there is not None and chosen != there:
+        raise UserError(
+            f'--classes "{text}" gives other classes than {CLASSES} of {root}, which lists {there.described()}: '
+            "leave it out, or correct the file"
+        )
+    return MaskClasses(chosen, merged=len(chosen.names) == 1)

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from change.common.classes import (
+    Classes,
+    MaskClasses,
+    choose_classes,
+    parse_classes,
+    read_classes,
+    restore_classes,
+    write_classes,
+)
 from change.common.errors import UserError
-from change.data.classes import Classes, parse_classes, read_classes, write_classes
 
 CASES = {
     "plain": ("new\nvanished\n", ("new", "vanished"), (0, 1, 2)),
@@ -76,3 +84,31 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classes\.txt lists other classes: choose another folder"):
         write_classes(tmp_path, parse_classes("vanished"))
     assert path.read_text() == "new\n"
+
+
+def test_which_classes_the_masks_of_a_folder_hold(tmp_path: Path) -> None:
+    """Those of classes.txt, also beside the folder of a split, or those of --classes."""
+    root = tmp_path / "data"
+    (root / "test").mkdir(parents=True)
+    assert choose_classes(root, "") == choose_classes(root / "test", "") == MaskClasses()
+    chosen = choose_classes(root, "new<->vanished, roof")
+    assert chosen == MaskClasses(Classes(("new", "vanished", "roof"), (0, 2, 1, 3)))
+    with pytest.raises(UserError, match=r"--classes any: .*data has no classes\.txt"):
+        choose_classes(root, "any")
+    write_classes(root, Classes(("a", "b"), (0, 1, 2)))
+    assert choose_classes(root, "") == choose_classes(root / "test", "") == choose_classes(root, "a,b")
+    assert choose_classes(root / "test", "any") == MaskClasses(Classes(("a", "b"), (0, 1, 2)), merged=True)
+    assert choose_classes(root / "other", "") == MaskClasses()  # not a split
+    with pytest.raises(UserError, match=r'--classes "b,a" gives other classes than classes\.txt of .* lists 2 classes'):
+        choose_classes(root, "b,a")
+
+
+def test_a_single_class_is_changed(tmp_path: Path) -> None:
+    assert choose_classes(tmp_path, "house").merged
+
+
+def test_classes_in_a_file() -> None:
+    classes = parse_classes(["new<->vanished", "tree -> road", "road -> tree"])
+    assert restore_classes(classes.as_dict()) == classes and restore_classes(None) is None
+    with pytest.raises(ValueError, match="with the opposites"):
+        restore_classes({"names": ["a"], "opposites": [0, 2]})
