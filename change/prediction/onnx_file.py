@@ -99,13 +99,14 @@ def padding(length: int) -> Tensor:
 
 def write_export(given: argparse.Namespace) -> None:
     """Write the file that the command line asks for. `given`: what `change.prediction.export.parse` returns."""
+    samples = [shipped_file(place) for place in SAMPLES] if given.format != "pth" and not given.pair else []
     checkpoint = load_checkpoint(given.checkpoint)
     if checkpoint.classes is not None and given.format == "deepness":
         raise UserError(
             f"--format deepness is for networks without classes, and {given.checkpoint} tells apart "
             f"{checkpoint.classes.described()}: choose onnx"
         )
-    pair = [] if given.format == "pth" else read_pair(given, checkpoint.bands)
+    pair = [] if given.format == "pth" else read_pair(given, samples, checkpoint.bands)
     network, _ = network_for_prediction(checkpoint)
     if given.format == "pth":
         save_tensors({name: tensor.float() for name, tensor in network.state_dict().items()}, given.out)
@@ -235,12 +236,12 @@ def quiet_exporter() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def read_pair(given: argparse.Namespace, bands: Bands | None) -> list[NDArray[Any]]:
-    """Read the pair of the command line, or of test_samples: before and after, uint8 RGB or float32 levels (H, W, C).
+def read_pair(given: argparse.Namespace, samples: Sequence[Path], bands: Bands | None) -> list[NDArray[Any]]:
+    """Read the pair of the command line, or `samples`: before and after, uint8 RGB or float32 levels (H, W, C).
 
     Raises UserError if they are missing, cannot be read or differ in size, or if the format is only for RGB.
     """
-    paths = given.pair or [shipped_file(place) for place in SAMPLES]
+    paths = given.pair or samples
     if bands is None:
         pair = [read_image(path) for path in paths]
     elif given.format == "deepness":

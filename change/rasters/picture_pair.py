@@ -62,7 +62,8 @@ def predict_pictures(
     if classes:
         values = class_values(found.cpu(), torch.from_numpy(changed)[None, None])[0, 0].numpy()
         save_classes(values, folder / "mask.png")
-        about = {**about, "classes": measure_classes(classes, *np.unique(values, return_counts=True), None)}
+        there, pixels = np.unique(values, return_counts=True)
+        about = {**about, "classes": measure_classes(classes, there.astype(np.int64), pixels, None)}
     else:
         save_png(mask_picture(changed), folder / "mask.png")
     save_png(outlined_panel(first, second, changed), folder / "preview.png")

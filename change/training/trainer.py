@@ -128,7 +128,7 @@ class Training:
         them into buckets. This changes the last bits of the sum of three or more processes. If it happened in
         the first step, a continued run would not continue exactly.
         """
-        images = next(self.loss.parameters()).new_zeros(2, 3, 32, 32)
+        images = next(self.loss.parameters()).new_zeros(2, self.template.config.in_channels, 32, 32)
         self.loss.eval()
         with distributed.exchange_gradients(self.shared, last=True):
             found, _ = self.shared(images, images, images[:, :1])

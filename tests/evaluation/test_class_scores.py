@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import (  # type: ignore[import-untyped]
     confusion_matrix,
     jaccard_score,
@@ -29,7 +30,7 @@ from models.config import NetworkConfig
 CLASSES = parse_classes(["a", "b", "c"])
 
 
-def draw() -> tuple[np.ndarray, np.ndarray]:
+def draw() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw truth and prediction (3, 1, 7, 9), of which two thirds agree; class 3 is never predicted."""
     rng = np.random.default_rng(4)
     truth = rng.integers(0, 4, (3, 1, 7, 9))

@@ -105,6 +105,15 @@ def test_files_in_another_order(data: Path, weights: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_two_processes(data: Path, tmp_path: Path) -> None:
+    """They measure the same statistics, and train."""
+    arguments = train_arguments(data, tmp_path / "run", **FEW, train_batchsize=2)
+    result = run_program("train.py", *arguments, processes=2)
+    assert result.returncode == 0, result.stderr
+    assert load_checkpoint(tmp_path / "run" / "1.pth").config.in_channels == 5
+
+
+@pytest.mark.slow
 def test_the_next_pass_killed_and_continued(data: Path, weights: Path, tmp_path: Path) -> None:
     """It reads the bands of the checkpoint, with its statistics, and a continued run ends with the same weights."""
     options = {"cropsize": 32, "resume": True, "checkpoint_path": weights, "refine": True, "epoch": 2}
