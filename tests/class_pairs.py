@@ -17,6 +17,7 @@ from change.synthetic.render import draw_building
 from change.synthetic.world import BOTH, GONE, NEW, Building, Colour, Dates, Rectangle, tint
 from models.config import NetworkConfig
 from models.network import build_network
+from tests.conftest import SMALL
 
 LINES = "new <-> vanished, recoloured"
 CLASSES_OF_PAIRS = parse_classes(LINES.split(","))
@@ -85,7 +86,7 @@ def write_class_set(folder: Path, train: int = 4, val: int = 2) -> Path:
 def write_class_checkpoint(path: Path) -> Path:
     """Write a checkpoint of random weights that tells the three classes apart, and finds some of them."""
     torch.manual_seed(0)
-    config = NetworkConfig(width=32, classes=3)
+    config = NetworkConfig(**SMALL, classes=3)
     network = build_network(config)
     network.head.start_at_shares([0.4, 0.2, 0.2, 0.2])
     path.parent.mkdir(parents=True, exist_ok=True)

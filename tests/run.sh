@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check style, types, spelling and scripts, then run the tests:
+# Check style, types, spelling and scripts, and run the tests:
 #
 #   bash tests/run.sh           everything, as CI does
 #   bash tests/run.sh quick     the same checks, without the tests marked slow
@@ -23,10 +23,15 @@ scripts="$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m mypy
+# Types take more than a minute on one core: they are checked while the tests run.
+"$python" -m mypy &
+types=$!
 "$python" -m codespell_lib
 PATH="$scripts:$PATH" shellcheck -x train_script/*.sh test_script/*.sh tests/run.sh .ci/run
 
 # One thread per process: results then agree to the last bit, and the processes share the cores.
 export OMP_NUM_THREADS=1
-exec "$python" -m pytest -r fEs -n "${jobs:-2}" --dist worksteal "$@"
+failed=0
+"$python" -m pytest -r fEs -n "${jobs:-2}" --dist worksteal "$@" || failed=$?
+wait "$types" || failed=$?
+exit "$failed"

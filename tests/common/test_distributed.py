@@ -33,7 +33,8 @@ def main():
     loss = TrainingLoss(build_network(NetworkConfig(refine=True)).to(memory_format=torch.channels_last))
     shared, optimizer = distributed.share_gradients(loss), torch.optim.SGD(loss.parameters())
     start = copy.deepcopy(loss.state_dict())
-    Training.rehearse(SimpleNamespace(loss=loss, shared=shared, optimizer=optimizer))
+    template = SimpleNamespace(config=NetworkConfig(refine=True))
+    Training.rehearse(SimpleNamespace(loss=loss, shared=shared, optimizer=optimizer, template=template))
     assert all(torch.equal(start[name], value) for name, value in loss.state_dict().items())
     assert all(parameter.grad is None for parameter in loss.parameters())
 

@@ -278,7 +278,7 @@ def test_a_process_that_is_killed(dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_to_the_launcher(dataset: Path, tmp_path: Path) -> None:
     """SIGTERM saves the state; two processes continue from it to the weights of an uninterrupted run, bit for bit."""
-    options = {"best_name": "run", "refine": True, "epoch": 8, "val_epoch": 8}
+    options = {"best_name": "run", "refine": True, "epoch": 4, "val_epoch": 4}
     whole = run_program("train.py", *train_arguments(dataset, tmp_path / "whole", **options), processes=2)
     assert whole.returncode == 0, whole.stderr
     process = start(train_arguments(dataset, tmp_path / "two", **options, save_minutes=0), processes=2)
@@ -286,12 +286,12 @@ def test_a_signal_to_the_launcher(dataset: Path, tmp_path: Path) -> None:
     process.terminate()
     _, output = process.communicate(timeout=60)
     assert "stopped in epoch" in output and f"--continue_run {tmp_path / 'two'}" in output, output
-    assert 1 <= read_tensors(tmp_path / "two" / "run.state.pth")["progress"]["steps"] < 24
+    assert 1 <= read_tensors(tmp_path / "two" / "run.state.pth")["progress"]["steps"] < 12
     finished = run_program("train.py", "--continue_run", tmp_path / "two", processes=2)
     assert finished.returncode == 0, finished.stderr
-    assert "epoch 8/8" in finished.stderr and "Traceback" not in finished.stderr
+    assert "epoch 4/4" in finished.stderr and "Traceback" not in finished.stderr
     states = [read_tensors(tmp_path / name / "run.state.pth") for name in ("whole", "two")]
-    assert states[0]["progress"]["steps"] == states[1]["progress"]["steps"] == 24
+    assert states[0]["progress"]["steps"] == states[1]["progress"]["steps"] == 12
     for name, weight in states[0]["weights"].items():
         if "running" in name:  # a mean over the processes, taken after another number of steps
             assert torch.allclose(states[1]["weights"][name], weight, rtol=1e-5, atol=1e-5), name
