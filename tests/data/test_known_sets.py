@@ -32,12 +32,7 @@ from tests.data.class_downloads import (
 from tests.data.downloads import SPLITS, download, identity, tree, zipped
 from tests.data.helpers import Array
 
-
-@pytest.fixture(autouse=True)
-def _logging(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Leave logging to pytest."""
-    monkeypatch.setattr(change.data.prepare, "start_logging", lambda: None)
-    caplog.set_level(logging.INFO)
+pytestmark = pytest.mark.usefixtures("prepare_logs")
 
 
 def prepare(name: str, source: Path, root: Path, *options: object) -> None:

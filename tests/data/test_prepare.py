@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
@@ -36,12 +35,7 @@ from tests.data.downloads import (
     tree,
 )
 
-
-@pytest.fixture(autouse=True)
-def _logging(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Leave logging to pytest."""
-    monkeypatch.setattr(change.data.prepare, "start_logging", lambda: None)
-    caplog.set_level(logging.INFO)
+pytestmark = pytest.mark.usefixtures("prepare_logs")
 
 
 class Workshop:
