@@ -26,6 +26,7 @@ SHARED = {
     "config": "network",
     "mean": "normalisation",
     "std": "normalisation",
+    "bands": "bands",
     "classes": "classes",
     "threshold": "threshold",
 }

@@ -359,9 +359,9 @@ class RasterPair:
         """Read the rows from `first` to before `last`.
 
         Returns:
-            Before and after, inputs (1, C, last - first, W), 0 where either holds no data, uint8 for RGB and float32
-            for other bands; and bool (last - first, W), True where both hold data and, if there is an area of interest,
-            inside it.
+            Before and after, inputs (1, C, last - first, W), 0 where either holds no data, uint8 or, of levels of
+            other types, float32; and bool (last - first, W), True where both hold data and, if there is an area of
+            interest, inside it.
         """
         block = Block(top=first, left=0, height=last - first, width=self.width)
         before, before_data = self.before.read_input(block)

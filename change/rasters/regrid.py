@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES
+from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, require_subfolders
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import make_folder, write_folder
 from change.common.logs import start_logging
 from change.common.names import files_by_stem
 from change.common.tiff import have_different_grids
 from change.rasters.common_grid import check_reference_systems, overlap_window, warp_onto
-from change.rasters.gdal import find_alpha_band, gdal_errors, geo, limited_cache, open_raster, reason
+from change.rasters.gdal import find_alpha_band, gdal_errors, geo, limited_cache, open_raster, read_palette, reason
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +60,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def write_all(folders: dict[str, Path], out: Path, *, lists: Path) -> None:
     """Write all splits, given by name, and copy the lists. Raises UserError as `write_pair` does."""
     for name, folder in folders.items():
+        require_subfolders(folder, need_labels=False)
         subfolders = [sub for sub in (BEFORE, AFTER, LABEL) if (folder / sub).is_dir()]
-        if AFTER not in subfolders:
-            raise UserError(f"no folder {folder / AFTER}: a split holds {BEFORE}, {AFTER} and, for scores, {LABEL}")
         files = {sub: files_by_stem(folder / sub, SUFFIXES) for sub in subfolders}
         for sub in subfolders:
             make_folder(out / name / sub)
         moved = 0
-        for stem, before in files[BEFORE].items():
+        stems: set[str] = set().union(*files.values())
+        for stem in sorted(stems):
             lacking = [sub for sub in subfolders if stem not in files[sub]]
             if lacking:
                 raise UserError(f"{folder}: {stem} has no file in {list_names(lacking)}")
-            moved += write_pair({sub: files[sub][stem] for sub in subfolders}, out / name, before)
+            moved += write_pair({sub: files[sub][stem] for sub in subfolders}, out / name, files[BEFORE][stem])
         log.info("%s: %d of %d pairs were on two grids", folder, moved, len(files[BEFORE]))
     if lists.is_dir():
         shutil.copytree(lists, out / "list")
@@ -111,7 +111,8 @@ def write_pair(files: dict[str, Path], out: Path, before: Path) -> bool:
 def write_window(warped: Any, window: Any, path: Path, *, like: Any, first: Any, masked: bool) -> None:
     """Write a window of a dataset as a GeoTIFF with the bands of `like`, on the grid of `first`.
 
-    `masked`: mask pixels that lie outside of `like`, if there are any and it has no other value for them.
+    `masked`: mask pixels without data, if there are any and `like` has no nodata value and no alpha band for them. In
+    8-bit pictures they become 0 instead.
     """
     rasterio = geo("rasterio")
     windows = geo("rasterio.windows")
@@ -129,16 +130,27 @@ def write_window(warped: Any, window: Any, path: Path, *, like: Any, first: Any,
         "nodata": like.nodata,
         "compress": "deflate",
         "predictor": 1 if like.dtypes[0].startswith("float") else 2,
-        "photometric": "minisblack",
     }
+    palette = read_palette(like) is not None
+    is_picture = like.dtypes[0] == "uint8" and len(numbers) <= 4  # Pillow reads it, but no file with a mask
+    if palette or like.dtypes[0] != "uint8":  # GDAL's own choice for 8 bits is RGB, if there are enough bands
+        profile["photometric"] = "palette" if palette else "minisblack"
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "w", **profile) as out:
         out.descriptions = like.descriptions[: len(numbers)]
-        if masked and alpha is not None:
-            inside = warped.read(alpha, window=window)
-            if not inside.all():
+        if palette:
+            out.write_colormap(1, like.colormap(1))
+        elif like.dtypes[0] == "uint8":
+            out.colorinterp = like.colorinterp
+        inside = None
+        if masked and like.nodata is None and find_alpha_band(like) is None:
+            inside = warped.dataset_mask(window=window)
+            if not inside.all() and not is_picture:
                 out.write_mask(inside)
         for top in range(0, height, ROWS):
             rows = min(ROWS, height - top)
             source = windows.Window(window.col_off, window.row_off + top, width, rows)
             target = windows.Window(0, top, width, rows)
-            out.write(warped.read(numbers, window=source), window=target)
+            levels = warped.read(numbers, window=source)
+            if is_picture and inside is not None:
+                levels = levels * (inside[top : top + rows] > 0)
+            out.write(levels, window=target)

@@ -139,9 +139,9 @@ def open_data(options: TrainOptions, device: torch.device, state: RunState | Non
     channels = known_channels(options, state)
     bands = channels.bands if channels else choose_run_bands(options)
     train, val = find_splits(options.data, bands, choose_run_classes(options.data, state))
-    channels = channels or measure_channels(train)
-    if channels is not None:
+    if train.bands is not None:
         refuse_for_bands(options)
+    channels = channels or measure_channels(train)
     require_change(train, options.data.root)
     augmentation = options.augmentation
     samples = TrainSamples(

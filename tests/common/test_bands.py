@@ -35,7 +35,7 @@ def test_colours_are_found_or_given() -> None:
     [
         ("1 6", "", r"--bands 6: s2.tif has 5 bands \(b03, b04, b08\)"),
         ("blue", "", "--bands blue: s2.tif has 5 bands"),
-        ("1 1", "", "band|b03 is chosen twice"),
+        ("1 1", "", "b03 is chosen twice"),
         ("a=1 a=2", "", "a is chosen twice"),
         (",", "", "choose 1 to 32 bands"),
         ("1 2 3", "3 2", "--rgb_bands"),
