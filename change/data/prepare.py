@@ -90,7 +90,7 @@ def file_name(name: str, content: Content | Tile) -> str:
 def write_split(pairs: Pairs, folder: Path, cutting: Cutting, workers: int | None) -> list[str]:
     """Write pairs, or their tiles, to folder/{A,B,label}; return the stems for the list.
 
-    `workers` pairs are read at once; as many as there are cores if None.
+    `workers` pairs are read at once; None stands for one per core.
 
     Raises UserError if a file exists with other content, or if a file cannot be read, cut or written.
     """
