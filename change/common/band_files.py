@@ -103,7 +103,7 @@ def measure(paths: Sequence[Path], bands: Bands) -> Channels:
                 mean = mean + step * (other / whole)
                 count = whole
     if not count:
-        raise UserError(f"{paths[0]} and the other images hold no data: all of it is nodata or masked")
+        raise UserError(f"{paths[0]} and the other images hold no data: every pixel is nodata or masked")
     std = np.sqrt(squares / count)
     flat = [name for name, spread in zip(bands.names, std, strict=True) if not spread > 0]
     if flat:

@@ -23,7 +23,7 @@ EXAMPLE = '--bands "green=1 red=2 nir=3"'
 
 
 class Header(NamedTuple):
-    """What a file says about its bands.
+    """The bands and the size that a file declares.
 
     Attributes:
         source: the path of the file, for errors.

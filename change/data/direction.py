@@ -92,7 +92,7 @@ def find_new(train: Pairs) -> str:
     else:
         log.warning(
             "label1 is taken for the new houses, and label2 for those that vanished, but the images do not show it "
-            "(%s): look at some pairs, and swap the names of the two folders if it is wrong",
+            "(%s): look at some pairs, and swap the names of the two folders if this is wrong",
             evidence,
         )
     return LABEL_1

@@ -1,4 +1,4 @@
-"""What the rasters of a scene store: probabilities in 8 bits, and masks."""
+"""Convert probabilities to what the rasters of a scene store: 8-bit probabilities and masks."""
 
 from __future__ import annotations
 

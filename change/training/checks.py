@@ -51,7 +51,7 @@ def report_stretch(val: Split, size: int) -> None:
         width, height = other[0]
         log.warning(
             "%d of %d val images are resized to %dx%d, such as one of %dx%d: F1, the best epoch and the threshold on "
-            "val are those of resized images; --trainsize 0 keeps their size, as test.py does",
+            "val are computed on resized images; --trainsize 0 keeps their size, as test.py does",
             len(other),
             len(val.pairs),
             size,
