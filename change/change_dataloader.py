@@ -139,7 +139,7 @@ class Split:
 
 
 def read_images(pair: Pair, bands: Bands | None) -> tuple[Image, Image]:
-    """Decode both images of a pair: RGB, or some bands, which are 0 where either image holds no data.
+    """Decode both images of a pair: RGB, or bands with 0 where either image has no data.
 
     Raises UserError for a file that does not decode.
     """
@@ -199,7 +199,7 @@ def find_split(
 
 
 def find_first_image(root: Path, split: str, list_file: Path | None = None) -> Path:
-    """Return the image before of the first pair of a split. Raises UserError as `find_split` does."""
+    """Return the "before" image of the first pair of a split. Raises UserError as `find_split` does."""
     folder, list_file = find_folder(root, split, list_file)
     require_subfolders(folder, need_labels=False)
     files = files_by_stem(folder / BEFORE, SUFFIXES)

@@ -48,8 +48,8 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Compute 1 - Dice over all pixels of the batch together, logits (B, O, H, W) and mask -> a scalar, 0 to 1.
 
     If O > 1, it is the mean over the classes of change that occur in the batch's mask, and 0 if none does. Classes that
-    do not occur are left to the cross-entropy: their Dice loss is nearly 1 as soon as a few pixels have a little
-    probability, and would drown those of the others.
+    do not occur are left to the cross-entropy: their Dice loss is nearly 1 as soon as a few pixels have a small
+    probability, and would drown out the other classes.
 
     It is not a mean over pairs: if a batch is split into micro-batches, the mean of their losses differs from it.
     Source: Milletari et al., "V-Net", 3DV 2016, with sums instead of squares.

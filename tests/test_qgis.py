@@ -151,7 +151,7 @@ time.sleep(60)
 
 
 def test_a_program_that_does_not_stop_is_killed(tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it had begun is removed, and nothing else."""
+    """Unfinished files are removed, and nothing else."""
     monkeypatch.setattr(script, "PATIENCE", 0.2)
     program = write_program(tmp_path / "bin", STUBBORN)
     folder = tmp_path / "results"

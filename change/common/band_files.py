@@ -28,7 +28,7 @@ CACHE = 64 * 2**20  # bytes of decoded blocks that GDAL may keep
 def open_bands(path: Path) -> Iterator[Any]:
     """Open a file with rasterio, for the duration of a `with` block.
 
-    Raises UserError if rasterio is missing, or if the file cannot be read, here or inside of the block.
+    Raises UserError if rasterio is missing, or if the file cannot be read, here or inside the block.
     """
     rasterio = import_optional("rasterio", "pip install -r requirements-geo.txt")
     errors = rasterio.errors
@@ -68,10 +68,10 @@ def read_bands(path: Path, bands: Bands) -> tuple[NDArray[Any], NDArray[np.bool_
 
 
 def read_part(dataset: Any, numbers: Sequence[int], window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read a window of an open dataset: levels (C, h, w), 0 where there is no data, and where there is, bool (h, w)."""
+    """Read a window of an open dataset: levels (C, h, w), 0 where there is no data, and the pixels with data, bool."""
     levels = dataset.read(list(numbers), window=window)
     alphas = [number for number, kind in enumerate(dataset.colorinterp, start=1) if kind.name == "alpha"]
-    if set(alphas) & set(numbers):  # GDAL takes the fourth band of 8 bits for alpha, and would mask the others by it
+    if set(alphas) & set(numbers):  # GDAL takes the fourth 8-bit band for alpha and would mask the others with it
         valid = np.asarray(levels != dataset.nodata)
     else:
         valid = np.asarray(dataset.read_masks(list(numbers), window=window) > 0)
@@ -82,7 +82,7 @@ def read_part(dataset: Any, numbers: Sequence[int], window: Any) -> tuple[NDArra
 
 
 def measure(paths: Sequence[Path], bands: Bands) -> Channels:
-    """Measure mean and standard deviation of each band over all files, without pixels that hold no data.
+    """Measure the mean and standard deviation of each band over all files, ignoring pixels without data.
 
     Files are read in parts of at most `PART` levels, or one block if that is larger, so their size does not matter.
 
@@ -103,7 +103,7 @@ def measure(paths: Sequence[Path], bands: Bands) -> Channels:
                 mean = mean + step * (other / whole)
                 count = whole
     if not count:
-        raise UserError(f"{paths[0]} and the other images hold no data: all of it is nodata or masked")
+        raise UserError(f"{paths[0]} and the other images hold no data: every pixel is nodata or masked")
     std = np.sqrt(squares / count)
     flat = [name for name, spread in zip(bands.names, std, strict=True) if not spread > 0]
     if flat:

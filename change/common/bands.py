@@ -23,7 +23,7 @@ EXAMPLE = '--bands "green=1 red=2 nir=3"'
 
 
 class Header(NamedTuple):
-    """What a file says about its bands.
+    """The bands and the size that a file declares.
 
     Attributes:
         source: the path of the file, for errors.
@@ -43,8 +43,8 @@ class Bands:
     """The bands that a network reads, in order.
 
     Attributes:
-        names: their names, in lower case, each once.
-        numbers: their numbers in the files that were trained on, from 1.
+        names: their names, in lower case, without duplicates.
+        numbers: their numbers in the training files, from 1.
         count: the number of bands in these files.
         kind: the type of their levels, one of `KINDS`.
         colours: the positions, from 0, of the bands that are red, green and blue; None for a colour that is missing.
@@ -87,7 +87,7 @@ class Bands:
         """Return the numbers of the bands in a file, from 1.
 
         They are `numbers` if these are given. Else they are found by name, if the file names all of them. Else they are
-        those of training, if the file has as many bands as the files that were trained on.
+        those of training, if the file has as many bands as the training files.
 
         Raises:
             UserError: the bands cannot be found, or have another type.
@@ -148,13 +148,13 @@ def check_kind(header: Header, numbers: Sequence[int], kind: str = "") -> str:
 
 
 def choose_bands(text: str, colours: str, header: Header) -> Bands:
-    """Choose the bands of a new network by its first image.
+    """Choose the bands of a new network from its first image.
 
     Args:
         text: "all", or the bands in order, each as a number from 1, a name in the file, or NAME=NUMBER, which gives the
             band a name.
-        colours: the bands that are red, green and blue, as names or numbers in the file; "" for those of these names.
-        header: of the file.
+        colours: the bands that are red, green and blue, as names or numbers in the file; "" for the bands so named.
+        header: what the file says about its bands.
 
     Raises:
         UserError: a band does not exist, is chosen twice, or has an unknown type.

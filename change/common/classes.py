@@ -1,4 +1,4 @@
-"""The classes of masks with classes: their names, and what each becomes if the two dates are swapped.
+"""Classes of change in masks: their names, and what each becomes if the two dates are swapped.
 
 Such a mask is an 8-bit PNG: 0 is unchanged, 1 to K are classes. ROOT/classes.txt, beside the data, names them: one
 class per line, in the order of the mask values 1, 2, ... Unchanged is not listed. Blank lines and lines that begin with

@@ -173,7 +173,7 @@ def open_array(path: Path, convert: str) -> NDArray[np.integer[Any]]:
 def read_image(path: Path) -> Image:
     """Decode a file to RGB, uint8 (H, W, 3): palettes are applied, alpha is dropped, grey is repeated.
 
-    An orientation tag is followed.
+    An orientation tag is applied.
 
     Raises UserError if the file does not decode.
     """

@@ -23,7 +23,7 @@ Folder = tuple[str, ...]  # the parts of a folder's path, in lower case
 
 
 class Content(Protocol):
-    """What becomes a file of the layout for training: a `File` of a download, or a mask that is made from several."""
+    """Content of a file in the layout for training: a `File` of a download, or a mask made from several files."""
 
     @property
     def name(self) -> str:

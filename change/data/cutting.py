@@ -126,7 +126,7 @@ def cut(name: str, files: Mapping[str, Content], cutting: Cutting) -> Iterator[t
 def decode(file: Content, is_mask: bool) -> PIL.Image.Image:
     """Decode an image of at most 8 bits per channel, or a grey mask of up to 16 bits, which PNG stores without loss.
 
-    An orientation tag is followed.
+    An orientation tag is applied.
 
     Raises UserError for other images, for a mask with pixels that are declared as no data, and for a file that does not
     decode.

@@ -1,8 +1,8 @@
 """New and vanished houses of S2Looking: masks of two classes from its label1 and label2.
 
 The data set's description says that these "indicate the newly built and demolished building regions", in this order.
-Because a wrong order would turn every class around, the images are asked too: the outlines of a house are sharper in
-the image that shows it.
+A wrong order would swap every class, so the images are checked too: the outlines of a house are sharper in the image
+that shows it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 
 
 def find_directions(train: Pairs) -> tuple[Classes, MakeMask]:
-    """Return the classes new and vanished, and what makes masks of them. Raises UserError as `read_marks` does."""
+    """Return the classes new and vanished, and the function that makes the masks.
+
+    Raises UserError as `read_marks` does.
+    """
     new = find_new(train)
     vanished = LABEL_2 if new == LABEL_1 else LABEL_1
 
@@ -60,7 +63,7 @@ def find_directions(train: Pairs) -> tuple[Classes, MakeMask]:
 
 
 def read_marks(file: Content) -> NDArray[np.bool_]:
-    """Read which pixels a mask in any colour on black marks, bool (H, W).
+    """Read which pixels a mask marks, in any colour on black, as bool (H, W).
 
     Raises UserError if no pixel is bright, and as `decode` does.
     """
@@ -89,7 +92,7 @@ def find_new(train: Pairs) -> str:
     else:
         log.warning(
             "label1 is taken for the new houses, and label2 for those that vanished, but the images do not show it "
-            "(%s): look at some pairs, and swap the names of the two folders if it is wrong",
+            "(%s): look at some pairs, and swap the names of the two folders if this is wrong",
             evidence,
         )
     return LABEL_1
@@ -112,7 +115,7 @@ def ask_pair(files: Mapping[str, Content]) -> list[bool]:
 
 
 def find_outlines(marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the pixels of bool (H, W) that have a neighbour, above, below, left or right, that differs."""
+    """Return the pixels of bool (H, W) that differ from the neighbour above, below, left or right."""
     outline = np.zeros_like(marks)
     rows, columns = marks[1:] != marks[:-1], marks[:, 1:] != marks[:, :-1]
     outline[1:] |= rows

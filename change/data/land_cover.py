@@ -126,7 +126,7 @@ class LandCover:
         return counts[1 : 1 + number**2].reshape(number, number)
 
     def from_to(self, train: Pairs, workers: int | None) -> tuple[Classes, MakeMask]:
-        """Find the classes that occur in train, and return them with what makes masks of them.
+        """Find the classes that occur in train, and return them with the function that makes the masks.
 
         A pair of land covers is a class if it occurs in train in either order, because training also shows pairs with
         swapped dates. For pairs of other splits that are no class, see `substitute`.

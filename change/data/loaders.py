@@ -184,7 +184,7 @@ def start_worker(ending: ctypes.c_byte, _: int) -> None:
 
 
 def show_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show an exception of a worker, except that the main process has broken off the transfer of a batch.
+    """Show an exception of a worker, unless the main process has broken off the transfer of a batch.
 
     It does so if another worker dies at that moment, and reports that. The thread of `multiprocessing` that hands over
     the tensors passes its exceptions to `sys.excepthook`, and goes on.

@@ -99,7 +99,7 @@ def make_masks(
 
 
 def report_counts(folder: Path, counts: Mapping[str, Counts]) -> None:
-    """Log a warning for everything that masks of a split's folder have counts of."""
+    """Log a warning for each kind of pixel that was counted in the masks of a split's folder."""
     total: Counts = Counter()
     for mask in counts.values():
         total += mask

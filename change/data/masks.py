@@ -80,7 +80,7 @@ def read_levels(path: Path, indexed: bool = False) -> Levels:
     """Read a mask's grey levels as stored. The maximum of its type is 1 (one-bit files), 3, 15, 255 or 65535.
 
     If `indexed`, the levels of a mask with a palette are its indices, else the grey levels of its colours. An
-    orientation tag is followed. Raises UserError for a mask whose levels do not say what is marked: one in colour,
+    orientation tag is applied. Raises UserError for a mask whose levels do not say what is marked: one in colour,
     of another type, with transparent pixels, of several pages, or with pixels that are declared as no data.
     """
     try:

@@ -8,9 +8,9 @@ or, with --tile, PNG tiles STEM_Y_X, named after the row and the column of their
 SOURCE is never written to, and nothing in ROOT is overwritten. After an interruption, run the command again to complete
 ROOT.
 
---val SHARE sets a share of the train pairs aside as val, see `change.data.splitting`. Of a data set that is one scene,
-it becomes a strip, see `change.data.cutting`. For some data sets, --from_to and --direction write masks with classes,
-and ROOT/classes.txt names them, see `change.data.land_cover`, `change.data.direction` and `change.common.classes`.
+--val SHARE sets a share of the train pairs aside as val, see `change.data.splitting`. In a data set of one scene,
+val is a strip, see `change.data.cutting`. For some data sets, --from_to and --direction write masks with classes, and
+ROOT/classes.txt names them, see `change.data.land_cover`, `change.data.direction` and `change.common.classes`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def file_name(name: str, content: Content | Tile) -> str:
 def write_split(pairs: Pairs, folder: Path, cutting: Cutting, workers: int | None) -> list[str]:
     """Write pairs, or their tiles, to folder/{A,B,label}; return the stems for the list.
 
-    `workers` pairs are read at once; as many as there are cores if None.
+    `workers` pairs are read at once; None stands for one per core.
 
     Raises UserError if a file exists with other content, or if a file cannot be read, cut or written.
     """

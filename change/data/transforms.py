@@ -18,7 +18,7 @@ from change.common.images import LUMA, Image
 from change.data.degradation import NO_DEGRADATION, Degradations, degrade
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # numbers of the colour changes
-MOST_CHANNELS = 4  # of images that OpenCV resizes and transposes
+MOST_CHANNELS = 4  # the most channels that OpenCV resizes and transposes
 
 
 class Colours(NamedTuple):

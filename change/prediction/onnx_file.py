@@ -36,7 +36,7 @@ INSTALL = "pip install onnx onnxscript onnxruntime"
 SAMPLES = ("test_samples/A/0_0000.jpg", "test_samples/B/0_0000.jpg")
 NOISY = ("onnx_ir", "onnxscript")  # packages that log every step
 OPSET = 18
-OUTPUTS = ["probability", "probabilities"]  # of change; of unchanged and each class
+OUTPUTS = ["probability", "probabilities"]  # probability of change; probabilities of unchanged and of each class
 SIDES = ("batch", "channels", "height", "width")
 OLDEST = "2.9"  # oldest torch known to leave sizes open when it exports; 2.6 does not
 # Largest difference of probabilities; half precision was measured to change them by up to 0.002.

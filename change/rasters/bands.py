@@ -60,7 +60,7 @@ def open_source(
     Args:
         path: file that rasterio can read.
         bands: the numbers of red, green and blue, or of the bands in `reads`, from 1; None takes the bands that are
-            declared so, else 1, 2 and 3, or those that `Bands.find` finds.
+            declared as such, else 1, 2 and 3, or those that `Bands.find` finds.
         alpha: whether a band declared as alpha is transparency: yes, no, or auto, which looks at its levels.
         stack: closes the files.
         reads: the bands that the network reads; None for 8-bit RGB.

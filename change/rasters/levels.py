@@ -1,4 +1,4 @@
-"""What the rasters of a scene store: probabilities in 8 bits, and masks."""
+"""Convert probabilities to what the rasters of a scene store: 8-bit probabilities and masks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from change.prediction.threshold import any_change, changed_pixels, class_values
 
 HIGHEST, NO_DATA = 254, 255
-COLOURS = {0: (0, 0, 0, 255), 1: (255, 0, 0, 255), NO_DATA: (0, 0, 0, 0)}  # of the mask: red, green, blue, alpha
+COLOURS = {0: (0, 0, 0, 255), 1: (255, 0, 0, 255), NO_DATA: (0, 0, 0, 0)}  # mask: red, green, blue, alpha
 
 
 def to_levels(

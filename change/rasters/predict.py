@@ -108,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     rasters.add_argument(
         "--outlines",
         choices=OUTLINES,
-        help="pixels: along pixel edges; square: with right angles, as buildings, where that fits (default: pixels)",
+        help="pixels: along pixel edges; square: with right angles, like buildings, if they fit (default: pixels)",
     )
     return parser
 
@@ -119,7 +119,7 @@ def add_reading_options(rasters: argparse._ArgumentGroup) -> None:
         "--bands",
         type=band_numbers,
         help="bands for red,green,blue, or for the bands that the network reads (default: those that the file declares "
-        "so, else 1,2,3)",
+        "as such, else 1,2,3)",
     )
     rasters.add_argument(
         "--alpha",

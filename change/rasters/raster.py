@@ -270,7 +270,7 @@ class RasterPair:
             before: file that rasterio can read.
             after: the same for the later date.
             bands: the numbers of red, green and blue, or of the bands in `reads`, from 1; None takes those that are
-                declared so, else 1,2,3, or those that `Bands.find` finds.
+                declared as such, else 1,2,3, or those that `Bands.find` finds.
             stretch: "none", percentiles such as "2,98", or "auto": "none" for 8 bits, else "2,98".
             assume_aligned: take pixels at the same row and column as the same place, whatever the files say.
             alpha: whether a band declared as alpha is transparency: yes, no, or auto, which looks at its levels.

@@ -27,7 +27,7 @@ from change.rasters.gdal import find_alpha_band, gdal_errors, geo, limited_cache
 
 log = logging.getLogger(__name__)
 
-ROWS = 512  # that are written at once
+ROWS = 512  # rows that are written at once
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Square outlines: polygons whose edges run in one direction and across it, as the walls of most buildings do.
+"""Square outlines: polygons whose edges are parallel or perpendicular to one direction, as most walls are.
 
 An outline is simplified. Its edges are snapped to the direction of the smallest rectangle around it or to one near it,
 and to the normal of this direction. Short edges are merged into their neighbours. All edges then move outwards or
@@ -21,16 +21,16 @@ from change.rasters.places import Outlines
 
 # Lengths in pixels.
 BRIDGE = 0.1  # outlines grow by this length, so that parts that touch at a corner become one
-TOLERANCE = 1.0  # of the simplification: the steps of a slanted wall disappear
+TOLERANCE = 1.0  # tolerance of the simplification: the steps of a slanted wall disappear
 COARSE, FINE = 6, 4  # the shortest edges: the coarser outline is taken if it fits
 MOST_MOVED = 1.0  # mean distance by which an outline may move
 
 TURNS = np.radians((0, -3, 3, -6, 6))  # the direction of the smallest rectangle is imprecise if corners are rounded
 LEAST_DETAIL = 0.12  # shortest edges relative to the square root of the area
-LEAST_IOU = 0.85  # of the polygons before and after
+LEAST_IOU = 0.85  # IoU of the polygons before and after
 MOST_AREA = 0.05  # relative change of the area
 MOST_POINTS = 1000  # a simplified polygon with more points is not a building
-STEPS = 3  # of Newton's method, for the distance that restores the area
+STEPS = 3  # steps of Newton's method for the distance that restores the area
 
 Points = NDArray[np.float64]
 
@@ -60,7 +60,7 @@ def square_outlines(outlines: Outlines, crs: Any, pixel: float) -> tuple[Outline
 
 
 def ground_frames(outlines: Outlines, crs: Any, pixel: float) -> tuple[Points, Points]:
-    """Measure what a step in a coordinate reference system is on the ground.
+    """Measure a step in a coordinate reference system on the ground.
 
     Args:
         outlines: polygons or multipolygons (N,) in `crs`.
@@ -107,7 +107,7 @@ def square_in_place(outline: Any, centre: Points, frame: Points, pixel: float) -
 
 
 def keep_clear(outlines: Outlines, squares: Outlines, moved: Points) -> tuple[Outlines, NDArray[np.bool_]]:
-    """Give polygons their outlines back where they would touch another polygon.
+    """Restore the outlines of polygons that would touch another polygon.
 
     Args:
         outlines: (N,), as they were.

@@ -1,4 +1,4 @@
-"""Checks of the pairs and options of a run before it trains: what it could learn nothing from, or not at all."""
+"""Checks before training: pairs that a network cannot learn from, and options with which it cannot train."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def require_change(train: Split, root: str) -> None:
 
 
 def require_batch_norm(options: TrainOptions, order: EpochOrder, device: torch.device) -> None:
-    """Raise UserError if a batch norm would see one value per channel, of which there is no variance.
+    """Raise UserError if a batch norm would see a single value per channel, which has no variance.
 
     Encoders see both dates as one batch, and our decoder normalises groups of channels or both dates. Only the
     decoders in `NORMS_OVER_PAIRS` normalise over the pairs at stride 32, where the smallest crop has one pixel.
@@ -51,7 +51,7 @@ def report_stretch(val: Split, size: int) -> None:
         width, height = other[0]
         log.warning(
             "%d of %d val images are resized to %dx%d, such as one of %dx%d: F1, the best epoch and the threshold on "
-            "val are those of resized images; --trainsize 0 keeps their size, as test.py does",
+            "val are computed on resized images; --trainsize 0 keeps their size, as test.py does",
             len(other),
             len(val.pairs),
             size,
