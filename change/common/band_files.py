@@ -75,6 +75,8 @@ def read_part(dataset: Any, numbers: Sequence[int], window: Any) -> tuple[NDArra
         valid = np.asarray(levels != dataset.nodata)
     else:
         valid = np.asarray(dataset.read_masks(list(numbers), window=window) > 0)
+        for alpha in alphas:  # GDAL treats it as a mask only for some numbers of bands and some types
+            valid &= dataset.read(alpha, window=window) > 0
     if levels.dtype.kind == "f":
         valid &= np.isfinite(levels)
     data = has_data(levels, valid)

@@ -7,11 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rasterio
+from rasterio.enums import ColorInterp
 
 from change.common import band_files
 from change.common.band_files import measure, read_bands, read_header
 from change.common.bands import choose_bands
 from change.common.errors import UserError
+from change.rasters.raster import RasterPair
 from tests.band_pairs import name_bands
 from tests.rasters.drawn import write_raster
 
@@ -95,3 +98,19 @@ def test_statistics_that_cannot_be_used(tmp_path: Path) -> None:
     empty = write_raster(tmp_path / "b.tif", np.zeros((1, 16, 16), np.uint16), nodata=0)
     with pytest.raises(UserError, match=r"b\.tif and the other images hold no data"):
         measure([empty], choose_bands("all", "", read_header(empty)))
+
+
+def test_an_alpha_band_that_is_not_chosen(tmp_path: Path) -> None:
+    """It is the transparency of the others, as in `predict`, whatever the number of bands."""
+    levels = np.random.default_rng(0).integers(1, 9999, (6, 64, 64)).astype(np.uint16)
+    levels[5] = 65535
+    levels[5, :10] = 0
+    path = write_raster(tmp_path / "a.tif", levels)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.colorinterp = [*dataset.colorinterp[:5], ColorInterp.alpha]
+    bands = choose_bands("1 2 3 4 5", "", read_header(path))
+    _, data = read_bands(path, bands)
+    pair = RasterPair(path, path, reads=bands)
+    _, _, expected = pair.rows(0, 64)
+    pair.close()
+    assert np.array_equal(data, expected) and not data[:10].any() and data[10:].all()
