@@ -22,6 +22,8 @@ CLASSES = "classes.txt"
 MOST = 255  # classes, because masks have 8 bits
 SWAP, BECOMES = "<->", "->"
 UNCHANGED = "unchanged"
+DIRECTIONS = "new <-> vanished"  # the classes of masks that hold directions, and their values:
+NEW, VANISHED = 1, 2
 ANY = "any"  # the value of --classes that reads all classes as changed
 SPLITS = ("train", "val", "test")  # names of folders beside which classes.txt may lie
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.change_dataloader import AFTER, BEFORE, LABEL
-from change.common.classes import Classes, parse_classes
+from change.common.classes import DIRECTIONS, NEW, VANISHED, Classes, parse_classes
 from change.common.errors import UserError
 from change.common.images import LUMA
 from change.data.archives import Content
@@ -26,8 +26,6 @@ from change.data.downloads import Pairs
 from change.data.made_masks import Counts, MakeMask, Mask, require_one_size
 
 LABEL_1, LABEL_2 = "label1", "label2"  # kinds of files
-NEW, VANISHED = 1, 2  # mask values
-DIRECTIONS = "new <-> vanished"
 ASKED = 200  # train pairs whose outlines are measured
 SHORTEST = 100  # pixels of outlines in a mask; masks with fewer do not vote
 VOTES = 20  # masks that must vote for a verdict

@@ -2,8 +2,9 @@
 
 A scene is an invented piece of country (`change.synthetic.builder`), seen at two dates with different sun, season,
 haze, exposure, focus and viewing angle, and a slight misregistration. The mask marks the roofs of buildings that exist
-at only one date. All other differences stay unmarked: crops, cars, trees, paint, paved ground, shadows. The scenes are
-for tests and demonstrations. Scores on them say nothing about real imagery.
+at only one date, with `--direction` as two classes, new and vanished. All other differences stay unmarked: crops, cars,
+trees, paint, paved ground, shadows. The scenes are for tests and demonstrations. Scores on them say nothing about real
+imagery.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import PIL.Image
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from change.common import classes
 from change.common.errors import OneLineParser, UserError
 from change.common.files import write_folder
 from change.common.logs import start_logging
-from change.common.pictures import mask_picture, save_png
+from change.common.pictures import mask_picture, save_classes, save_png
 from change.synthetic.builder import Builder
 from change.synthetic.canvas import Canvas, Crowns, Field, draw_look, draw_second_look, expose, noise
-from change.synthetic.world import BOTH, Building, Colour, Points, Rectangle, Tree, World, tint
+from change.synthetic.world import GONE, NEW, Building, Colour, Points, Rectangle, Tree, World, tint
 
 log = logging.getLogger(__name__)
 
@@ -229,30 +231,34 @@ def clear_of(trees: list[Tree], buildings: list[Building]) -> list[Tree]:
 
 
 def draw_mask(world: World, canvases: Sequence[Canvas]) -> NDArray[np.uint8]:
-    """Draw the mask, uint8 (H, W) of 0 and 1: roofs of buildings that exist at only one date, as they appear at it."""
+    """Draw the mask: roofs of buildings that exist at only one date, as they appear at it.
+
+    Returns:
+        uint8 (H, W): `classes.NEW` where a building appears, `classes.VANISHED` where one only vanishes, else 0.
+    """
     mask = np.zeros(canvases[0].light.shape, np.uint8)
-    for building in world.buildings:
-        if building.dates == BOTH:
-            continue
-        canvas = canvases[building.dates.index(True)]
-        for wing in building.wings:
-            covered = canvas.cover(canvas.pixels(wing.corners(), building.height))
-            if covered is not None:
-                place, alpha = covered
-                mask[place] |= alpha > 0.5
+    for dates, value in ((GONE, classes.VANISHED), (NEW, classes.NEW)):
+        canvas = canvases[dates.index(True)]
+        for building in world.buildings:
+            for wing in building.wings if building.dates == dates else ():
+                covered = canvas.cover(canvas.pixels(wing.corners(), building.height))
+                if covered is not None:
+                    place, alpha = covered
+                    mask[place][alpha > 0.5] = value
     return mask
 
 
-def draw_scene(height: int, width: int, seed: Sequence[int]) -> tuple[NDArray[np.uint8], ...]:
+def draw_scene(height: int, width: int, seed: Sequence[int], direction: bool = False) -> tuple[NDArray[np.uint8], ...]:
     """Draw a scene in which at least one building changes. The same `seed` gives the same scene.
 
     Args:
         height: Height in pixels of 0.4 to 0.7 metres.
         width: Width in pixels.
         seed: Numbers that seed all random draws.
+        direction: Whether the mask tells new from vanished, as `draw_mask` does.
 
     Returns:
-        Before and after, uint8 RGB (H, W, 3), and the mask, uint8 (H, W) of 0 and 1.
+        Before and after, uint8 RGB (H, W, 3), and the mask, uint8 (H, W) of 0 and 1, or directions.
     """
     layout, shared, first, second = (np.random.default_rng([*seed, part]) for part in range(4))
     scale = 1 / layout.uniform(0.4, 0.7)
@@ -263,23 +269,31 @@ def draw_scene(height: int, width: int, seed: Sequence[int]) -> tuple[NDArray[np
     for date, (canvas, rng) in enumerate(zip(canvases, (first, second), strict=True)):
         draw_date(world, date, canvas, rng, np.random.default_rng(texture))
     pictures = [expose(canvas, rng) for canvas, rng in zip(canvases, (first, second), strict=True)]
-    return pictures[0], pictures[1], draw_mask(world, canvases)
+    mask = draw_mask(world, canvases)
+    return pictures[0], pictures[1], mask if direction else (mask > 0).astype(np.uint8)
 
 
-def write_samples(folder: Path, count: int, size: int, seed: int) -> None:
+def write_samples(folder: Path, count: int, size: int, seed: int, direction: bool = False) -> None:
     """Write `count` square scenes of `size` pixels as folder/{A,B}/SEED_0000.jpg and folder/label/SEED_0000.png.
 
-    The folder is written completely or not at all. Raises UserError if it exists and is not empty.
+    Masks hold 0 and 255, with `direction` the values of the classes in folder/classes.txt. The folder is written
+    completely or not at all. Raises UserError if it exists and is not empty.
     """
 
     def write(aside: Path) -> None:
         for sub in ("A", "B", "label"):
             (aside / sub).mkdir()
+        if direction:
+            classes.write_classes(aside, classes.parse_classes(classes.DIRECTIONS))
         for index in tqdm(range(count), desc=str(folder), unit="scene", disable=None):
-            before, after, mask = draw_scene(size, size, (seed, index))
+            before, after, mask = draw_scene(size, size, (seed, index), direction)
             for sub, picture in (("A", before), ("B", after)):
                 PIL.Image.fromarray(picture).save(aside / sub / f"{seed}_{index:04d}.jpg", quality=90, subsampling=0)
-            save_png(mask_picture(mask > 0), aside / "label" / f"{seed}_{index:04d}.png")
+            label = aside / "label" / f"{seed}_{index:04d}.png"
+            if direction:
+                save_classes(mask, label)
+            else:
+                save_png(mask_picture(mask > 0), label)
         refuse_existing(folder)
 
     refuse_existing(folder)
@@ -301,6 +315,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, default=3, help="number of scenes (default: 3)")
     parser.add_argument("--size", type=int, default=1024, help="side in pixels (default: 1024)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--direction", action="store_true", help=f"masks with the classes {classes.DIRECTIONS}")
     given = parser.parse_args(arguments)
     for name, least in (("count", 1), ("size", 64), ("seed", 0)):
         if getattr(given, name) < least:
@@ -308,6 +323,6 @@ def main(arguments: Sequence[str]) -> int:
     refuse_existing(given.out)
     start_logging()
     log.info("drawing %d scenes of %d x %d pixels", given.count, given.size, given.size)
-    write_samples(given.out, given.count, given.size, given.seed)
+    write_samples(given.out, given.count, given.size, given.seed, given.direction)
     log.info("written to %s", given.out)
     return 0

@@ -12,11 +12,12 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
+from change.common import classes
 from change.common.errors import UserError
 from change.synthetic.builder import Builder
 from change.synthetic.canvas import Canvas, draw_look, draw_second_look
 from change.synthetic.render import draw_date, draw_mask, draw_scene, write_samples
-from change.synthetic.world import BOTH, NEW, Building, Rectangle, World
+from change.synthetic.world import BOTH, GONE, NEW, Building, Rectangle, World
 from tests.conftest import run_verb
 
 pytestmark = pytest.mark.slow
@@ -72,6 +73,21 @@ def test_mask_marks_the_roof_that_appears() -> None:
     assert not (canvases[0].albedo > 0.9).all(2).any()
     area = (44 + 1) * (28 + 1)  # drawn with its outline, half a pixel wide on each side
     assert float(mask.sum()) == pytest.approx(area, rel=0.05)
+    assert set(np.unique(mask)) == {0, classes.NEW}
+
+
+def test_directions() -> None:
+    """A pixel of a new roof is new, even if a house was torn down for it; elsewhere that house has vanished."""
+    white = (1.0, 1.0, 1.0)
+    places = ((np.array([20.0, 30.0]), GONE), (np.array([26.0, 30.0]), NEW), (np.array([50.0, 30.0]), BOTH))
+    world = World(
+        buildings=[Building((Rectangle(at, 0.0, 8.0, 6.0),), 0.0, "flat", (white, white), d) for at, d in places]
+    )
+    canvas = Canvas(120, 120, 2.0, draw_look(np.random.default_rng(0)))
+    mask = draw_mask(world, [canvas, canvas])
+    assert mask[60, 26] == classes.VANISHED and mask[60, 44] == mask[60, 60] == classes.NEW and mask[60, 100] == 0
+    assert (mask == classes.NEW).sum() == pytest.approx(33 * 25, rel=0.1)
+    assert (mask == classes.VANISHED).sum() == pytest.approx(12 * 25, rel=0.1)
 
 
 def test_what_is_there_at_both_dates_is_unmarked() -> None:
@@ -96,6 +112,13 @@ def test_command_writes_a_data_set(tmp_path: Path) -> None:
     again = samples(tmp_path / "out", "--count", 1, "--size", 64)
     assert again.returncode == 2 and "already exists" in again.stderr and again.stderr.count("\n") == 1
     assert len([*tmp_path.iterdir()]) == 1 and len([*(tmp_path / "out" / "A").iterdir()]) == 2
+
+
+def test_command_writes_directions(tmp_path: Path) -> None:
+    assert samples(tmp_path / "out", "--count", 1, "--size", 64, "--seed", 4, "--direction").returncode == 0
+    assert classes.read_classes(tmp_path / "out") == classes.parse_classes("new <-> vanished")
+    _, _, mask = draw_scene(64, 64, (4, 0), direction=True)
+    assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "out" / "label" / "4_0000.png")), mask)
 
 
 @pytest.mark.parametrize("wrong", [("--count", 0), ("--size", 8), ("--seed", -1), ("--size", "big")])
