@@ -1,11 +1,11 @@
 """Augment a whole batch at once with torch, on any device: what `transforms` does sample by sample with OpenCV.
 
 The draws are those of `transforms`, made on the CPU. A sample's draws are one row of `COLUMNS` numbers:
-    0 to 11     number of the pair, then the fields of `Crop`
-    12 to 19    before: brightness, contrast, saturation, steps of the hue, and the order of the four changes
-    20 to 27    after: the same
-    28 to 42    before: the matrix of `Degradation`, row by row, and its other fields
-    43 to 57    after: the same
+    0 to 12     number of the pair, then the fields of `Crop`
+    13 to 20    before: brightness, contrast, saturation, steps of the hue, and the order of the four changes
+    21 to 28    after: the same
+    29 to 43    before: the matrix of `Degradation`, row by row, and its other fields
+    44 to 58    after: the same
 
 Without scale and colours, the results are those of OpenCV bit for bit. Scaling differs by at most one level, because
 OpenCV enlarges in fixed-point arithmetic. Masks are always the same. The colour changes repeat the arithmetic of
@@ -28,7 +28,7 @@ from change.data.degradation import KERNEL, Degradation
 from change.data.transforms import BRIGHTNESS, CONTRAST, HUE, Colours, Crop, hue_step
 
 SWAP = 7  # the column that says whether the dates are exchanged
-CROP_COLUMNS, COLOUR_COLUMNS, DEGRADATION_COLUMNS = 12, 8, 15
+CROP_COLUMNS, COLOUR_COLUMNS, DEGRADATION_COLUMNS = 13, 8, 15
 DEGRADATIONS = CROP_COLUMNS + 2 * COLOUR_COLUMNS  # the first column of the degradations
 COLUMNS = DEGRADATIONS + 2 * DEGRADATION_COLUMNS
 
@@ -116,7 +116,7 @@ class BatchCrop(nn.Module):
         Returns:
             Images of both dates, uint8 (2, B, crop, crop, 3), and masks (B, crop, crop).
         """
-        pair, top, left, side, flip_x, flip_y, turn, swap, *shifts = draws[:, :CROP_COLUMNS].long().T[..., None]
+        pair, top, left, side, flip_x, flip_y, turn, swap, *shifts, copied = draws[:, :CROP_COLUMNS].long().T[..., None]
         start, width, area = layout[pair[:, 0]][:, :, None].unbind(1)  # each (B, 1)
         place = torch.arange(self.crop, device=draws.device)
         rows, columns = (torch.where(flip > 0, self.crop - 1 - place, place) for flip in (flip_y, flip_x))
@@ -132,9 +132,10 @@ class BatchCrop(nn.Module):
 
         by_row, by_column = offsets(self.mask_pixels)
         cut_masks = masks[start[:, :, None] + by_row + by_column.transpose(1, 2)]
+        cut_masks = torch.where(copied[:, :, None] > 0, 0, cut_masks)
         by_row, by_column = offsets(self.pixels)
         shift = torch.stack(shifts[::2]) * width + torch.stack(shifts[1::2])
-        first = 2 * start + torch.stack([swap, 1 - swap]) * area + shift  # (2, B, 1)
+        first = 2 * start + torch.stack([swap, torch.where(copied > 0, swap, 1 - swap)]) * area + shift  # (2, B, 1)
         taps = by_row.shape[2]
         if taps == 1:
             return images[first[..., None] + by_row + by_column.transpose(1, 2)], cut_masks

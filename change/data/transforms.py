@@ -153,8 +153,9 @@ class Geometry:
     The crop is enlarged by a factor from `smallest` to `largest`, drawn uniformly on a logarithmic scale and limited by
     the image's size. If `turned`, all eight symmetries are drawn. If `swapped`, the dates are exchanged with
     probability 1/2, and mask value v then becomes `opposites[v]`, unless `opposites` is empty. With probability 1/2,
-    one of the dates is shifted by up to `shift` pixels along each axis; the mask stays where it is. Raises ValueError
-    for values out of range.
+    one of the dates is shifted by up to `shift` pixels along each axis; the mask stays where it is. With probability
+    `unchanged`, both dates show the same one of them, and nothing has changed. Raises ValueError for values out of
+    range.
     """
 
     smallest: float = 1.0
@@ -163,12 +164,15 @@ class Geometry:
     swapped: bool = False
     shift: int = 0
     opposites: tuple[int, ...] = ()
+    unchanged: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= self.largest:
             raise ValueError("scales must be above 0, the smaller one first")
         if self.shift < 0:
             raise ValueError("the shift must be 0 or more")
+        if not 0 <= self.unchanged <= 1:
+            raise ValueError("the probability must be 0 to 1")
 
 
 PLAIN = Geometry()
@@ -189,6 +193,7 @@ class Crop(NamedTuple):
         swap: Whether the dates are exchanged.
         down_before, across_before, down_after, across_after: Rows and columns by which the square of a date is shifted,
             after the exchange.
+        copied: Whether the second date is replaced by the first one, after the exchange, and the mask emptied.
     """
 
     top: int
@@ -202,6 +207,7 @@ class Crop(NamedTuple):
     across_before: int = 0
     down_after: int = 0
     across_after: int = 0
+    copied: bool = False
 
 
 def draw_crop(height: int, width: int, crop: int, rng: np.random.Generator, geometry: Geometry = PLAIN) -> Crop:
@@ -214,7 +220,10 @@ def draw_crop(height: int, width: int, crop: int, rng: np.random.Generator, geom
     flip_x, flip_y = (rng.random(2) < 0.5).tolist()
     turn = geometry.turned and rng.random() < 0.5
     swap = geometry.swapped and rng.random() < 0.5
-    plain = Crop(top, left, side, flip_x, flip_y, turn, swap)
+    copied = geometry.unchanged > 0 and rng.random() < geometry.unchanged
+    if copied:
+        swap = rng.random() < 0.5
+    plain = Crop(top, left, side, flip_x, flip_y, turn, swap, copied=copied)
     if not geometry.shift or rng.random() < 0.5:
         return plain
     down, across = rng.integers(-geometry.shift, geometry.shift + 1, 2).tolist()
@@ -235,7 +244,7 @@ def crop_pair(
         mask: Mask (H, W).
         crop: Side of the result in pixels, at most H and W.
         rng: Source of all random numbers.
-        geometry: How the square is scaled, turned, swapped and shifted.
+        geometry: How the square is scaled, turned, swapped and shifted, and whether the dates differ.
 
     Returns:
         Two images (crop, crop, C) and a mask (crop, crop), contiguous in memory.
@@ -245,6 +254,8 @@ def crop_pair(
     side, flip_x, flip_y = drawn.side, drawn.flip_x, drawn.flip_y
     if drawn.swap:
         before, after = after, before
+    if drawn.copied:
+        after, mask = before, np.zeros_like(mask)
 
     def cut(array: Image, down: int = 0, across: int = 0) -> Image:
         top, left = drawn.top + down, drawn.left + across

@@ -92,6 +92,9 @@ class AugmentationOptions:
     symmetries: bool = option(False, "quarter turns in addition to flips")
     swap: bool = option(False, "exchange the dates of half of the crops")
     shift: int = option(0, "shift one date of half of the crops by up to n pixels, as if the dates were misregistered")
+    unchanged: float = option(
+        0.0, "probability that both dates of a crop show the same date, recoloured and shifted as usual: no change"
+    )
     degrade: float = option(
         0.0, "probability of each degradation of each date: colour cast, haze, grey, blur or sharpening, JPEG"
     )
@@ -101,6 +104,7 @@ class AugmentationOptions:
         self.scales()
         require_at_least(self, 0, "shift")
         require_share(self, "degrade")
+        require_share(self, "unchanged")
 
     def jitter(self) -> tuple[float, float, float, float]:
         """Return the ranges of brightness, contrast, saturation and hue. Raises UserError for bad values."""

@@ -185,7 +185,7 @@ def open_data(options: TrainOptions, device: torch.device, state: RunState | Non
 def make_geometry(options: AugmentationOptions, train: Split) -> Geometry:
     """Make the random changes of the shape of crops, and of the classes of swapped dates."""
     opposites = train.classes.opposites if train.classes else ()
-    return Geometry(*options.scales(), options.symmetries, options.swap, options.shift, opposites)
+    return Geometry(*options.scales(), options.symmetries, options.swap, options.shift, opposites, options.unchanged)
 
 
 def make_jitter(options: AugmentationOptions, channels: Channels | None) -> ColorJitter | BandJitter:

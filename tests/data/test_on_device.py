@@ -57,7 +57,9 @@ def test_pairs_are_read_as_from_their_files(split: Split) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("geometry", [PLAIN, Geometry(1, 1, turned=True, swapped=True)], ids=["flips", "turns"])
+@pytest.mark.parametrize(
+    "geometry", [PLAIN, Geometry(1, 1, turned=True, swapped=True, unchanged=0.5)], ids=["flips", "turns"]
+)
 def test_batches_are_those_of_the_other_loader(split: Split, geometry: Geometry, workers: int) -> None:
     """Without scale and colours: pixels, masks, names and hashes, and for any number of workers."""
     samples = make_samples(split, geometry=geometry)

@@ -130,6 +130,21 @@ def test_shift() -> None:
     assert abs(by_date[0] - by_date[1]) < 150
 
 
+def test_unchanged() -> None:
+    """In a quarter of the crops, both dates show one of the two, shifted or not, and the mask is empty."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.uint8)
+    first, second, mask = np.dstack([y, x, 0 * x]), np.dstack([y, x, 0 * x + 7]), np.ones_like(y)
+    rng, seen = np.random.default_rng(0), Counter[tuple[int, ...]]()
+    for _ in range(2000):
+        before, after, cut = crop_pair(first, second, mask, CROP, rng, Geometry(shift=1, unchanged=0.25))
+        assert len(np.unique(cut)) == 1
+        seen[int(before[0, 0, 2]), int(after[0, 0, 2]), int(cut[0, 0])] += 1
+    assert set(seen) == {(0, 7, 1), (0, 0, 0), (7, 7, 0)}
+    assert abs(seen[0, 7, 1] - 1500) < 97 and abs(seen[0, 0, 0] - seen[7, 7, 0]) < 112  # five standard deviations
+    with pytest.raises(ValueError, match="probability"):
+        Geometry(unchanged=1.5)
+
+
 def test_draws_do_not_depend_on_what_is_off(smooth: Image) -> None:
     """Without shift and degradations, no random number is drawn for them."""
     rng, same = np.random.default_rng(0), np.random.default_rng(0)
