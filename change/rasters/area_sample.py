@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from change.common.errors import UserError
 from change.common.files import file_hash, write_folder, write_whole
+from change.common.gdal import geo, limited_cache
 from change.common.pictures import YELLOW, Image, save_png, side_by_side
 from change.evaluation.area_estimate import LEAST, allocate, choose_size
-from change.rasters.gdal import geo, limited_cache
 from change.rasters.grids import Values, apply_affine
 from change.rasters.numbering import Numbers
 from change.rasters.pixel_areas import pixel_areas

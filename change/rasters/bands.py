@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from change.common.band_files import header_of
 from change.common.bands import Bands
 from change.common.errors import UserError
-from change.rasters.gdal import find_alpha_band, geo, open_raster, read_date, read_palette
+from change.common.gdal import find_alpha_band, geo, open_raster, read_date, read_palette
 
 ROLES = ("red", "green", "blue")
 UNDECLARED = ("undefined", "gray")  # GDAL's colour interpretation of bands of which the file says nothing

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.classes import Classes
+from change.common.gdal import check_whole, geo
 from change.common.union_find import connected_components
-from change.rasters.gdal import check_whole, geo
 
 ROWS = 512  # number of rows that are labelled at once
 Numbers = NDArray[np.int64]

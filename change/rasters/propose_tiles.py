@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from change.rasters.gdal import geo
+from change.common.gdal import geo
 from change.rasters.numbering import ROWS, Numbers
 from change.rasters.scene import HIGHEST, NO_DATA
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from change.common.bands import Bands, blank, has_data
 from change.common.errors import UserError
+from change.common.gdal import find_alpha_band, gdal_errors, geo, reason
 from change.rasters.alignment import Alignment, align_dates
 from change.rasters.area import area_bounds, inside_area, read_area
 from change.rasters.bands import Source, open_source
@@ -41,7 +42,6 @@ from change.rasters.common_grid import (
     warp_onto,
     whole_window,
 )
-from change.rasters.gdal import find_alpha_band, gdal_errors, geo, reason
 from change.rasters.grids import find_shift
 from change.rasters.places import find_fault
 from change.rasters.shift_grid import ReadBlock, ShiftGrid

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from change.common.errors import UserError
 from change.common.files import write_folder
-from change.rasters.gdal import CACHE, quiet_gdal
+from change.common.gdal import CACHE, quiet_gdal
 from change.rasters.jobs import count_pixels
 from change.rasters.picture_pair import predict_pictures
 from change.rasters.raster import RasterPair
