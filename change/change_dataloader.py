@@ -38,6 +38,7 @@ from change.common.images import (
     UNREADABLE,
     Image,
     bits,
+    blank_missing,
     count_pages,
     explain_unreadable,
     image_hash,
@@ -146,9 +147,7 @@ def read_images(pair: Pair, bands: Bands | None) -> tuple[Image, Image]:
     if bands is None:
         return read_image(pair.before), read_image(pair.after)
     (before, first), (after, second) = read_bands(pair.before, bands), read_bands(pair.after, bands)
-    data = first & second
-    if not data.all():
-        before, after = before * data[..., None], after * data[..., None]
+    before, after = blank_missing((before, after), first & second)
     return before, after
 
 

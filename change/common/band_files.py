@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from change.common.bands import Bands, Channels, Header, blank, has_data
 from change.common.errors import UserError
-from change.common.gdal import gdal_errors, geo, limited_cache, open_raster, reason
+from change.common.gdal import gdal_errors, geo, limited_cache, open_raster, read_levels, reason
 
 PART = 2**22  # levels that are read at once for statistics
 
@@ -65,16 +65,7 @@ def read_bands(path: Path, bands: Bands) -> tuple[NDArray[Any], NDArray[np.bool_
 
 def read_part(dataset: Any, numbers: Sequence[int], window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Read a window of an open dataset: levels (C, h, w), 0 where there is no data, and the pixels with data, bool."""
-    levels = dataset.read(list(numbers), window=window)
-    alphas = [number for number, kind in enumerate(dataset.colorinterp, start=1) if kind.name == "alpha"]
-    if set(alphas) & set(numbers):  # GDAL takes the fourth 8-bit band for alpha and would mask the others with it
-        valid = np.asarray(levels != dataset.nodata)
-    else:
-        valid = np.asarray(dataset.read_masks(list(numbers), window=window) > 0)
-        for alpha in alphas:  # GDAL treats it as a mask only for some numbers of bands and some types
-            valid &= dataset.read(alpha, window=window) > 0
-    if levels.dtype.kind == "f":
-        valid &= np.isfinite(levels)
+    levels, valid = read_levels(dataset, numbers, window)
     data = has_data(levels, valid)
     return blank(levels, data), data
 

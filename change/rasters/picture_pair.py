@@ -17,7 +17,7 @@ import torch
 
 from change.common.errors import UserError
 from change.common.files import write_whole
-from change.common.images import read_opaque
+from change.common.images import blank_missing, read_opaque
 from change.common.pictures import mask_picture, outlined_panel, save_classes, save_png
 from change.prediction.detector import ChangeDetector
 from change.prediction.threshold import any_change, changed_pixels, class_values
@@ -51,7 +51,7 @@ def predict_pictures(
         ]
         raise UserError(f"{', '.join(sizes)}: bring both to one grid")
     data = first_opaque & second_opaque
-    first, second = (image * data[..., None] for image in (first, second))  # hidden colours must not matter
+    first, second = blank_missing((first, second), data)
     look = look_at_pictures(before, after, (first, second), data)
     log_look(look)
     found, _ = detector.predict_all(first, second, str(before))

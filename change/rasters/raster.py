@@ -29,7 +29,8 @@ from torch import Tensor
 
 from change.common.bands import Bands, blank, has_data
 from change.common.errors import UserError
-from change.common.gdal import find_alpha_band, gdal_errors, geo, reason
+from change.common.gdal import gdal_errors, geo, read_levels, reason
+from change.common.images import as_input
 from change.rasters.alignment import Alignment, align_dates
 from change.rasters.area import area_bounds, inside_area, read_area
 from change.rasters.bands import Source, open_source
@@ -88,7 +89,6 @@ class AlignedRaster:
         self.shifts: ShiftGrid | None = None  # undone by `read`, if it is set
         self.is_warped = warped is not None
         self.palette = source.palette
-        self.alpha = find_alpha_band(self.dataset)  # a warped raster may have one of its own
         self.bands = list(source.bands)
         self.reads = reads
         self.shown = [0, 1, 2] if reads is None else list(reads.shown())
@@ -166,10 +166,8 @@ class AlignedRaster:
                 window = windows.Window(
                     col_off=left, row_off=top + row, width=block.width, height=min(rows, block.height - row)
                 )
-                valid = self.dataset.read_masks(self.bands, window=window) > 0
-                if self.alpha:  # GDAL treats it as a mask only for some numbers of bands and some types
-                    valid &= self.dataset.read(self.alpha, window=window) > 0
-                levels_of.append(self.dataset.read(self.bands, window=window))
+                levels, valid = read_levels(self.dataset, self.bands, window)
+                levels_of.append(levels)
                 valid_of.append(valid)
         except gdal_errors() as error:
             raise UserError(
@@ -179,8 +177,6 @@ class AlignedRaster:
         if self.palette is not None:
             colours = self.palette[levels[0]].transpose(2, 0, 1)
             levels, valid = colours[:3], np.repeat(valid & (colours[3:] > 0), 3, axis=0)
-        if levels.dtype.kind == "f":
-            valid = valid & np.isfinite(levels)
         return levels, valid
 
     def picture(self, levels: NDArray[Any], data: NDArray[np.bool_]) -> NDArray[Any]:
@@ -370,9 +366,8 @@ class RasterPair:
         before, after = before * data, after * data
         if self.area is not None:
             data = data & inside_area(self.area, self.transform, first=first, last=last, width=self.width)
-        if self.kind != "uint8":
-            before, after = before.astype(np.float32), after.astype(np.float32)
-        return torch.from_numpy(before)[None], torch.from_numpy(after)[None], data
+        inputs = [torch.from_numpy(as_input(levels))[None] for levels in (before, after)]
+        return inputs[0], inputs[1], data
 
     def close(self) -> None:
         """Close the files."""
