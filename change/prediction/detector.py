@@ -26,7 +26,7 @@ from change.common.files import DEFAULT_CHECKPOINT, shipped_file
 from change.common.images import Image, as_input, bits, blank_missing, read_opaque, split_alpha
 from change.common.tiff import have_different_grids, more_than_rgba
 from change.prediction.predictor import precision_name, predictor
-from change.prediction.threshold import any_change, changed_pixels, class_values, require_finite
+from change.prediction.threshold import any_change, mask_values, require_finite
 from change.prediction.tiles import Predict, sliding, symmetric
 
 Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]
@@ -131,8 +131,7 @@ class ChangeDetector:
         if self.checkpoint.classes is None:
             raise UserError(f"{self.checkpoint.path} tells no classes apart: use predict")
         found, data = self.predict_all(before, after, name)
-        changed = changed_pixels(any_change(found), self.threshold, [name or "this pair"])
-        values: NDArray[np.uint8] = class_values(found, changed)[0, 0].cpu().numpy()
+        values: NDArray[np.uint8] = mask_values(found, self.threshold, [name])[0, 0].cpu().numpy()
         return values * data
 
     def predict_all(self, before: Picture, after: Picture, name: str) -> tuple[Tensor, NDArray[np.bool_]]:
