@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from change.common.errors import OneLineParser, UserError
+from change.rasters.bands import check_numbers
 from change.rasters.jobs import check_layer, find_jobs
-from change.rasters.predict import add_reading_options, require_three
+from change.rasters.predict import add_reading_options
 
 STEP = 32  # pixels: tile sides are multiples of it, as the network's strides require
 LIMIT = 4096  # pixels: tiles must not be larger
@@ -58,7 +59,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         check_layer(given.within, "--within")
     elif given.within_layer:
         raise UserError(f"--within_layer {given.within_layer} has no effect without --within: add it, or leave it out")
-    require_three(vars(given))
+    if bands := vars(given).get("bands"):
+        check_numbers(bands)
     if given.out.exists() or given.out.is_symlink():
         raise UserError(f"-o {given.out} exists, and nothing is overwritten: choose another folder, or remove it first")
     return given
