@@ -30,7 +30,6 @@ import numpy as np
 from change.common.band_files import read_bands, read_header
 from change.common.bands import Bands
 from change.common.classes import NO_CLASSES, Classes, MaskClasses
-from change.common.classes import SPLITS as SPLITS
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash
 from change.common.images import (

@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 
 from change.common.errors import UserError, list_names
 from change.common.files import write_whole
-from change.common.names import decode_text
+from change.common.names import SPLITS, decode_text
 
 CLASSES = "classes.txt"
 MOST = 255  # classes, because masks have 8 bits
 SWAP, BECOMES = "<->", "->"
 UNCHANGED = "unchanged"
 ANY = "any"  # the value of --classes that reads all classes as changed
-SPLITS = ("train", "val", "test")  # names of folders beside which classes.txt may lie
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, Pair, check_headers, read_images
+from change.change_dataloader import AFTER, BEFORE, LABEL, SUFFIXES, Pair, check_headers, read_images
 from change.common.band_files import measure, read_header
 from change.common.bands import Channels, choose_bands
 from change.common.errors import UserError, list_names
 from change.common.images import Image, image_hash
-from change.common.names import files_by_stem, read_list
+from change.common.names import SPLITS, files_by_stem, read_list
 from change.data.masks import LevelCounts, count_levels, read_levels
 from change.data.similarity import Shift, edges, shift, thumbnail
 
