@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from change.common.band_files import read_header
 from change.common.bands import choose_bands
 from change.common.errors import UserError
-from change.rasters.raster import Block, RasterPair
+from change.rasters.aligned_raster import Block
+from change.rasters.raster import RasterPair
 from change.rasters.rows import RowReader
 from tests.rasters.drawn import EAST, GRID, NORTH, UTM, write_raster
 
