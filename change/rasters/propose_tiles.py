@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.gdal import geo
+from change.rasters.levels import HIGHEST, NO_DATA
 from change.rasters.numbering import ROWS, Numbers
-from change.rasters.scene import HIGHEST, NO_DATA
 
 UNSURE, CHANGE, RANDOM = "unsure", "change", "random"  # why a tile is chosen
 APART = 2  # tiles that do not touch lie at least this far apart, counted in tiles

@@ -43,10 +43,7 @@ from change.evaluation.report import TEMPLATE
 from change.prediction.tiles import Predict
 from change.rasters.class_layer import CLASS, class_style, mask_colours, measure_classes, name_changes, require_few
 from change.rasters.describe import describe_bands, describe_grid, describe_stretch
-from change.rasters.levels import COLOURS as COLOURS
-from change.rasters.levels import HIGHEST as HIGHEST
-from change.rasters.levels import NO_DATA as NO_DATA
-from change.rasters.levels import to_levels
+from change.rasters.levels import COLOURS, HIGHEST, NO_DATA, to_levels
 from change.rasters.look import log_look, look_at
 from change.rasters.numbering import Changes, Numbering
 from change.rasters.places import is_on_earth

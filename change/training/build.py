@@ -301,10 +301,10 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
             network,
             config,
             options.start,
-            data.train.changed,
-            channels.bands if channels else None,
-            classes,
-            data.train.shares,
+            rate=data.train.changed,
+            bands=channels.bands if channels else None,
+            classes=classes,
+            shares=data.train.shares,
         )
         given = read_range("resolution", options.data.resolution, "0.5 2")
         if template.resolution and not given:
