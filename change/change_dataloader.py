@@ -31,7 +31,7 @@ from change.common.band_files import read_bands, read_header
 from change.common.bands import Bands
 from change.common.classes import NO_CLASSES, Classes, MaskClasses
 from change.common.errors import UserError, list_names
-from change.common.files import file_hash
+from change.common.files import file_hash, require_root
 from change.common.images import (
     IMAGE_MODES,
     UNREADABLE,
@@ -212,8 +212,7 @@ def find_folder(root: Path, split: str, list_file: Path | None) -> tuple[Path, P
 
     Raises UserError if `root` is missing, or if it holds all splits and the list is missing.
     """
-    if not root.is_dir():
-        raise UserError(f"no folder {root}: check the path of the data set")
+    require_root(root)
     if (root / split / BEFORE).is_dir() or not (root / BEFORE).is_dir():
         return root / split, list_file
     list_file = list_file or root / "list" / f"{split}.txt"

@@ -18,7 +18,7 @@ from pathlib import Path
 from change.common.choices import AMP_CHOICES, COMPILE_CHOICES, OVERLAP, TILE
 from change.common.command_line import check_threshold, refuse_idle
 from change.common.errors import OneLineParser, UserError
-from change.common.files import DEFAULT_CHECKPOINT, shipped_file
+from change.common.files import DEFAULT_CHECKPOINT, require_checkpoint, shipped_file
 from change.rasters.bands import ALPHA_CHOICES, check_numbers
 from change.rasters.jobs import check_layer, find_jobs
 from change.rasters.polygons import LEAST_PIXELS, OUTLINES, VECTORS
@@ -32,7 +32,8 @@ RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "align", "vecto
 def main(arguments: Sequence[str]) -> int:
     """Predict every pair that the command line names; return the exit code."""
     given = parse_arguments(arguments)
-    find_jobs(given.before, given.after, given.out)  # reports a missing file at once
+    find_jobs(given.before, given.after, given.out)  # like the next line, reports a missing file at once
+    require_checkpoint(given.checkpoint_path)
     from change.rasters.predict_pairs import predict_all  # here, because importing torch takes seconds
 
     return predict_all(given)
