@@ -19,7 +19,8 @@ from change.common.errors import UserError, list_names
 from change.common.files import require_root
 from change.common.images import Image, image_hash
 from change.common.names import SPLITS, files_by_stem, read_list
-from change.data.masks import LevelCounts, count_levels, read_levels
+from change.data.mask_levels import read_levels
+from change.data.masks import LevelCounts, count_levels
 from change.data.similarity import Shift, edges, shift, thumbnail
 
 Files = tuple[str, str, dict[str, Path]]  # a pair's split, its stem, and its files by subfolder
