@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from change.common.errors import check_first, run_command
-from change.options.test import OutputOptions, parse_test
+from change.options.test import OutputOptions, parse_test_of_files
 
 if __name__ == "__main__":
-    check_first(parse_test)
+    check_first(parse_test_of_files)
 
 from change.change_dataloader import find_split
 from change.checkpoint import load_checkpoint, network_for_prediction
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     """Parse, build, run; return the exit code."""
     process, processes = distributed.rank(), distributed.processes()
     start_logging(process)
-    options = parse_test(arguments)
+    options = parse_test_of_files(arguments)
     source, protocol, compute = options.input, options.protocol, options.compute
     outputs = find_outputs(options.output, Path(source.test_root))
     device = choose_device(compute.device)

@@ -19,8 +19,9 @@ from change.common.command_line import to_flat
 from change.common.devices import choose_device
 from change.common.logs import start_logging
 from change.data.sources import hashes_of_sources
-from change.training.build import build_parts, check_same_pairs, describe_setup, open_data, use_cache
+from change.training.data import check_same_pairs, open_data, use_cache
 from change.training.interruption import Interrupted
+from change.training.parts import build_parts, describe_setup
 from change.training.precision import Precision, algorithms
 from change.training.run_folder import Run, hold_run
 from change.training.start import plan_run

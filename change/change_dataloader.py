@@ -30,14 +30,14 @@ import numpy as np
 from change.common.band_files import read_bands, read_header
 from change.common.bands import Bands
 from change.common.classes import NO_CLASSES, Classes, MaskClasses
-from change.common.classes import SPLITS as SPLITS
 from change.common.errors import UserError, list_names
-from change.common.files import file_hash
+from change.common.files import file_hash, require_root
 from change.common.images import (
     IMAGE_MODES,
     UNREADABLE,
     Image,
     bits,
+    blank_missing,
     count_pages,
     explain_unreadable,
     image_hash,
@@ -146,9 +146,7 @@ def read_images(pair: Pair, bands: Bands | None) -> tuple[Image, Image]:
     if bands is None:
         return read_image(pair.before), read_image(pair.after)
     (before, first), (after, second) = read_bands(pair.before, bands), read_bands(pair.after, bands)
-    data = first & second
-    if not data.all():
-        before, after = before * data[..., None], after * data[..., None]
+    before, after = blank_missing((before, after), first & second)
     return before, after
 
 
@@ -214,8 +212,7 @@ def find_folder(root: Path, split: str, list_file: Path | None) -> tuple[Path, P
 
     Raises UserError if `root` is missing, or if it holds all splits and the list is missing.
     """
-    if not root.is_dir():
-        raise UserError(f"no folder {root}: check the path of the data set")
+    require_root(root)
     if (root / split / BEFORE).is_dir() or not (root / BEFORE).is_dir():
         return root / split, list_file
     list_file = list_file or root / "list" / f"{split}.txt"

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from change.common.bands import Bands, Channels, restore_bands
 from change.common.classes import Classes, restore_classes
 from change.common.errors import UserError, list_names
-from change.common.files import file_hash, write_whole
+from change.common.files import file_hash, require_checkpoint, write_whole
 from change.published import translate
 from models.config import RGB, NetworkConfig
 from models.encoders import IMAGENET_MEAN, IMAGENET_STD
@@ -233,8 +233,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged, or holds anything else.
     """
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}: check the path")
+    require_checkpoint(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; a file that cannot be read raises an error

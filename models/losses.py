@@ -37,11 +37,21 @@ class Losses(NamedTuple):
 
 def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """Compute the mean cross-entropy of logits (B, O, H, W) and mask -> a scalar. It is binary if O is 1."""
-    if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(to_full_precision(logits), mask)
-    # As rows: the loss of maps has no deterministic form on a GPU.
-    rows = to_full_precision(logits).permute(0, 2, 3, 1).flatten(0, 2)
-    return F.cross_entropy(rows, mask.flatten().long())
+    # Classes last, as rows: the loss of maps has no deterministic form on a GPU.
+    return cross_entropy_of_rows(logits if logits.shape[1] == 1 else logits.permute(0, 2, 3, 1), mask)
+
+
+def cross_entropy_of_rows(logits: Tensor, truth: Tensor) -> Tensor:
+    """Compute the mean cross-entropy of logits and truth -> a scalar.
+
+    Args:
+        logits: of the truth's shape, or (..., O) with one row per value of the truth.
+        truth: float, 0 and 1 or, for rows, class values from 0 to O - 1.
+    """
+    logits = to_full_precision(logits)
+    if logits.shape == truth.shape:
+        return F.binary_cross_entropy_with_logits(logits, truth)
+    return F.cross_entropy(logits.flatten(0, -2), truth.flatten().long())
 
 
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -54,21 +64,22 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     It is not a mean over pairs: if a batch is split into micro-batches, the mean of their losses differs from it.
     Source: Milletari et al., "V-Net", 3DV 2016, with sums instead of squares.
     """
-    if logits.shape[1] > 1:
-        return class_dice_loss(logits, mask)
-    probability = torch.sigmoid(to_full_precision(logits))
-    return 1 - (2 * (probability * mask).sum() + 1) / ((probability + mask).sum() + 1)
-
-
-def class_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Compute the mean of `dice_loss` over the classes of change that occur in the mask; for O > 1."""
-    probabilities = torch.softmax(to_full_precision(logits), dim=1)[:, 1:]
+    logits = to_full_precision(logits)
+    if logits.shape[1] == 1:
+        probability = torch.sigmoid(logits)
+        return dice_of_sums((probability * mask).sum(), (probability + mask).sum())
+    probabilities = torch.softmax(logits, dim=1)[:, 1:]
     values = torch.arange(1, logits.shape[1], device=mask.device, dtype=mask.dtype)
     masks = (mask == values[:, None, None]).to(probabilities.dtype)  # (B, O - 1, H, W)
     pixels = masks.sum((0, 2, 3))
-    losses = 1 - (2 * (probabilities * masks).sum((0, 2, 3)) + 1) / (probabilities.sum((0, 2, 3)) + pixels + 1)
+    losses = dice_of_sums((probabilities * masks).sum((0, 2, 3)), probabilities.sum((0, 2, 3)) + pixels)
     occurs = (pixels > 0).to(losses.dtype)
     return (losses * occurs).sum() / occurs.sum().clamp_min(1)
+
+
+def dice_of_sums(common: Tensor, total: Tensor) -> Tensor:
+    """Compute 1 - Dice from the sum of probability times mask, and the sum of both; any shape."""
+    return 1 - (2 * common + 1) / (total + 1)
 
 
 # Terms that compare logits (B, O, H, W) with the mask -> a scalar.
@@ -83,15 +94,7 @@ def mask_loss(logits: Tensor, mask: Tensor, weights: Mapping[str, float]) -> Ten
 
 def point_loss(stages: Sequence[PointLogits]) -> Tensor:
     """Compute the mean over the stages of the cross-entropy of the refined points."""
-    return torch.stack([cross_entropy_at_points(stage) for stage in stages]).mean()
-
-
-def cross_entropy_at_points(stage: PointLogits) -> Tensor:
-    """Compute the mean cross-entropy of a stage's refined points. It is binary if there is one logit per point."""
-    logits = to_full_precision(stage.refined)
-    if logits.ndim == 2:
-        return F.binary_cross_entropy_with_logits(logits, stage.labels)
-    return F.cross_entropy(logits.flatten(0, 1), stage.labels.flatten().long())
+    return torch.stack([cross_entropy_of_rows(stage.refined, stage.labels) for stage in stages]).mean()
 
 
 # --- the network and its loss --------------------------------------------------------------------------------------

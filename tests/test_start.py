@@ -10,6 +10,7 @@ import pytest
 from change.__main__ import VERBS
 from tests.conftest import REPOSITORY
 
+SAMPLES = ("test_samples/A/0_0000.jpg", "test_samples/B/0_0000.jpg")
 PROGRAMS = [["train.py"], ["test.py"], ["-m", "change"], *(["-m", "change", verb] for verb in VERBS)]
 
 
@@ -42,7 +43,10 @@ def test_help_and_wrong_arguments(program: list[str]) -> None:
         (("test.py", "--test_root=a"), "error: --checkpoint_path is missing"),
         (("test.py", "--test_root=a", "--checkpoint_path=b", "--threshold=2"), "error: --threshold 2: choose"),
         (("-m", "change", "predict", "a", "b", "-o", "c", "--tile=1"), "error: --tile 1: choose 32 or more"),
+        (("test.py", "--test_root=a", "--checkpoint_path=b"), "error: no checkpoint at b: check the path"),
+        (("test.py", "--test_root=a", "--checkpoint_path=train.py"), "error: no folder a: check the path of"),
         (("-m", "change", "predict", "a.tif", "b.tif", "-o", "c"), "error: no file at a.tif: check the path"),
+        (("-m", "change", "predict", *SAMPLES, "-o", "c", "--checkpoint_path=d"), "error: no checkpoint at d: check"),
         (("-m", "change", "tiles", "a", "b", "c", "-o", "d", "--size=9"), "error: --size 9: choose a multiple of 32"),
         (("-m", "change", "tiles", "a.tif", "b.tif", "c", "-o", "d"), "error: no file at a.tif: check the path"),
     ],

@@ -18,27 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.bands import Bands, Channels, Header, blank, has_data
-from change.common.errors import UserError, import_optional
+from change.common.errors import UserError
+from change.common.gdal import gdal_errors, geo, limited_cache, open_raster, read_levels, reason
 
 PART = 2**22  # levels that are read at once for statistics
-CACHE = 64 * 2**20  # bytes of decoded blocks that GDAL may keep
 
 
 @contextlib.contextmanager
 def open_bands(path: Path) -> Iterator[Any]:
     """Open a file with rasterio, for the duration of a `with` block.
 
-    Raises UserError if rasterio is missing, or if the file cannot be read, here or inside the block.
+    Raises UserError as `open_raster` does, and if the file cannot be read inside the block.
     """
-    rasterio = import_optional("rasterio", "pip install -r requirements-geo.txt")
-    errors = rasterio.errors
-    try:
-        with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(path) as dataset:
+    with limited_cache(), contextlib.closing(open_raster(path)) as dataset:
+        try:
             yield dataset
-    except (errors.RasterioError, rasterio._err.CPLE_BaseError, OSError) as error:
-        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-            error = error.__cause__
-        raise UserError(f"{path} cannot be read ({error}): replace the file") from error
+        except gdal_errors() as error:
+            raise UserError(f"{path} cannot be read ({reason(error)}): replace the file") from error
 
 
 def read_header(path: Path) -> Header:
@@ -69,16 +65,7 @@ def read_bands(path: Path, bands: Bands) -> tuple[NDArray[Any], NDArray[np.bool_
 
 def read_part(dataset: Any, numbers: Sequence[int], window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Read a window of an open dataset: levels (C, h, w), 0 where there is no data, and the pixels with data, bool."""
-    levels = dataset.read(list(numbers), window=window)
-    alphas = [number for number, kind in enumerate(dataset.colorinterp, start=1) if kind.name == "alpha"]
-    if set(alphas) & set(numbers):  # GDAL takes the fourth 8-bit band for alpha and would mask the others with it
-        valid = np.asarray(levels != dataset.nodata)
-    else:
-        valid = np.asarray(dataset.read_masks(list(numbers), window=window) > 0)
-        for alpha in alphas:  # GDAL treats it as a mask only for some numbers of bands and some types
-            valid &= dataset.read(alpha, window=window) > 0
-    if levels.dtype.kind == "f":
-        valid &= np.isfinite(levels)
+    levels, valid = read_levels(dataset, numbers, window)
     data = has_data(levels, valid)
     return blank(levels, data), data
 
@@ -96,7 +83,7 @@ def measure(paths: Sequence[Path], bands: Bands) -> Channels:
     def sums_of(path: Path) -> list[tuple[float, NDArray[np.float64], NDArray[np.float64]]]:
         return list(sums(path, bands))
 
-    with ThreadPoolExecutor(2) as pool:
+    with limited_cache(), ThreadPoolExecutor(2) as pool:  # threads that overlap would restore each other's limit
         for parts in pool.map(sums_of, paths):
             for other, its_mean, its_squares in parts:  # Chan et al., "Updating Formulae", 1979
                 whole = count + other
@@ -117,7 +104,7 @@ def sums(path: Path, bands: Bands) -> Iterator[tuple[float, NDArray[np.float64],
     """Yield number, mean and sum of squared differences from the mean of the levels in each part of a file."""
     with open_bands(path) as dataset:
         numbers = bands.find(header_of(dataset, path))
-        windows = import_optional("rasterio.windows", "pip install -r requirements-geo.txt")
+        windows = geo("rasterio.windows")
         tall, wide = dataset.block_shapes[0]
         wide = min(wide, dataset.width)
         rows = max(1, PART // (wide * len(numbers) * tall)) * tall

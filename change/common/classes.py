@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from change.common.errors import UserError, list_names
 from change.common.files import write_whole
-from change.common.names import decode_text
+from change.common.names import SPLITS, decode_text
 
 CLASSES = "classes.txt"
 MOST = 255  # classes, because masks have 8 bits
@@ -25,7 +25,6 @@ UNCHANGED = "unchanged"
 DIRECTIONS = "new <-> vanished"  # the classes of masks that hold directions, and their values:
 NEW, VANISHED = 1, 2
 ANY = "any"  # the value of --classes that reads all classes as changed
-SPLITS = ("train", "val", "test")  # names of folders beside which classes.txt may lie
 
 
 @dataclass(frozen=True)

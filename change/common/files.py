@@ -97,6 +97,18 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def require_checkpoint(path: Path) -> None:
+    """Raise UserError if there is no file of weights at a path."""
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: check the path")
+
+
+def require_root(root: Path) -> None:
+    """Raise UserError if the folder of a data set is missing."""
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: check the path of the data set")
+
+
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -194,6 +194,16 @@ def read_opaque(path: Path) -> tuple[Image, NDArray[np.bool_]]:
 def split_alpha(colours: NDArray[np.uint8]) -> tuple[Image, NDArray[np.bool_]]:
     """Split RGBA (H, W, 4) into RGB (H, W, 3) and the pixels that are not fully transparent, bool (H, W)."""
     return np.ascontiguousarray(colours[..., :3]), np.asarray(colours[..., 3] > 0)
+
+
+def blank_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Image]:
+    """Return images (H, W, C) with 0 where `data`, bool (H, W), is False, so that hidden levels do not matter."""
+    return list(images) if data.all() else [image * data[..., None] for image in images]
+
+
+def as_input(image: Image) -> Image:
+    """Return an image as networks take it: uint8 as it is, other types as float32."""
+    return image if image.dtype == np.uint8 else np.asarray(image, np.float32)
 
 
 def image_hash(image: Image) -> str:

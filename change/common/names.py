@@ -1,4 +1,4 @@
-"""Files by stem, lists of names, and the order of names."""
+"""Names of splits, files by stem, lists of names, and the order of names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Collection
 from pathlib import Path, PurePath
 
 from change.common.errors import UserError, list_names
+
+SPLITS = ("train", "val", "test")
 
 
 def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:

@@ -49,7 +49,10 @@ SHOWN = 3  # findings of a kind that are printed
 
 def main(arguments: Sequence[str]) -> int:
     """Run `python -m change check`; return the exit code."""
-    parser = OneLineParser(prog="python -m change check", description="Check a data set: files, masks, leaks, borders.")
+    parser = OneLineParser(
+        prog="python -m change check",
+        description="Check a data set: files, masks, leaks, borders. The exit code is 1 if there are errors or leaks.",
+    )
     parser.add_argument("root", metavar="ROOT", type=Path, help="folder of train, val, test, or of A, B, label")
     parser.add_argument(
         "--list", metavar="FOLDER", type=Path, help="folder of train.txt, val.txt, test.txt (default: ROOT/list)"

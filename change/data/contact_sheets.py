@@ -14,7 +14,7 @@ from change.common.bands import Channels
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.common.images import Image
-from change.data.masks import read_levels
+from change.data.mask_levels import read_levels
 
 ROWS = 12  # findings per sheet
 SIDE = 256  # longest side of a picture, in pixels

@@ -25,7 +25,7 @@ from change.common.images import (
     upright,
 )
 from change.data.archives import Content
-from change.data.masks import FEW_BITS, has_levels_in_colour, refuse_no_data
+from change.data.mask_levels import FEW_BITS, has_levels_in_colour, refuse_no_data
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from change.change_dataloader import SPLITS, SUFFIXES
+from change.change_dataloader import SUFFIXES
 from change.common.errors import UserError, list_names
-from change.common.names import decode_text, natural_order, parse_list
+from change.common.names import SPLITS, decode_text, natural_order, parse_list
 from change.data.archives import Content, File, Folder, normalise_folder, walk
 
 Found = dict[str, dict[str, File]]  # files of a download, by the name of their pair and by kind

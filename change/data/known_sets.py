@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS
+from change.change_dataloader import AFTER, BEFORE, LABEL
 from change.common.errors import UserError
+from change.common.names import SPLITS
 from change.data.direction import LABEL_1, LABEL_2
 from change.data.downloads import PLACEHOLDER, Layout
 from change.data.land_cover import AFTER_COVER, BEFORE_COVER, LandCover

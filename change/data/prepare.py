@@ -25,12 +25,12 @@ from pathlib import Path, PurePath
 
 from tqdm import tqdm
 
-from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES
+from change.change_dataloader import AFTER, BEFORE, LABEL, SUFFIXES
 from change.common.classes import CLASSES, Classes, write_classes
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import home_folder, make_folder, write_whole
 from change.common.logs import start_logging
-from change.common.names import files_by_stem
+from change.common.names import SPLITS, files_by_stem
 from change.data.archives import Content, File, is_hidden
 from change.data.cutting import Cutting, Strip, Tile, cut
 from change.data.direction import find_directions

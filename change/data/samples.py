@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from change.change_dataloader import Pixels, Split
 from change.common.errors import UserError, list_names
-from change.common.images import Image
+from change.common.images import Image, as_input
 from change.data.degradation import NO_DEGRADATION, Degradations
 from change.data.transforms import PLAIN, BandJitter, ColorJitter, Geometry, augment, resize
 
@@ -129,9 +129,7 @@ def as_batch(before: Image, after: Image, mask: Image, name: str, hashes: list[t
 
     Arrays that are not writeable, such as those of a mapped file, are copied. Levels that are not uint8 become float32.
     """
-    if before.dtype != np.uint8 or after.dtype != np.uint8:
-        before, after = (np.asarray(image, np.float32) for image in (before, after))
-    arrays = [np.require(array, requirements=["C", "W"]) for array in (before, after, mask)]
+    arrays = [np.require(array, requirements=["C", "W"]) for array in (as_input(before), as_input(after), mask)]
     first, second, truth = (torch.from_numpy(array) for array in arrays)
     return Batch(first.permute(2, 0, 1)[None], second.permute(2, 0, 1)[None], truth[None, None], [name], hashes)
 

@@ -12,13 +12,15 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, Pair, check_headers, read_images
+from change.change_dataloader import AFTER, BEFORE, LABEL, SUFFIXES, Pair, check_headers, read_images
 from change.common.band_files import measure, read_header
 from change.common.bands import Channels, choose_bands
 from change.common.errors import UserError, list_names
+from change.common.files import require_root
 from change.common.images import Image, image_hash
-from change.common.names import files_by_stem, read_list
-from change.data.masks import LevelCounts, count_levels, read_levels
+from change.common.names import SPLITS, files_by_stem, read_list
+from change.data.mask_levels import read_levels
+from change.data.masks import LevelCounts, count_levels
 from change.data.similarity import Shift, edges, shift, thumbnail
 
 Files = tuple[str, str, dict[str, Path]]  # a pair's split, its stem, and its files by subfolder
@@ -104,8 +106,7 @@ def find_splits(root: Path, lists: Path | None) -> tuple[dict[str, Path], dict[s
 
     Raises UserError if no split is found, if a list is wrong, or if `lists` is given but does nothing.
     """
-    if not root.is_dir():
-        raise UserError(f"no folder {root}: check the path of the data set")
+    require_root(root)
     folders = {split: root / split for split in SPLITS if (root / split / BEFORE).is_dir()}
     if folders and lists:
         raise UserError(f"--list {lists}: {root} has folders for its splits ({', '.join(folders)}): leave it out")

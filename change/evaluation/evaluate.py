@@ -34,7 +34,7 @@ from change.evaluation.summary import Settings, summarise
 from change.evaluation.table import format_table
 from change.evaluation.tally import UNKNOWN, Tally, merge
 from change.prediction.predictor import predictor
-from change.prediction.threshold import any_change, changed_pixels, class_values
+from change.prediction.threshold import any_change, changed_pixels, mask_values
 from change.prediction.tiles import Predict
 from models.network import PRXChange
 
@@ -141,13 +141,10 @@ class Evaluation:
             outputs: paths of the pictures.
         """
         truths = batch.mask.to(probability.device)
-        mask, values = truths > 0, None
-        by_class, probability = probability, any_change(probability)
-        changed = changed_pixels(probability, self.settings.threshold, batch.names)
-        if self.checkpoint.classes:
-            values = class_values(by_class, changed)
-            if number := len(tally.confusion):
-                tally.confusion += count_classes(values, truths, number - 1).cpu().numpy()
+        values, probability = mask_values(probability, self.settings.threshold, batch.names), any_change(probability)
+        mask, changed = truths > 0, values > 0
+        if number := len(tally.confusion):
+            tally.confusion += count_classes(values, truths, number - 1).cpu().numpy()
         counts = count_pixels(changed, mask).tolist()
         at_half = count_pixels(changed_pixels(probability, 0.5, batch.names), mask).tolist()
         tally.histogram += histogram(probability, mask).sum(0).cpu().numpy()
@@ -165,7 +162,7 @@ class Evaluation:
             tally.contents.append(" ".join((name, *batch.hashes[i], image_hash(truth))))
             if outputs.report:
                 tally.masks[name] = np.packbits(image)
-            own = None if values is None else values[i, 0].cpu().numpy()
+            own = values[i, 0].cpu().numpy() if self.checkpoint.classes else None
             outputs.draw(batch, i, image, truth > 0 if self.split.labelled else None, self.checkpoint, own)
 
     def place_columns(self, hashes: tuple[str, str]) -> dict[str, Any]:

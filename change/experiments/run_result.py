@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from change.common.errors import UserError
 from change.common.files import write_whole
 from change.evaluation.compare import COUNTS, Run, parse_rows, read_run
-from change.experiments.experiment import BEST, Arm, DataSet, Experiment
+from change.experiments.arms import BEST, Arm, DataSet, Experiment
 
 COLUMNS = ("image", "group", "meets_train", *COUNTS)
 # For each annotation in `Facts`: the types of its value in JSON.

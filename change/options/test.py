@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from change.common.choices import AMP_CHOICES
@@ -20,6 +21,7 @@ from change.common.command_line import (
     to_flat,
 )
 from change.common.errors import UserError
+from change.common.files import require_checkpoint, require_root
 from change.options.compute import ComputeOptions
 
 if TYPE_CHECKING:
@@ -119,4 +121,12 @@ def parse_test(arguments: Sequence[str]) -> TestOptions:
     given = parse_given(TestOptions, arguments, "Test PRX-Change on a folder of A, B and label.")
     options = from_flat(TestOptions, given)
     refuse_without_effect(TestOptions, given, to_flat(options))
+    return options
+
+
+def parse_test_of_files(arguments: Sequence[str]) -> TestOptions:
+    """Parse the command line of test.py. Raises UserError as `parse_test` does, and for missing data or weights."""
+    options = parse_test(arguments)
+    require_checkpoint(Path(options.input.checkpoint_path))
+    require_root(Path(options.input.test_root))
     return options

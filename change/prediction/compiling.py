@@ -109,7 +109,7 @@ class WhenItPays:
         """Wrap a network.
 
         Args:
-            network: takes before and after, (B, 3, H, W) each, and returns logits (B, O, H, W).
+            network: takes before and after, (B, C, H, W) each, and returns logits (B, O, H, W).
             device: the network's device.
             pixels: number of pixels that are to be predicted in total, as far as known.
             choice: one of `COMPILE_CHOICES`.
@@ -119,7 +119,7 @@ class WhenItPays:
         self.compiled: dict[torch.Size, Compiled] = {}
 
     def __call__(self, before: Tensor, after: Tensor) -> Tensor:
-        """Turn images (B, 3, H, W) into logits (B, O, H, W)."""
+        """Turn images (B, C, H, W) into logits (B, O, H, W)."""
         shape, pixels = before.shape, before.shape[0] * before.shape[2] * before.shape[3]
         if shape not in self.compiled and len(self.compiled) < SHAPES:
             self.calls[shape] += 1

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from change.checkpoint import load_checkpoint, network_for_prediction
 from change.common.band_files import read_bands
-from change.common.bands import Bands
+from change.common.bands import Bands, blank
 from change.common.choices import OVERLAP, TILE
 from change.common.devices import DTYPES, choose_amp, choose_device
 from change.common.errors import UserError
 from change.common.files import DEFAULT_CHECKPOINT, shipped_file
-from change.common.images import Image, bits, read_opaque, split_alpha
+from change.common.images import Image, as_input, bits, blank_missing, read_opaque, split_alpha
 from change.common.tiff import have_different_grids, more_than_rgba
 from change.prediction.predictor import precision_name, predictor
-from change.prediction.threshold import any_change, changed_pixels, class_values, require_finite
+from change.prediction.threshold import any_change, mask_values, require_finite
 from change.prediction.tiles import Predict, sliding, symmetric
 
 Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]
@@ -131,8 +131,7 @@ class ChangeDetector:
         if self.checkpoint.classes is None:
             raise UserError(f"{self.checkpoint.path} tells no classes apart: use predict")
         found, data = self.predict_all(before, after, name)
-        changed = changed_pixels(any_change(found), self.threshold, [name or "this pair"])
-        values: NDArray[np.uint8] = class_values(found, changed)[0, 0].cpu().numpy()
+        values: NDArray[np.uint8] = mask_values(found, self.threshold, [name])[0, 0].cpu().numpy()
         return values * data
 
     def predict_all(self, before: Picture, after: Picture, name: str) -> tuple[Tensor, NDArray[np.bool_]]:
@@ -144,10 +143,7 @@ class ChangeDetector:
         if sizes[0] != sizes[1]:
             raise UserError(f"before has {sizes[0]} pixels, after {sizes[1]}: bring both to the same grid")
         data = first_opaque & second_opaque
-        if not data.all():
-            pictures = [picture * data[..., None] for picture in pictures]
-        if self.checkpoint.bands is not None:
-            pictures = [picture.astype(np.float32) for picture in pictures]
+        pictures = [as_input(picture) for picture in blank_missing(pictures, data)]
         tensors = [torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))[None] for p in pictures]
         found = self._predict(*tensors)
         require_finite(found, [name or file_name(before) or "this pair"])
@@ -234,4 +230,4 @@ def levels(picture: Picture, name: str, bands: Bands) -> tuple[Image, NDArray[np
             f"{name} is {array.dtype} {array.shape}: give (height, width, {len(bands.names)}) with {bands.described()}"
         )
     data = np.isfinite(array).all(2) if array.dtype.kind == "f" else np.ones(array.shape[:2], np.bool_)
-    return np.where(data[..., None], array, array.dtype.type(0)), data
+    return blank(array, data[..., None]), data

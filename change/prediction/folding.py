@@ -147,7 +147,7 @@ class Fused(nn.Module):
         """Predict.
 
         Args:
-            before: float (B, 3, H, W), normalised; H and W are multiples of 32.
+            before: float (B, C, H, W), normalised; H and W are multiples of 32.
             after: the same shape.
 
         Returns:

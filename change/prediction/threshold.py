@@ -51,16 +51,23 @@ def any_change(probability: Tensor) -> Tensor:
     return probability if probability.shape[1] == 1 else 1 - probability[:, :1]
 
 
-def class_values(probability: Tensor, changed: Tensor) -> Tensor:
-    """Return the mask values of classes: 0 where nothing changed, else the most probable class of change.
+def mask_values(probability: Tensor, threshold: float, names: Sequence[str]) -> Tensor:
+    """Return the values of masks: 0 where nothing changed, else 1 or, with classes, the most probable class of change.
 
     Args:
-        probability: float (B, O, ...) with O > 1: unchanged, then the classes.
-        changed: the changed pixels, bool (B, 1, ...).
+        probability: float (B, O, ...): of change if O is 1, else of unchanged and then of the classes.
+        threshold: 0 to below 1, for the probability of any change.
+        names: one per image, for the error.
 
     Returns:
-        uint8 (B, 1, ...).
+        uint8 (B, 1, ...), on the same device.
+
+    Raises:
+        NotFiniteError: as `changed_pixels` does.
     """
+    changed = changed_pixels(any_change(probability), threshold, names)
+    if probability.shape[1] == 1:
+        return changed.to(torch.uint8)
     best = 1 + probability[:, 1:].argmax(1, keepdim=True)
     return torch.where(changed, best, 0).to(torch.uint8)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.errors import UserError, list_names
-from change.rasters.gdal import geo
+from change.common.gdal import geo
 from change.rasters.grids import EDGE, Bounds, apply_affine
 from change.rasters.places import ROUND, Outlines, polygonal_parts
 

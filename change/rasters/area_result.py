@@ -12,10 +12,10 @@ import numpy as np
 
 from change.common.errors import UserError, list_names
 from change.common.files import file_hash, write_whole
+from change.common.gdal import geo
 from change.evaluation.area_estimate import Accuracy, Estimate, estimate_accuracy
 from change.evaluation.report import read_page, write_page
 from change.rasters.area_sample import DESIGN, FOLDER, POINTS
-from change.rasters.gdal import geo
 from change.rasters.grids import apply_affine
 from change.rasters.numbering import Numbers
 from change.rasters.result_folder import read_scene

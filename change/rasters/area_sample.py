@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from change.common.errors import UserError
 from change.common.files import file_hash, write_folder, write_whole
+from change.common.gdal import geo, limited_cache
 from change.common.pictures import YELLOW, Image, save_png, side_by_side
 from change.evaluation.area_estimate import LEAST, allocate, choose_size
-from change.rasters.gdal import geo, limited_cache
+from change.rasters.aligned_raster import AlignedRaster, Block
 from change.rasters.grids import Values, apply_affine
 from change.rasters.numbering import Numbers
 from change.rasters.pixel_areas import pixel_areas
@@ -32,7 +33,7 @@ from change.rasters.result_folder import read_scene
 from change.rasters.strata import NAMES, Strata, count_strata, draw_pixels
 
 if TYPE_CHECKING:
-    from change.rasters.raster import AlignedRaster, RasterPair
+    from change.rasters.raster import RasterPair
 
 FOLDER, POINTS, DESIGN, CHIPS = "area", "area_sample.gpkg", "area_sample.json", "chips"
 CHIP = 384  # side in pixels of each date in a chip
@@ -208,8 +209,6 @@ def write_chips(
 
 def draw_chip(raster: AlignedRaster, pair: RasterPair, *, row: int, column: int, side: int) -> Image:
     """Draw the surroundings of a pixel as RGB (CHIP, CHIP, 3), black outside the scene."""
-    from change.rasters.raster import Block  # here, because importing torch takes seconds
-
     top, left = row - side // 2, column - side // 2
     first, last = max(0, top), min(pair.height, top + side)
     begin, end = max(0, left), min(pair.width, left + side)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from change.common.band_files import header_of
 from change.common.bands import Bands
 from change.common.errors import UserError
-from change.rasters.gdal import find_alpha_band, geo, open_raster, read_date, read_palette
+from change.common.gdal import find_alpha_band, geo, open_raster, read_date, read_palette
 
 ROLES = ("red", "green", "blue")
 UNDECLARED = ("undefined", "gray")  # GDAL's colour interpretation of bands of which the file says nothing
@@ -77,10 +77,11 @@ def open_source(
     if reads is not None:
         palette = None
         chosen = reads.find(header_of(dataset, path), bands or ())
-    elif bands is not None and len(bands) != len(ROLES):
-        raise UserError(f"--bands {','.join(map(str, bands))}: give three numbers, of red, green and blue")
+    elif bands is not None:
+        check_numbers(bands)
+        chosen = tuple(bands)
     else:
-        chosen = tuple(bands) if bands is not None else declared_colours(declared)
+        chosen = declared_colours(declared)
     if palette is not None:
         chosen = (1,)
     kind = check_bands(dataset, path, chosen)
@@ -103,6 +104,16 @@ def open_source(
         kind=kind,
         date=date,
     )
+
+
+def check_numbers(bands: Sequence[int], reads: Bands | None = None, option: str = "--bands") -> None:
+    """Raise UserError unless `bands` are numbers from 1, one for each band in `reads`; None stands for 8-bit RGB."""
+    count = len(ROLES) if reads is None else len(reads.names)
+    if len(bands) != count or min(bands) < 1:
+        wanted = "three numbers from 1, of red, green and blue, such as 3,2,1"
+        if reads is not None:
+            wanted = f"{count} number{'s' * (count > 1)} from 1, of {reads.described()}"
+        raise UserError(f"{option} {','.join(map(str, bands))}: give {wanted}")
 
 
 def check_bands(raster: Any, path: Path, bands: Sequence[int]) -> str:

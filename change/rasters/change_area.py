@@ -15,10 +15,10 @@ from pathlib import Path
 
 from change.common.command_line import refuse_idle
 from change.common.errors import OneLineParser, UserError
+from change.common.gdal import quiet_gdal
 from change.evaluation.area_estimate import LEAST
 from change.rasters.area_result import describe_result, estimate_area
 from change.rasters.area_sample import DESIGN, FOLDER, POINTS, Plan, write_sample
-from change.rasters.gdal import quiet_gdal
 
 BUFFER, ERROR, MINIMUM, CHIP = 2, 0.01, 50, 64
 EXPECTED = (0.98, 0.7, 0.8)  # no change, change, buffer

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from change.common.errors import UserError
-from change.rasters.gdal import find_alpha_band, geo, read_palette
+from change.common.gdal import find_alpha_band, geo, read_palette
 from change.rasters.grids import Bounds, find_overlap
 from change.rasters.places import find_fault
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from change.rasters.raster import AlignedRaster, RasterPair
+from change.rasters.aligned_raster import AlignedRaster
+from change.rasters.raster import RasterPair
 
 
 def describe_grid(before: Path, after: Path, pair: RasterPair) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.errors import UserError
+from change.common.gdal import geo
 from change.rasters.area import place_parts, read_layer
-from change.rasters.gdal import geo
 from change.rasters.grids import apply_affine
 from change.rasters.places import Outlines, polygonal_parts
 from change.rasters.raster import RasterPair

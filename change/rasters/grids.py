@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.errors import UserError
-from change.rasters.gdal import gdal_errors, geo, reason
+from change.common.gdal import gdal_errors, geo, reason
 
 EDGE = 32  # points projected along each side of a raster to find where it lies on another grid
 SAME = 0.01  # grids that differ by less than this, in pixels, coincide

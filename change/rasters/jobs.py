@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from change.common.errors import UserError, list_names
+from change.common.gdal import SUFFIXES, open_raster, quiet_gdal
 from change.common.images import UNREADABLE, open_image
 from change.common.names import decode_text, files_by_stem
-from change.rasters.gdal import SUFFIXES, open_raster, quiet_gdal
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 

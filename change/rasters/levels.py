@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from change.prediction.threshold import any_change, changed_pixels, class_values
+from change.prediction.threshold import any_change, mask_values
 
 HIGHEST, NO_DATA = 254, 255
 COLOURS = {0: (0, 0, 0, 255), 1: (255, 0, 0, 255), NO_DATA: (0, 0, 0, 0)}  # mask: red, green, blue, alpha
@@ -29,11 +29,8 @@ def to_levels(
     Raises:
         UserError: if a probability is NaN.
     """
-    probability = any_change(found[None])
-    changed = changed_pixels(probability, threshold, [name])
-    values = changed if len(found) == 1 else class_values(found[None], changed)
-    mask = values[0, 0].numpy().astype(np.uint8)
-    levels = (probability[0, 0].numpy() * HIGHEST + 0.5).astype(np.uint8)
+    mask: NDArray[np.uint8] = mask_values(found[None], threshold, [name])[0, 0].numpy()
+    levels = (any_change(found[None])[0, 0].numpy() * HIGHEST + 0.5).astype(np.uint8)
     mask[~data] = NO_DATA
     levels[~data] = NO_DATA
     return levels, mask

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from change.data.findings import CONFIDENT, SHIFTED
 from change.data.similarity import FLAT, Shift, shift
+from change.rasters.aligned_raster import AlignedRaster, Block
 from change.rasters.alignment import measure_few
 from change.rasters.bands import ROLES, UNDECLARED
 from change.rasters.grids import find_shift
 from change.rasters.places import format_length, ground_size
-from change.rasters.raster import AlignedRaster, Block, RasterPair
+from change.rasters.raster import RasterPair
 
 log = logging.getLogger(__name__)
 

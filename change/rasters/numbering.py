@@ -1,8 +1,7 @@
 """Number the connected changes of a scene, a few rows at a time, and store the numbers in a raster.
 
 Pixels that touch at a corner are connected if they have the same class. Masks are uint8 (H, W), 1 where changed, or
-with K classes 1 to K. Levels are the probabilities as
-they are stored, also uint8 (H, W).
+with K classes 1 to K. Levels are the probabilities as they are stored, also uint8 (H, W).
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.classes import Classes
+from change.common.gdal import check_whole, geo
 from change.common.union_find import connected_components
-from change.rasters.gdal import check_whole, geo
 
 ROWS = 512  # number of rows that are labelled at once
 Numbers = NDArray[np.int64]

@@ -17,7 +17,7 @@ from change.common.errors import UserError
 from change.common.files import write_folder
 from change.common.locks import hold_folder
 from change.prediction.detector import ChangeDetector
-from change.rasters.bands import ALPHA_CHOICES
+from change.rasters.bands import ALPHA_CHOICES, check_numbers
 from change.rasters.findings import describe_findings
 from change.rasters.jobs import check_layer, find_jobs
 from change.rasters.polygons import OUTLINES, VECTORS
@@ -116,13 +116,8 @@ def check_options(options: Mapping[str, Any], reads: Bands | None) -> None:
             raise UserError(f"{name} {value}: choose 0 or more, and a finite number")
     if options.get("outlines") == "square" and options.get("simplify"):
         raise UserError("simplify does nothing with outlines='square': leave it out")
-    bands = options.get("bands")
-    count = 3 if reads is None else len(reads.names)
-    if bands is not None and (len(bands) != count or min(bands) < 1):
-        wanted = "three" if count == 3 else count
-        raise UserError(
-            f"bands {bands}: give {wanted} numbers of 1 or more, such as {(3, 2, 1, *range(4, count + 1))[:count]}"
-        )
+    if options.get("bands") is not None:
+        check_numbers(options["bands"], reads, "bands")
 
 
 def summarise(folder: Path) -> Summary:

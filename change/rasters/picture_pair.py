@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from change.common.errors import UserError
 from change.common.files import write_whole
-from change.common.images import read_opaque
+from change.common.images import blank_missing, read_opaque
 from change.common.pictures import mask_picture, outlined_panel, save_classes, save_png
 from change.prediction.detector import ChangeDetector
-from change.prediction.threshold import any_change, changed_pixels, class_values
+from change.prediction.threshold import any_change, mask_values
 from change.rasters.class_layer import measure_classes
 from change.rasters.look import log_look, look_at_pictures
 from change.rasters.result_folder import METADATA
@@ -51,16 +50,16 @@ def predict_pictures(
         ]
         raise UserError(f"{', '.join(sizes)}: bring both to one grid")
     data = first_opaque & second_opaque
-    first, second = (image * data[..., None] for image in (first, second))  # hidden colours must not matter
+    first, second = blank_missing((first, second), data)
     look = look_at_pictures(before, after, (first, second), data)
     log_look(look)
     found, _ = detector.predict_all(first, second, str(before))
     probability = any_change(found)[0, 0].cpu().numpy() * data
-    changed = changed_pixels(torch.from_numpy(probability)[None], threshold, [str(before)])[0].numpy() & data
+    values = mask_values(found, threshold, [str(before)])[0, 0].cpu().numpy() * data
+    changed = values > 0
     save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
     classes = detector.checkpoint.classes
     if classes:
-        values = class_values(found.cpu(), torch.from_numpy(changed)[None, None])[0, 0].numpy()
         save_classes(values, folder / "mask.png")
         there, pixels = np.unique(values, return_counts=True)
         about = {**about, "classes": measure_classes(classes, there.astype(np.int64), pixels, None)}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from change.rasters.gdal import gdal_errors, geo, reason
+from change.common.gdal import gdal_errors, geo, reason
 from change.rasters.grids import apply_affine, edge_points, project
 
 SMALLEST = 1e-3  # metres: smaller pixels mean that the reference system is wrong

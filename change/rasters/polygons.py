@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.common.errors import UserError
-from change.rasters.gdal import geo
+from change.common.gdal import geo
 from change.rasters.numbering import Changes
 from change.rasters.places import Outlines, cut_at_date_line, polygonal_parts, to_longitude_latitude
 from change.rasters.squaring import square_outlines

@@ -12,15 +12,14 @@ but an earlier result of this program.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from change.common.choices import AMP_CHOICES, COMPILE_CHOICES, OVERLAP, TILE
 from change.common.command_line import check_threshold, refuse_idle
 from change.common.errors import OneLineParser, UserError
-from change.common.files import DEFAULT_CHECKPOINT, shipped_file
-from change.rasters.bands import ALPHA_CHOICES, ROLES
+from change.common.files import DEFAULT_CHECKPOINT, require_checkpoint, shipped_file
+from change.rasters.bands import ALPHA_CHOICES, check_numbers
 from change.rasters.jobs import check_layer, find_jobs
 from change.rasters.polygons import LEAST_PIXELS, OUTLINES, VECTORS
 
@@ -33,7 +32,8 @@ RASTER_OPTIONS = ("bands", "alpha", "stretch", "assume_aligned", "align", "vecto
 def main(arguments: Sequence[str]) -> int:
     """Predict every pair that the command line names; return the exit code."""
     given = parse_arguments(arguments)
-    find_jobs(given.before, given.after, given.out)  # reports a missing file at once
+    find_jobs(given.before, given.after, given.out)  # like the next line, reports a missing file at once
+    require_checkpoint(given.checkpoint_path)
     from change.rasters.predict_pairs import predict_all  # here, because importing torch takes seconds
 
     return predict_all(given)
@@ -52,7 +52,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     given = make_parser().parse_args(arguments)
     given.rasters = {name: value for name, value in vars(given).items() if name in RASTER_OPTIONS}
     if given.checkpoint_path is None:
-        require_three(given.rasters)
+        if bands := given.rasters.get("bands"):
+            check_numbers(bands)
         given.checkpoint_path = shipped_file(DEFAULT_CHECKPOINT)
     for name, least in LEAST.items():
         value = getattr(given, name, least)
@@ -152,11 +153,5 @@ def band_numbers(text: str) -> tuple[int, ...]:
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give three numbers from 1, such as 3,2,1")
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers from 1, such as 3,2,1")
     return numbers
-
-
-def require_three(options: Mapping[str, Any]) -> None:
-    """Raise UserError for --bands with anything but three numbers, which are read as RGB."""
-    if len(options.get("bands", ROLES)) != len(ROLES):
-        raise UserError(f"--bands {','.join(map(str, options['bands']))}: give three numbers from 1, such as 3,2,1")

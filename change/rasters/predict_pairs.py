@@ -16,11 +16,11 @@ from change.common import distributed
 from change.common.command_line import refuse_idle
 from change.common.errors import UserError, list_names
 from change.common.files import write_folder
+from change.common.gdal import quiet_gdal
 from change.common.locks import hold_folder
 from change.common.logs import start_logging
 from change.prediction.detector import ChangeDetector
 from change.rasters.findings import describe_files, describe_findings
-from change.rasters.gdal import quiet_gdal
 from change.rasters.jobs import Job, count_pixels, find_jobs
 from change.rasters.picture_pair import predict_pictures
 from change.rasters.predict import RASTER_OPTIONS

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from change.common.errors import OneLineParser, UserError
-from change.rasters.tiles import LIMIT, STEP
+from change.rasters.tiles import check_size_and_seed
 
 NUMBER, SIZE = 30, 256
 MOST = 10_000  # tiles
@@ -36,10 +36,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     given = make_parser().parse_args(arguments)
     if not 1 <= given.number <= MOST:
         raise UserError(f"-n {given.number}: choose 1 to {MOST}")
-    if given.size % STEP or not STEP <= given.size <= LIMIT:
-        raise UserError(f"--size {given.size}: choose a multiple of {STEP}, from {STEP} to {LIMIT}")
-    if given.seed < 0:
-        raise UserError(f"--seed {given.seed}: choose 0 or more")
+    check_size_and_seed(given.size, given.seed)
     return given
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from change.common.errors import UserError
 from change.common.files import write_folder, write_whole
+from change.common.gdal import geo, limited_cache, quiet_gdal
 from change.common.logs import start_logging
 from change.rasters.drawn_changes import to_pixels
-from change.rasters.gdal import geo, limited_cache, quiet_gdal
 from change.rasters.grids import SAME, Values, apply_affine
 from change.rasters.numbering import Numbers
 from change.rasters.places import Outlines, polygonal_parts

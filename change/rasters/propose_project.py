@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from change.common.errors import UserError
-from change.rasters.raster import AlignedRaster, RasterPair
+from change.rasters.aligned_raster import AlignedRaster
+from change.rasters.raster import RasterPair
 
 TEMPLATE = Path(__file__).with_name("propose.qgs")
 STYLE = Path(__file__).with_name("propose.qml")  # of the layer `changes`

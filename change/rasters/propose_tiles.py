@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from change.rasters.gdal import geo
+from change.common.gdal import geo
+from change.rasters.levels import HIGHEST, NO_DATA
 from change.rasters.numbering import ROWS, Numbers
-from change.rasters.scene import HIGHEST, NO_DATA
 
 UNSURE, CHANGE, RANDOM = "unsure", "change", "random"  # why a tile is chosen
 APART = 2  # tiles that do not touch lie at least this far apart, counted in tiles
@@ -142,16 +142,20 @@ def choose_at(places: Numbers, orders: dict[str, Numbers], *, count: int, distan
 
     Fewer tiles than `count` are chosen if no other lies far enough from those.
     """
-    free = np.ones(len(places), np.bool_)
+    if not len(places):
+        return []
+    spots = [(row, column) for row, column in places.tolist()]
+    taken = np.zeros(places.max(axis=0) + 1, np.bool_)  # by row and column: chosen, or too near to a chosen one
+    left = {why: iter(order.tolist()) for why, order in orders.items()}
     chosen: list[Choice] = []
-    while free.any():
-        for why, order in orders.items():
-            left = order[free[order]]
-            if not len(left):
-                continue
-            if len(chosen) == count:
-                return chosen
-            best = int(left[0])
-            chosen.append(Choice(best, why))
-            free &= np.abs(places - places[best]).max(axis=1) >= distance
+    while left and len(chosen) < count:
+        for why in list(left):
+            best = next((number for number in left[why] if not taken[spots[number]]), None)
+            if best is None:
+                del left[why]
+            elif len(chosen) < count:
+                chosen.append(Choice(best, why))
+                row, column = spots[best]
+                top, begin = max(0, row - distance + 1), max(0, column - distance + 1)
+                taken[top : row + distance, begin : column + distance] = True
     return chosen

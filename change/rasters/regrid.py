@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from change.change_dataloader import AFTER, BEFORE, LABEL, SPLITS, SUFFIXES, require_subfolders
+from change.change_dataloader import AFTER, BEFORE, LABEL, SUFFIXES, require_subfolders
 from change.common.errors import OneLineParser, UserError, list_names
 from change.common.files import make_folder, write_folder
+from change.common.gdal import find_alpha_band, gdal_errors, geo, limited_cache, open_raster, read_palette, reason
 from change.common.logs import start_logging
-from change.common.names import files_by_stem
+from change.common.names import SPLITS, files_by_stem
 from change.common.tiff import have_different_grids
 from change.rasters.common_grid import check_reference_systems, overlap_window, warp_onto
-from change.rasters.gdal import find_alpha_band, gdal_errors, geo, limited_cache, open_raster, read_palette, reason
 
 log = logging.getLogger(__name__)
 

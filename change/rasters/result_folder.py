@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from change.common.errors import UserError, list_names
-from change.rasters.gdal import geo
+from change.common.gdal import geo
 from change.rasters.places import is_on_earth
 from change.rasters.polygons import STYLE, WRITERS
 

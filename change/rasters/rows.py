@@ -57,7 +57,7 @@ class RowReader:
         for overview, (raster, image) in zip(self.overviews, dates, strict=True):
             sampled = image[0].numpy()[:, rows, self.sampled_columns]
             if raster.reads is not None:
-                sampled = raster.picture(sampled, (sampled != 0).any(0))
+                sampled = raster.to_picture(sampled, (sampled != 0).any(0))
             overview[inside] = sampled.transpose(1, 2, 0)
         return torch.cat((before, torch.from_numpy(data)[None, None].to(before.dtype)), dim=1), after
 

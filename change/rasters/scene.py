@@ -37,16 +37,13 @@ from change.common.bands import Bands
 from change.common.classes import Classes
 from change.common.errors import UserError
 from change.common.files import write_whole
+from change.common.gdal import check_whole, gdal_errors, geo, limited_cache, reason
 from change.common.tiff import OWN_METADATA
 from change.evaluation.report import TEMPLATE
 from change.prediction.tiles import Predict
 from change.rasters.class_layer import CLASS, class_style, mask_colours, measure_classes, name_changes, require_few
 from change.rasters.describe import describe_bands, describe_grid, describe_stretch
-from change.rasters.gdal import check_whole, gdal_errors, geo, limited_cache, reason
-from change.rasters.levels import COLOURS as COLOURS
-from change.rasters.levels import HIGHEST as HIGHEST
-from change.rasters.levels import NO_DATA as NO_DATA
-from change.rasters.levels import to_levels
+from change.rasters.levels import COLOURS, HIGHEST, NO_DATA, to_levels
 from change.rasters.look import log_look, look_at
 from change.rasters.numbering import Changes, Numbering
 from change.rasters.places import is_on_earth

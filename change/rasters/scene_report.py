@@ -12,18 +12,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from change.common.gdal import geo
 from change.common.logs import versions
 from change.common.pictures import YELLOW, Image, outline, outlined_panel, save_png
 from change.evaluation.report import ImageCase, photo, write_report
+from change.rasters.aligned_raster import Block
 from change.rasters.alignment import Alignment
 from change.rasters.area import inside_area
 from change.rasters.class_layer import describe_classes
 from change.rasters.findings import describe_findings, format_area
-from change.rasters.gdal import geo
 from change.rasters.grids import apply_affine, project
 from change.rasters.numbering import Changes, Numbers, strips
 from change.rasters.places import format_length, ground_size, is_on_earth, wgs84
-from change.rasters.raster import Block, RasterPair
+from change.rasters.raster import RasterPair
 from change.rasters.rows import RowReader
 
 LISTED = 12  # maximum number of changes that are listed

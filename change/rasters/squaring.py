@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from change.rasters.gdal import geo
+from change.common.gdal import geo
 from change.rasters.places import Outlines
 
 # Lengths in pixels.

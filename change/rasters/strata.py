@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from change.common.gdal import geo
 from change.rasters.class_layer import MOST
-from change.rasters.gdal import geo
 from change.rasters.numbering import Numbers, strips
 from change.rasters.pixel_areas import sum_areas
 

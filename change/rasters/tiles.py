@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from change.common.errors import OneLineParser, UserError
+from change.rasters.bands import check_numbers
 from change.rasters.jobs import check_layer, find_jobs
-from change.rasters.predict import add_reading_options, require_three
+from change.rasters.predict import add_reading_options
 
 STEP = 32  # pixels: tile sides are multiples of it, as the network's strides require
 LIMIT = 4096  # pixels: tiles must not be larger
@@ -43,12 +44,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """
     given = make_parser().parse_args(arguments)
     given.reading = {name: value for name, value in vars(given).items() if name in READING}
-    if given.size % STEP or not STEP <= given.size <= LIMIT:
-        raise UserError(f"--size {given.size}: choose a multiple of {STEP}, from {STEP} to {LIMIT}")
+    check_size_and_seed(given.size, given.seed)
     if not 0 < given.val < 1:
         raise UserError(f"--val {given.val:g}: choose a share above 0 and below 1, such as 0.2")
-    if given.seed < 0:
-        raise UserError(f"--seed {given.seed}: choose 0 or more")
     for path in (given.before, given.after):
         if path.is_dir():
             raise UserError(f"{path} is a folder: give a raster")
@@ -58,10 +56,19 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         check_layer(given.within, "--within")
     elif given.within_layer:
         raise UserError(f"--within_layer {given.within_layer} has no effect without --within: add it, or leave it out")
-    require_three(vars(given))
+    if bands := vars(given).get("bands"):
+        check_numbers(bands)
     if given.out.exists() or given.out.is_symlink():
         raise UserError(f"-o {given.out} exists, and nothing is overwritten: choose another folder, or remove it first")
     return given
+
+
+def check_size_and_seed(size: int, seed: int) -> None:
+    """Raise UserError for a side of tiles in pixels, or a random seed, that is out of range."""
+    if size % STEP or not STEP <= size <= LIMIT:
+        raise UserError(f"--size {size}: choose a multiple of {STEP}, from {STEP} to {LIMIT}")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: choose 0 or more")
 
 
 def make_parser() -> argparse.ArgumentParser:

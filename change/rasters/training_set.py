@@ -20,6 +20,7 @@ from tqdm import tqdm
 from change.change_dataloader import AFTER, BEFORE, LABEL
 from change.common.errors import UserError
 from change.common.files import make_folder, write_folder, write_whole
+from change.common.gdal import geo, limited_cache, quiet_gdal
 from change.common.images import ImageHash
 from change.common.locks import hold_folder
 from change.common.logs import start_logging
@@ -28,7 +29,6 @@ from change.rasters.area import inside_area, read_area
 from change.rasters.describe import describe_grid, describe_stretch
 from change.rasters.drawn_changes import DrawnChanges, read_changes
 from change.rasters.findings import describe_files, format_share
-from change.rasters.gdal import geo, limited_cache, quiet_gdal
 from change.rasters.grids import apply_affine
 from change.rasters.look import log_look, look_at
 from change.rasters.places import is_on_earth

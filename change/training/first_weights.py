@@ -235,6 +235,7 @@ def load_first_weights(
     network: PRXChange,
     config: NetworkConfig,
     start: StartOptions,
+    *,
     rate: float,
     bands: Bands | None = None,
     classes: Classes | None = None,

@@ -34,10 +34,11 @@ from change.options.train import TrainOptions
 from change.prediction.compiling import Compiled, worth_compiling
 from change.prediction.predictor import precision_name
 from change.prediction.threshold import NotFiniteError
-from change.training.build import Data, Parts
 from change.training.classes import report_classes
+from change.training.data import Data
 from change.training.interruption import Interrupted, StopSignal
 from change.training.pace import Pace
+from change.training.parts import Parts
 from change.training.recorded import Recorded
 from change.training.run_folder import Run
 from change.training.run_state import Progress, RunState, unfit_state_error

@@ -23,7 +23,7 @@ from change.data.samples import Batch, seen_in_training
 from change.evaluation.class_scores import ClassCounts, count_classes
 from change.evaluation.metrics import BINS, Counts, Curve, count_pixels, histogram
 from change.prediction.predictor import predictor
-from change.prediction.threshold import any_change, changed_pixels, class_values
+from change.prediction.threshold import any_change, mask_values
 from models.network import PRXChange
 
 PANELS, PANEL_SIDE = 4, 256  # val pairs shown in TensorBoard, and their height in pixels
@@ -84,14 +84,13 @@ def validate(
     (rounds,) = distributed.largest([len(loader)])
     for batch, _ in zip_longest(or_raise(loader), range(rounds)):
         if batch is not None:  # it is None if other processes have one batch more than this one
-            classes = predict(batch.before, batch.after)
-            probability = any_change(classes)
-            changed = changed_pixels(probability, template.threshold, batch.names)
+            probability = predict(batch.before, batch.after)
+            values = mask_values(probability, template.threshold, batch.names)
             truth = batch.mask.to(device)
-            mask = truth > 0
+            mask, changed = truth > 0, values > 0
             if number:
-                confused += count_classes(class_values(classes, changed), truth, number)
-            total += histogram(probability, mask).sum(0)
+                confused += count_classes(values, truth, number)
+            total += histogram(any_change(probability), mask).sum(0)
             counted += count_pixels(changed, mask).sum(0)
             seen += seen_in_training(batch, trained)
             missing = PANELS - len(panels) if draw else 0

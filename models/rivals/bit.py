@@ -87,7 +87,7 @@ class BIT(Rival):
 
     def __init__(self, encoder_channels: Sequence[int]) -> None:
         """Build the decoder, see `Rival`."""
-        super().__init__(encoder_channels)
+        super().__init__()
         self.project = nn.ModuleList(nn.Conv2d(own, CHANNELS, 1) for own in encoder_channels)
         self.smooth = convolution(CHANNELS, CHANNELS)
         self.to_tokens = nn.Conv2d(CHANNELS, TOKENS, 1, bias=False)

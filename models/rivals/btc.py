@@ -68,7 +68,7 @@ class BTC(Rival):
 
     def __init__(self, encoder_channels: Sequence[int]) -> None:
         """Build the decoder, see `Rival`."""
-        super().__init__(encoder_channels)
+        super().__init__()
         channels = 2 * encoder_channels[0]
         self.pooling = PyramidPooling(encoder_channels[-1], channels)
         self.laterals = nn.ModuleList(convolution(own, channels, 1) for own in encoder_channels[:-1])

@@ -100,7 +100,7 @@ class Changer(Rival):
 
     def __init__(self, encoder_channels: Sequence[int]) -> None:
         """Build the decoder, see `Rival`."""
-        super().__init__(encoder_channels)
+        super().__init__()
         channels = 2 * encoder_channels[0]
         self.project = nn.ModuleList(convolution(own, channels, 1) for own in encoder_channels)
         self.mix = convolution(len(encoder_channels) * channels, channels // 2, 1)

@@ -40,7 +40,7 @@ class FCSiamDecoder(Rival):
 
     def __init__(self, encoder_channels: Sequence[int]) -> None:
         """Build the decoder, see `Rival`."""
-        super().__init__(encoder_channels)
+        super().__init__()
         widths = tuple(reversed(encoder_channels))
         self.out_channels = (*widths[1:], widths[-1])
         self.upsamples = nn.ModuleList(

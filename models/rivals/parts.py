@@ -15,19 +15,13 @@ from torch.nn import functional as F
 class Rival(nn.Module):
     """Base class: the maps of both dates in, fused maps out, as in `models.unet.UNetDecoder`.
 
+    Subclasses are built from the encoder's channels, see `models.rivals.registry.build_rival`.
+
     Attributes:
         out_channels: channels of the fused maps, the map of stride 4 last.
     """
 
     out_channels: tuple[int, ...]
-
-    def __init__(self, encoder_channels: Sequence[int]) -> None:
-        """Build the decoder with random weights.
-
-        Args:
-            encoder_channels: the encoder's channels at strides 4, 8, 16, 32, each a multiple of 32.
-        """
-        super().__init__()
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Fuse the maps of both dates.

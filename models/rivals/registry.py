@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from models.rivals.bit import BIT
 from models.rivals.btc import BTC
@@ -13,7 +13,7 @@ from models.rivals.snunet import SNUNet
 from models.rivals.tinycd import TinyCD
 
 # In the order of `models.config.RIVALS`.
-BUILDERS: dict[str, type[Rival]] = {
+BUILDERS: dict[str, Callable[[Sequence[int]], Rival]] = {
     "fc_siam_conc": FCSiamConc,
     "fc_siam_diff": FCSiamDiff,
     "snunet": SNUNet,

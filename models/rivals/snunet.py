@@ -65,7 +65,7 @@ class SNUNet(Rival):
 
     def __init__(self, encoder_channels: Sequence[int]) -> None:
         """Build the decoder, see `Rival`."""
-        super().__init__(encoder_channels)
+        super().__init__()
         depth = len(encoder_channels) - 1
         self.nodes, self.upsamples = nn.ModuleDict(), nn.ModuleDict()
         for j in range(1, depth + 1):

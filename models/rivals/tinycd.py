@@ -77,7 +77,7 @@ class TinyCD(Rival):
 
     def __init__(self, encoder_channels: Sequence[int]) -> None:
         """Build the decoder, see `Rival`."""
-        super().__init__(encoder_channels)
+        super().__init__()
         widths = tuple(reversed(encoder_channels))
         self.deepest = Mixing(widths[0], group_norm(widths[0]))
         self.masks = nn.ModuleList(build_mask(width, (width // 2, width // 4)) for width in widths[1:])

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.enums import ColorInterp
+from rasterio.env import get_gdal_config
 
 from change.common import band_files
-from change.common.band_files import measure, read_bands, read_header
+from change.common.band_files import measure, open_bands, read_bands, read_header
 from change.common.bands import choose_bands
 from change.common.errors import UserError
+from change.common.gdal import CACHE
 from change.rasters.raster import RasterPair
 from tests.band_pairs import name_bands
-from tests.rasters.drawn import write_raster
+from tests.rasters.drawn import GRID, UTM, write_raster
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "int16", "float32"])
@@ -114,3 +116,25 @@ def test_an_alpha_band_that_is_not_chosen(tmp_path: Path) -> None:
     _, _, expected = pair.rows(0, 64)
     pair.close()
     assert np.array_equal(data, expected) and not data[:10].any() and data[10:].all()
+
+
+@pytest.mark.parametrize("user", ["", "77"])
+def test_the_cache_of_gdal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str) -> None:
+    """It is limited while a file is open, unless the user has set GDAL_CACHEMAX, and left as it was afterwards."""
+    path = write_raster(tmp_path / "a.tif", np.ones((2, 8, 8), np.uint16))
+    if user:
+        monkeypatch.setenv("GDAL_CACHEMAX", user)
+    before = get_gdal_config("GDAL_CACHEMAX")
+    with open_bands(path):
+        assert get_gdal_config("GDAL_CACHEMAX") == (before if user else CACHE)
+    assert get_gdal_config("GDAL_CACHEMAX") == before != CACHE and not rasterio.env.hasenv()
+
+
+def test_a_file_of_several_rasters(tmp_path: Path) -> None:
+    path = tmp_path / "many.gpkg"
+    for name in ("one", "two"):
+        place = {"width": 8, "height": 8, "count": 3, "dtype": "uint8", "crs": UTM, "transform": GRID}
+        with rasterio.open(path, "w", "GPKG", **place, RASTER_TABLE=name, APPEND_SUBDATASET="YES") as dataset:
+            dataset.write(np.ones((3, 8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"many\.gpkg holds 2 rasters: save the one to use as a GeoTIFF"):
+        read_header(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from change.common import bands, classes
 from change.common.classes import (
     Classes,
     MaskClasses,
@@ -16,6 +17,7 @@ from change.common.classes import (
     write_classes,
 )
 from change.common.errors import UserError
+from models.config import MOST_CHANNELS, MOST_CLASSES
 
 CASES = {
     "plain": ("new\nvanished\n", ("new", "vanished"), (0, 1, 2)),
@@ -112,3 +114,8 @@ def test_classes_in_a_file() -> None:
     assert restore_classes(classes.as_dict()) == classes and restore_classes(None) is None
     with pytest.raises(ValueError, match="with the opposites"):
         restore_classes({"names": ["a"], "opposites": [0, 2]})
+
+
+def test_data_and_networks_have_the_same_limits() -> None:
+    """Neither package may import the other, so each has its own constants."""
+    assert (classes.MOST, bands.MOST) == (MOST_CLASSES, MOST_CHANNELS)

@@ -11,7 +11,8 @@ import pytest
 
 from change.common.errors import UserError
 from change.experiments import experiment
-from change.experiments.experiment import main, read_experiment
+from change.experiments.arms import read_experiment
+from change.experiments.experiment import main
 from change.experiments.settings import parse_options
 from change.training.recipes import RECIPES, options_for_new_run
 from models.config import MODELS

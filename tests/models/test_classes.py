@@ -17,6 +17,8 @@ from models.refinement import Refinement, draw_points, margins
 from tests.textbook import TextbookHead
 
 CONFIG = NetworkConfig(width=32, classes=3)
+# Sums of the absolute weights that the version before classes drew for seed 3: of the last layer, and of all.
+HEAD, TOTAL = 1.999448537826538, 251951.8979768065
 
 
 def draw_mask(height: int, width: int) -> torch.Tensor:
@@ -48,13 +50,13 @@ def test_the_head_is_three_layers() -> None:
 
 
 def test_one_class_is_the_binary_network() -> None:
-    """It draws the same random weights, so a seeded run stays the same."""
-    networks = []
-    for config in (NetworkConfig(width=32, refine=True), NetworkConfig(width=32, refine=True, classes=1)):
-        torch.manual_seed(3)
-        networks.append(build_network(config).state_dict())
-    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
-    assert networks[0]["head.out.weight"].shape[0] == 1
+    """It draws the random weights that it drew before there were classes, so a seeded run stays the same."""
+    torch.manual_seed(3)
+    weights = build_network(NetworkConfig(width=32, refine=True, classes=1)).state_dict()
+    assert weights["head.out.weight"].shape[0] == weights["refinement.stages.0.fc2.weight"].shape[0] == 1
+    sums = {name: float(tensor.double().abs().sum()) for name, tensor in weights.items()}
+    assert sums["head.out.weight"] == pytest.approx(HEAD)
+    assert sum(sums.values()) == pytest.approx(TOTAL)
     for classes in (0, 256):
         with pytest.raises(ValueError, match=f"{classes} classes: choose 1 to 255"):
             NetworkConfig(classes=classes)
@@ -92,19 +94,29 @@ def test_losses() -> None:
 
 
 def test_refinement_and_its_loss() -> None:
-    """The loss of points is the cross-entropy of the classes in the mask at these points, here all of one class."""
+    """The loss of points is the cross-entropy of the classes in the mask at these points, here computed in numpy."""
     config = NetworkConfig(width=32, classes=3, refine=True)
     loss = TrainingLoss(build_apart(config), l1=2.0, l2=3.0, dice=0.5).eval()
     pair = torch.randn(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    mask = torch.full((2, 1, 64, 64), 2.0)
+    mask = draw_mask(64, 64)
+    rng = np.random.default_rng(3)
+    pixels = [rng.integers(64, size=(2, 64 // stride, 2)) for stride in (32, 16, 8, 4)]  # columns and rows
+    points = [torch.from_numpy((places + 0.5) / 64).float() for places in pixels]
     with torch.no_grad():
-        found, logits = loss(*pair, mask)
+        found, logits = loss(*pair, mask, points)
     assert logits.shape == (2, 4, 64, 64)
     assert float(found.total) == pytest.approx(2 * float(found.classification) + 3 * float(found.refinement))
     assert float(found.classification) == pytest.approx(
         float(cross_entropy(logits, mask) + 0.5 * dice_loss(logits, mask))
     )
     assert isinstance(loss.network.refinement, Refinement)
-    stages = loss.network.refinement(loss.network.fuse(*pair), mask, 2, 0.75)
+    stages = loss.network.refinement(loss.network.fuse(*pair), mask, 2, 0.75, points)
     assert [stage.refined.shape for stage in stages] == [(2, 64 // stride, 4) for stride in (32, 16, 8, 4)]
-    assert all((stage.labels == 2).all() for stage in stages)
+    means = []
+    for stage, places in zip(stages, pixels, strict=True):
+        values = np.stack([mask[i, 0].numpy()[places[i, :, 1], places[i, :, 0]] for i in range(2)]).astype(int)
+        assert np.array_equal(stage.labels.numpy(), values)
+        shares = np.exp(stage.refined.detach().double().numpy())
+        shares /= shares.sum(2, keepdims=True)
+        means.append(-np.log(np.take_along_axis(shares, values[..., None], 2)).mean())
+    assert float(found.refinement) == pytest.approx(np.mean(means))

@@ -20,7 +20,7 @@ from change.prediction.average import average
 from change.prediction.detector import ChangeDetector
 from change.prediction.export import main
 from change.prediction.onnx_file import OLDEST
-from change.prediction.threshold import any_change, changed_pixels, class_values
+from change.prediction.threshold import any_change, mask_values
 from change.prediction.tiles import sliding, symmetric
 from tests.class_pairs import CLASSES_OF_PAIRS, draw_class_pair, write_class_checkpoint
 
@@ -49,11 +49,11 @@ def test_values_mark_the_changed_pixels() -> None:
     probability = torch.tensor([[0.6, 0.1, 0.3], [0.2, 0.7, 0.1], [0.9, 0.06, 0.04]]).T[None, :, None]
     assert any_change(probability)[0, 0, 0].tolist() == pytest.approx([0.4, 0.8, 0.1])
     for threshold, expected in ((0.5, [0, 1, 0]), (0.3, [2, 1, 0]), (0.0, [2, 1, 1])):
-        changed = changed_pixels(any_change(probability), threshold, ["one"])
-        values = class_values(probability, changed)
+        values = mask_values(probability, threshold, ["one"])
         assert values.dtype == torch.uint8 and values[0, 0, 0].tolist() == expected
     single = torch.rand(2, 1, 3, 3)
     assert any_change(single) is single
+    assert torch.equal(mask_values(single, 0.25, "ab"), (single > 0.25).to(torch.uint8))
 
 
 def test_python(weights: Path) -> None:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from change import ChangeDetector
 from change.common.errors import UserError
+from change.rasters.aligned_raster import AlignedRaster, Block
 from change.rasters.alignment import explain
 from change.rasters.predict import main
-from change.rasters.raster import AlignedRaster, Block, RasterPair
+from change.rasters.raster import RasterPair
 from change.rasters.registration import FLAT, ShiftField
 from change.rasters.scene import Settings, predict_rasters
 from change.rasters.shift_grid import ShiftGrid

@@ -17,9 +17,10 @@ from rasterio.transform import Affine, from_origin
 
 from change.common.errors import UserError
 from change.rasters.area import MARGIN, place_parts
+from change.rasters.levels import NO_DATA
 from change.rasters.predict import main
 from change.rasters.raster import RasterPair
-from change.rasters.scene import NO_DATA, Settings, predict_rasters
+from change.rasters.scene import Settings, predict_rasters
 from tests.rasters.drawn import EAST, NORTH, noise, pixelwise, read_band, write_raster
 from tests.rasters.test_predict import arguments
 from tests.rasters.test_scene import ABOUT

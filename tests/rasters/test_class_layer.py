@@ -16,8 +16,8 @@ from change.common.classes import Classes, parse_classes
 from change.common.errors import UserError
 from change.common.pictures import class_colours
 from change.rasters.class_layer import class_style, mask_colours, measure_classes, name_changes, require_few
+from change.rasters.levels import COLOURS, NO_DATA
 from change.rasters.numbering import Numbering
-from change.rasters.scene import COLOURS, NO_DATA
 from change.rasters.strata import read_strata
 from tests.rasters.drawn import GRID, UTM, write_raster
 

@@ -92,7 +92,7 @@ def test_nothing_is_lost(detector: ChangeDetector, tmp_path: Path) -> None:
     [
         ({"vectors": "shp"}, "vectors 'shp': choose one of gpkg, geojson, none"),
         ({"alpha": True}, "alpha True: choose one of auto, yes, no"),
-        ({"bands": (0, 1, 2)}, r"bands \(0, 1, 2\): give three numbers of 1 or more"),
+        ({"bands": (0, 1, 2)}, "bands 0,1,2: give three numbers from 1"),
         ({"min_area": -1}, "min_area -1: choose 0 or more"),
         ({"simplify": float("nan")}, "simplify nan: choose 0 or more"),
         ({"outlines": "round"}, "outlines 'round': choose one of pixels, square"),

@@ -15,10 +15,10 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine, from_origin
 from shapely import count_coordinates
 
-from change.rasters.gdal import geo
+from change.common.gdal import geo
+from change.rasters.levels import NO_DATA
 from change.rasters.numbering import Numbering
 from change.rasters.polygons import add_texts, change_polygons, write_vectors
-from change.rasters.scene import NO_DATA
 from tests.rasters.drawn import GRID, UTM, WORLD, read_band, write_raster
 
 

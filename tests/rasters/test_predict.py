@@ -20,9 +20,10 @@ from change.data.archives import File
 from change.data.cutting import decode
 from change.data.masks import read_mask
 from change.rasters.jobs import find_jobs
+from change.rasters.levels import HIGHEST, NO_DATA
 from change.rasters.predict import main, parse_arguments
 from change.rasters.predict_pairs import make_settings
-from change.rasters.scene import HIGHEST, NO_DATA, Settings, check_own_files, predict_rasters
+from change.rasters.scene import Settings, check_own_files, predict_rasters
 from tests.conftest import REPOSITORY, draw_pair, run_verb, verb
 from tests.rasters.drawn import EAST, GRID, NORTH, UTM, WORLD, noise, pixelwise, read_band, scene, write_raster
 from tests.rasters.test_scene import ABOUT

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from change.common.band_files import read_header
 from change.common.bands import choose_bands
 from change.common.errors import UserError
-from change.rasters.raster import Block, RasterPair
+from change.rasters.aligned_raster import Block
+from change.rasters.raster import RasterPair
 from change.rasters.rows import RowReader
 from tests.rasters.drawn import EAST, GRID, NORTH, UTM, write_raster
 
@@ -80,5 +81,5 @@ def test_the_surroundings_of_an_area_are_shown(tmp_path: Path) -> None:
 
 def test_rgb_needs_three_bands(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", ground(0, side=40), UTM, GRID)
-    with pytest.raises(UserError, match="--bands 1,2: give three numbers, of red, green and blue"):
+    with pytest.raises(UserError, match="--bands 1,2: give three numbers from 1, of red, green and blue"):
         RasterPair(path, path, bands=(1, 2))

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasterio.enums import Resampling
 from rasterio.transform import Affine
+from rasterio.warp import reproject
 
 from change.change_dataloader import find_split
 from change.common.band_files import read_header
@@ -54,6 +56,24 @@ def test_dates_come_to_one_grid(tmp_path: Path) -> None:
     assert np.array_equal(found.after.transpose(2, 0, 1), after[0].numpy())
     assert valid.any() and not valid.all()
     assert np.array_equal((found.before > 0).any(2), valid)
+    # The same from GDAL's own warp of the whole files, bilinear for images and by nearest neighbour for masks.
+    for file, sub, how in ((files[1], "B", Resampling.bilinear), (files[2], "label", Resampling.nearest)):
+        with rasterio.open(data / sub / "1.tif") as source:
+            expected = np.zeros((source.count, *file.shape), source.dtypes[0])
+            reproject(
+                source.read(),
+                expected,
+                src_transform=source.transform,
+                src_crs=source.crs,
+                dst_transform=file.transform,
+                dst_crs=file.crs,
+                resampling=how,
+            )
+        assert np.abs(file.read()[:, valid].astype(int) - expected[:, valid]).max() <= 1
+    top, left = round((GRID.f - files[0].transform.f) / 2), round((files[0].transform.c - GRID.c) / 2)
+    with rasterio.open(data / "A" / "1.tif") as source:
+        cut = source.read()[:, top : top + files[0].height, left : left + files[0].width]
+    assert np.array_equal(files[0].read()[:, valid], cut[:, valid])
 
 
 def test_wrong_input(tmp_path: Path) -> None:

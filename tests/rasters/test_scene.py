@@ -25,11 +25,12 @@ from torch import Tensor
 
 from change.common.errors import UserError
 from change.common.files import write_folder
-from change.rasters.gdal import CACHE, quiet_gdal
+from change.common.gdal import CACHE, quiet_gdal
 from change.rasters.jobs import count_pixels
+from change.rasters.levels import HIGHEST, NO_DATA
 from change.rasters.picture_pair import predict_pictures
 from change.rasters.raster import RasterPair
-from change.rasters.scene import HIGHEST, NO_DATA, Settings, predict_rasters
+from change.rasters.scene import Settings, predict_rasters
 from tests.rasters.drawn import noise, pixelwise, read_band, scene, write_raster
 
 ABOUT: dict[str, Any] = {"precision": "float32", "checkpoint": {}}

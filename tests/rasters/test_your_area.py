@@ -12,7 +12,7 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
-from change.rasters.scene import HIGHEST
+from change.rasters.levels import HIGHEST
 from tests.conftest import REPOSITORY, draw_pair, run_program
 from tests.rasters.drawn import read_band, write_raster
 from tests.test_docs import commands, text_of

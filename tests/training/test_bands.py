@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,15 @@ def test_files_in_another_order(data: Path, weights: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_two_processes(data: Path, tmp_path: Path) -> None:
-    """They measure the same statistics, and train."""
+def test_two_processes(data: Path, weights: Path, tmp_path: Path) -> None:
+    """They measure the statistics that one process measures, read the same pairs, and train."""
     arguments = train_arguments(data, tmp_path / "run", **FEW, train_batchsize=2)
     result = run_program("train.py", *arguments, processes=2)
     assert result.returncode == 0, result.stderr
-    assert load_checkpoint(tmp_path / "run" / "1.pth").config.in_channels == 5
+    ours, theirs = load_checkpoint(tmp_path / "run" / "1.pth"), load_checkpoint(weights)
+    assert ours.lineage[0].versions["processes"] == "2" and ours.lineage[0].images == theirs.lineage[0].images
+    assert (ours.config, ours.bands, ours.mean, ours.std) == (theirs.config, theirs.bands, theirs.mean, theirs.std)
+    assert not torch.equal(ours.weights["head.out.weight"], theirs.weights["head.out.weight"])  # fewer steps
 
 
 @pytest.mark.slow
@@ -191,7 +195,10 @@ def test_data_that_is_refused(data: Path, weights: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "float32"])
 def test_other_types(tmp_path: Path, kind: str) -> None:
-    """Thirteen bands of each type: a run with scaled, turned and shifted crops, and a test."""
+    """Thirteen bands of each type: a run with scaled, turned and shifted crops, and a test.
+
+    The checkpoint has the statistics of the files, and the test scores every pixel of the resized pair.
+    """
     data = write_band_set(tmp_path / "data", bands=13, kind=kind, names=())
     options: dict[str, object] = {"bands": "all", "scale": "0.8 1.3", "symmetries": True, "swap": True, "shift": 2}
     arguments = train_arguments(data, tmp_path / "run", **{**FEW, **options})
@@ -209,6 +216,16 @@ def test_other_types(tmp_path: Path, kind: str) -> None:
         32,
     )
     assert result.returncode == 0, result.stderr
+    checkpoint = load_checkpoint(tmp_path / "run" / "1.pth")
+    assert checkpoint.bands is not None and (checkpoint.bands.kind, checkpoint.config.in_channels) == (kind, 13)
+    images = [rasterio.open(path).read() for sub in "AB" for path in sorted((data / "train" / sub).iterdir())]
+    levels = np.stack(images).transpose(1, 0, 2, 3).reshape(13, -1).astype(np.float64)
+    assert checkpoint.mean == pytest.approx(levels.mean(1)) and checkpoint.std == pytest.approx(levels.std(1))
+    (row,) = csv.DictReader((tmp_path / "test" / "images.csv").open())
+    assert sum(int(row[name]) for name in ("tp", "fp", "fn", "tn")) == 32**2
+    with rasterio.open(data / "val" / "label" / "0.tif") as file:
+        mask = np.asarray(PIL.Image.fromarray(file.read(1)).resize((32, 32), PIL.Image.Resampling.NEAREST)) > 0
+    assert int(row["tp"]) + int(row["fn"]) == mask.sum() > 0
 
 
 def test_check(data: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ EXACT = """
 import sys
 import torch
 from unittest.mock import patch
-import change.checkpoint, change.training.build, change.training.trainer, train
+import change.checkpoint, change.training.parts, change.training.trainer, train
 from models.losses import TrainingLoss
 from models.network import build_network
 from models.padding import normalise
@@ -60,8 +60,8 @@ class Exact(TrainingLoss):
 with (
     patch.object(change.training.trainer, "LOG_EVERY", 1),
     patch.object(change.checkpoint, "normalise", lambda *given: normalise(*given).double()),
-    patch.object(change.training.build, "build_network", lambda config: build_network(config).double()),
-    patch.object(change.training.build, "TrainingLoss", Exact),
+    patch.object(change.training.parts, "build_network", lambda config: build_network(config).double()),
+    patch.object(change.training.parts, "TrainingLoss", Exact),
 ):
     sys.exit(train.main(sys.argv[1:]))
 """

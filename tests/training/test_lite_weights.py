@@ -118,7 +118,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_normalisation_is_stored(tmp_path: Path) -> None:
     """A run that starts from the weights writes their normalisation into its checkpoint."""
     network = build_network(NetworkConfig(LITE[0]))
-    template = load_first_weights(network, NetworkConfig(LITE[0]), StartOptions(), 0.1)
+    template = load_first_weights(network, NetworkConfig(LITE[0]), StartOptions(), rate=0.1)
     assert template.mean == (127 / 255,) * 3 and template.std == (128 / 255,) * 3
     assert template.config == NetworkConfig(LITE[0], width=32)
 

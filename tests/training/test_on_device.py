@@ -11,7 +11,7 @@ import torch
 
 from change.checkpoint import read_tensors
 from change.common.devices import free_bytes
-from change.training import build
+from change.training import data as run_data
 from change.training.trainer import Training
 from tests.conftest import last_line, run_program, train_arguments, write_pairs
 from tests.training.test_trainer import epochs, equal, weights
@@ -30,7 +30,7 @@ HARD = {
 @pytest.fixture
 def in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make batches as on a GPU."""
-    monkeypatch.setattr(build, "makes_batches", lambda device: True)
+    monkeypatch.setattr(run_data, "makes_batches", lambda device: True)
 
 
 def train(dataset: Path, folder: Path, **options: object) -> None:
@@ -92,7 +92,7 @@ def test_val_that_was_trained_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batches", [False, True], ids=["samples", "batches"])
 def test_too_little_memory(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: bool) -> None:
     """The run ends before a pair is decoded, and before its folder is made."""
-    monkeypatch.setattr(build, "makes_batches", lambda device: batches)
+    monkeypatch.setattr(run_data, "makes_batches", lambda device: batches)
     monkeypatch.setattr("change.data.on_device.free_bytes", lambda device: 100_000)
     monkeypatch.setattr("change.change_dataloader.Split.read", lambda *given: pytest.fail("a pair was decoded"))
     result = run_program("train.py", *train_arguments(dataset, tmp_path / "run", cache="device"))

@@ -18,7 +18,7 @@ from torch import nn
 
 from change.checkpoint import load_checkpoint, read_tensors
 from change.options.train import OptimizerOptions
-from change.training.build import parameter_groups
+from change.training.parts import parameter_groups
 from change.training.trainer import Training
 from models.config import NetworkConfig
 from models.network import build_network

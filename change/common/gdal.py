@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +136,22 @@ def find_alpha_band(dataset: Any) -> int | None:
     """Return the number of the band that holds the transparency of the others, or None."""
     alphas = [number for number, kind in enumerate(dataset.colorinterp, start=1) if kind.name == "alpha"]
     return alphas[-1] if alphas else None
+
+
+def read_levels(dataset: Any, bands: Sequence[int], window: Any = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read bands of an open raster, by their numbers from 1, in a rasterio Window or as a whole.
+
+    Returns:
+        Levels (C, h, w) of the raster's type, and bool (C, h, w), which of them are valid: not nodata, masked,
+        transparent or NaN.
+    """
+    levels, alpha = dataset.read(list(bands), window=window), find_alpha_band(dataset)
+    if alpha in bands:  # GDAL takes the fourth 8-bit band for alpha and would mask the others with it
+        valid = np.asarray(levels != dataset.nodata)
+    else:
+        valid = np.asarray(dataset.read_masks(list(bands), window=window) > 0)
+        if alpha:  # GDAL treats it as a mask only for some numbers of bands and some types
+            valid &= dataset.read(alpha, window=window) > 0
+    if levels.dtype.kind == "f":
+        valid &= np.isfinite(levels)
+    return levels, valid

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import rasterio
 
-from change.rasters.gdal import open_raster, read_date
+from change.common.gdal import open_raster, read_date
 from tests.rasters.drawn import noise, write_raster
 
 
