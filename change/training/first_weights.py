@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -36,18 +36,24 @@ BASE_FOLDER = home_folder() / "checkpoints" / "base"
 
 
 def hand_over(
-    checkpoint: Checkpoint, network: PRXChange, config: NetworkConfig, classes: Classes | None = None
+    checkpoint: Checkpoint,
+    network: PRXChange,
+    config: NetworkConfig,
+    classes: Classes | None = None,
+    shares: Sequence[float] = (),
 ) -> list[str]:
     """Load the weights of an earlier pass into the network of the next pass.
 
-    Parts that `config` adds (refinement heads, X-Cross) keep their initial weights. So do the head and the refinement
-    heads if the classes differ.
+    Parts that `config` adds (refinement heads, X-Cross) keep their initial weights. So do the head's last layer and the
+    refinement heads if the classes differ. If the checkpoint has none, the last layer is made from its own, see
+    `split_change`.
 
     Args:
         checkpoint: the result of the earlier pass.
         network: the network of the next pass.
         config: its configuration.
         classes: its classes; None if it only tells changed from unchanged.
+        shares: the shares of unchanged and of each class in train.
 
     Returns:
         The names of the added weights.
@@ -59,10 +65,13 @@ def hand_over(
     check_succession(checkpoint, config)
     adds_refinement = config.refine and not checkpoint.config.refine
     adds_cross = config.cross and not checkpoint.config.cross
-    outputs = () if same_names(checkpoint.classes, classes) else ("head.", "refinement.")
+    outputs = () if same_names(checkpoint.classes, classes) else ("head.out.", "refinement.")
+    own = network.state_dict()
+    if classes and checkpoint.classes is None:
+        own |= split_change(checkpoint.weights, shares)
     added = {
         name: tensor
-        for name, tensor in network.state_dict().items()
+        for name, tensor in own.items()
         if (adds_refinement and name.startswith("refinement."))
         or (adds_cross and ".cross." in name)
         or name.startswith(outputs)
@@ -70,6 +79,24 @@ def hand_over(
     kept = {name: tensor for name, tensor in checkpoint.weights.items() if not name.startswith(outputs)}
     load_strict(network, {**added, **kept}, checkpoint.path)
     return list(added)
+
+
+def split_change(weights: Mapping[str, Tensor], shares: Sequence[float]) -> dict[str, Tensor]:
+    """Make the last layer of a head for classes from that of a network without; any change stays as probable as there.
+
+    Unchanged gets the output 0, and each class that of change plus the logarithm of its share in all change.
+
+    Args:
+        weights: those of the network without classes.
+        shares: the shares of unchanged and of each class in train.
+    """
+    weight, bias = weights["head.out.weight"], weights["head.out.bias"]
+    parts = torch.tensor(shares[1:], dtype=torch.float64).clamp_min(1e-6)
+    parts = (parts / parts.sum()).log().to(bias)
+    return {
+        "head.out.weight": torch.cat([torch.zeros_like(weight), *[weight] * len(parts)]),
+        "head.out.bias": torch.cat([torch.zeros_like(bias), bias + parts]),
+    }
 
 
 def same_names(first: Classes | None, second: Classes | None) -> bool:
@@ -263,12 +290,15 @@ def load_first_weights(
     """
     if start.resume:
         checkpoint = load_checkpoint(Path(start.checkpoint_path))
-        new = hand_over(checkpoint, network, config, classes)
+        new = hand_over(checkpoint, network, config, classes, shares)
         log.info("start: %s; left out: %s", checkpoint.path, list_names(checkpoint.left_out) or "nothing")
         log.info("newly initialised: %s", count_by_part(new) or "nothing")
         if not same_names(checkpoint.classes, classes):
             theirs, ours = (every.described() if every else "changed" for every in (checkpoint.classes, classes))
-            log.info("the checkpoint tells apart %s, this run %s: the head is new", theirs, ours)
+            how = "new" if checkpoint.classes else "made from the checkpoint's, which knows no classes"
+            log.info("the checkpoint tells apart %s, this run %s: the last layer is %s", theirs, ours, how)
+            if checkpoint.classes:
+                start_head(network, start, rate, classes, shares)
         return replace(
             checkpoint,
             config=config,
@@ -281,8 +311,15 @@ def load_first_weights(
         )
     if start.pretrained != "none":
         log.info("start: %s", load_encoder(network.encoder, config.backbone, start.pretrained, bands))
+    start_head(network, start, rate, classes, shares)
+    return Checkpoint(config, {}, mean=network.encoder.mean, std=network.encoder.std, classes=classes)
+
+
+def start_head(
+    network: PRXChange, start: StartOptions, rate: float, classes: Classes | None, shares: Sequence[float]
+) -> None:
+    """With --prior, let the head start at the rate of change, or at the shares of the classes, in train."""
     if start.prior and classes:
         network.head.start_at_shares(shares)
     elif start.prior:
         network.head.start_at(rate)
-    return Checkpoint(config, {}, mean=network.encoder.mean, std=network.encoder.std, classes=classes)

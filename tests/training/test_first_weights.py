@@ -12,8 +12,10 @@ import torchvision
 
 import change.training.first_weights
 from change.checkpoint import Checkpoint
+from change.common.classes import parse_classes
 from change.common.errors import UserError
 from change.common.files import file_hash
+from change.prediction.threshold import any_change
 from change.training.first_weights import hand_over, load_encoder
 from models.config import NetworkConfig
 from models.encoders import ResNetEncoder, build_encoder
@@ -34,6 +36,21 @@ def test_handover_names_what_is_new() -> None:
         assert set(new) == initial.keys() - checkpoint.weights.keys()
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, initial[name] if name in new else checkpoint.weights[name])
+
+
+@torch.inference_mode()
+def test_handover_to_classes() -> None:
+    """Any change is as probable as without classes, and the classes share it as in train."""
+    plain, config = NetworkConfig(width=32), NetworkConfig(width=32, classes=2)
+    first, second = build_network(plain).eval(), build_network(config).eval()
+    first.head.start_at(0.3)
+    checkpoint = Checkpoint(plain, first.state_dict(), path=Path("1.pth"))
+    new = hand_over(checkpoint, second, config, parse_classes("new <-> vanished"), [0.96, 0.03, 0.01])
+    assert new == ["head.out.weight", "head.out.bias"]
+    pair = torch.rand(2, 1, 3, 64, 64)
+    change, classes = first(*pair).sigmoid(), second(*pair).softmax(1)
+    torch.testing.assert_close(any_change(classes), change)
+    torch.testing.assert_close(classes[:, 1:] / change, torch.tensor([0.75, 0.25])[:, None, None].expand(1, 2, 64, 64))
 
 
 @pytest.mark.parametrize(
