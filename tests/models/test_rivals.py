@@ -30,7 +30,6 @@ from models.rivals.registry import BUILDERS
 from models.rivals.snunet import NestedBlock, SNUNet
 from models.rivals.tinycd import Mixing, build_mask, build_stage, instance_norm
 from tests.conftest import draw_pair
-from tests.four_layers import FourLayers
 from tests.models.test_parity import close
 from tests.reference.reference_weights import reference_pair
 
@@ -208,15 +207,10 @@ def test_compile(name: str) -> None:
 @pytest.mark.slow
 @rivals
 def test_onnx(name: str, tmp_path: Path) -> None:
-    """The file that `export` writes gives PyTorch's probabilities for any batch size and for odd image sizes.
-
-    The encoder has four layers, because the time of an export grows with their number. Those of real encoders are
-    exported in tests/prediction/test_export.py.
-    """
+    """The file that `export` writes gives PyTorch's probabilities for any batch size and for odd image sizes."""
     if TorchVersion(torch.__version__) < OLDEST:
         pytest.skip(f"torch {torch.__version__} cannot export to ONNX")
     network = build(name)
-    network.encoder = FourLayers(32)
     checkpoint = Checkpoint(NetworkConfig("resnet18", model=name, width=32), network.state_dict())
     cases = pairs_of_sizes(draw_pair(np.random.default_rng(0), 64, 64)[:2])
     module = AnySize(Fused(network, portable=True), checkpoint).eval()
