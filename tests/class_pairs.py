@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -83,10 +83,13 @@ def write_class_set(folder: Path, train: int = 4, val: int = 2) -> Path:
     return folder
 
 
-def write_class_checkpoint(path: Path) -> Path:
-    """Write a checkpoint of random weights that tells the three classes apart, and finds some of them."""
+def write_class_checkpoint(path: Path, **values: Any) -> Path:
+    """Write a checkpoint of random weights that tells the three classes apart, and finds some of them.
+
+    `values`: those of `NetworkConfig`; `SMALL` if there are none.
+    """
     torch.manual_seed(0)
-    config = NetworkConfig(**SMALL, classes=3)
+    config = NetworkConfig(**(values or SMALL), classes=3)
     network = build_network(config)
     network.head.start_at_shares([0.4, 0.2, 0.2, 0.2])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -90,13 +90,15 @@ def run_program(
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py, test.py or another Python file as the main program, and capture what it writes.
 
-    It runs inside this process, unless several processes, an environment or `as_process` ask for real ones.
+    It runs inside this process, unless several processes, an environment or `as_process` ask for real ones. Several are
+    started by tests/forked.py, which takes less time than torchrun; `start` and `run_verb` use torchrun.
     """
     file, given = REPOSITORY / program, [str(argument) for argument in arguments]
     if processes == 1 and not environment and not as_process:
         return run_in_process(file, given, cwd, timeout)
+    several = [str(REPOSITORY / "tests" / "forked.py"), str(processes)] if processes > 1 else []
     return subprocess.run(
-        [*launcher(processes), str(file), *given],
+        [sys.executable, *several, str(file), *given],
         capture_output=True,
         text=True,
         timeout=timeout,

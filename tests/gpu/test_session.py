@@ -14,13 +14,14 @@ import pytest
 
 from change.checkpoint import load_checkpoint
 from change.common.errors import UserError
-from tests.conftest import REPOSITORY, wait_for
+from tests.conftest import REPOSITORY, run_program, wait_for
 from tests.gpu.checks import Figure, run_checks
 from tests.gpu.settings import read_group, read_runs
 
 DEFAULTS = """
 [defaults]
-backbone = "efficientnet_lite0"
+backbone = "timm:lcnet_050"
+width = 32
 recipe = "scratch"
 pretrained = "none"
 trainsize = 0
@@ -178,12 +179,13 @@ def test_the_default_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_wrong_input(dataset: Path, tmp_path: Path) -> None:
-    """The command ends with one line before it writes anything."""
+    """The command, run in this process, ends with one line before it writes anything."""
     runs = tmp_path / "runs.toml"
     runs.write_text("[[run]]\nname = 'a'\noptions = { lr = 'fast' }\n")
-    code, _, stderr = run_session(tmp_path / "out", 1, "--data", dataset, "--runs", runs)
-    assert code == 2 and stderr.startswith("error: ") and "'fast'" in stderr
-    assert len(stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+    given = ("--gpu-session", 1, "--device", "cpu", "--out", tmp_path / "out", "--data", dataset, "--runs", runs)
+    result = run_program("tests/benchmark.py", *given, cwd=REPOSITORY)
+    assert result.returncode == 2 and result.stderr.startswith("error: ") and "'fast'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

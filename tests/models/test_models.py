@@ -57,10 +57,10 @@ def test_every_parameter_learns(backbone: str, cross: bool, refine: bool) -> Non
 
 
 # A side of 40 can be reflected by 24; one of 10 cannot by 22, nor one of 16 by 16.
-@pytest.mark.parametrize("height, width", [(256, 256), (1024, 1024), (320, 480), (250, 333), (40, 10), (16, 48)])
+@pytest.mark.parametrize("height, width", [(128, 128), (512, 512), (96, 160), (122, 205), (40, 10), (16, 48)])
 @torch.inference_mode()
 def test_any_size(networks: dict[str, PRXChange], height: int, width: int) -> None:
-    network = networks["base" if height == 1024 else "cross"]
+    network = networks["base" if height == 512 else "cross"]
     pair = reference_pair(1, 1, height, width)
     logits = apply_to_any_size(network, *pair)
     assert logits.shape == (1, 1, height, width)

@@ -22,7 +22,9 @@ from change.prediction.export import main
 from change.prediction.onnx_file import OLDEST
 from change.prediction.threshold import any_change, mask_values
 from change.prediction.tiles import sliding, symmetric
+from models.encoders import BUILDERS
 from tests.class_pairs import CLASSES_OF_PAIRS, draw_class_pair, write_class_checkpoint
+from tests.four_layers import FourLayers
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +85,10 @@ def test_checkpoints_with_other_classes(weights: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(TorchVersion(torch.__version__) < OLDEST, reason="this torch cannot export")
-def test_onnx(weights: Path, tmp_path: Path) -> None:
-    """Both outputs are those of PyTorch, for images of any size."""
+def test_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both outputs are those of PyTorch, for images of any size. Real encoders are exported in test_export.py."""
+    monkeypatch.setitem(BUILDERS, "resnet18", FourLayers)
+    weights = write_class_checkpoint(tmp_path / "3.pth", backbone="resnet18", width=32)
     out = tmp_path / "network.onnx"
     assert main([str(weights), "-o", str(out)]) == 0
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(out).metadata_props}

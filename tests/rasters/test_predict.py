@@ -214,7 +214,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     """A killed run leaves no folder of that name; the next run writes it and cleans up."""
     folder = tmp_path / "in"
     folder.mkdir()
-    pair = [write_raster(folder / f"{i}.tif", noise(1500, 200, seed=i)) for i in (1, 2)]
+    pair = [write_raster(folder / f"{i}.tif", noise(800, 200, seed=i)) for i in (1, 2)]
     given = arguments("predict", *pair, "-o", tmp_path / "out")
     process = subprocess.Popen(verb(*given), stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
     while not (tmp_path / ".out.part" / ".mask.tif").exists():

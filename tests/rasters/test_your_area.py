@@ -20,7 +20,7 @@ from tests.test_docs import commands, text_of
 HEIGHT, WIDTH, SIZE = 724, 934, 96  # of the pair and of the tiles, as on the page
 POND = 40  # side of the ponds in pixels
 VERBS = ["predict", "propose", "tiles", "finetune", "predict", "area"]
-TINY = ["--epoch=20", "--val_epoch=20", "--train_batchsize=2", "--workers=0", "--device=cpu", "--lr=5e-4", "--amp=off"]
+TINY = ["--train_batchsize=2", "--workers=0", "--device=cpu", "--lr=5e-4", "--amp=off"]
 
 
 def draw_rasters(folder: Path) -> None:
@@ -54,7 +54,7 @@ def label_five(layers: Path) -> NDArray[np.bool_]:
     return drawn
 
 
-def walk_through(folder: Path) -> tuple[NDArray[np.bool_], list[NDArray[np.uint8]]]:
+def walk_through(folder: Path, epochs: int) -> tuple[NDArray[np.bool_], list[NDArray[np.uint8]]]:
     """Run the commands of the page in a folder; return where the user drew change, and the probabilities of both maps.
 
     Only the fine-tuning gets further options, which make it short.
@@ -69,7 +69,7 @@ def walk_through(folder: Path) -> tuple[NDArray[np.bool_], list[NDArray[np.uint8
         if verb == "tiles":
             drawn = label_five(folder / "changes" / "propose" / "propose.gpkg")
         if verb == "finetune":
-            arguments += TINY
+            arguments += [*TINY, f"--epoch={epochs}", f"--val_epoch={epochs}"]
         done = run_program("change/__main__.py", verb, *arguments, cwd=folder)
         assert done.returncode == 0, (command, done.stderr)
     assert verbs == VERBS
@@ -81,7 +81,7 @@ def walk_through(folder: Path) -> tuple[NDArray[np.bool_], list[NDArray[np.uint8
 def test_walk_through(tmp_path: Path) -> None:
     """On drawn rasters: the network has learned five ponds, and finds the ponds of other tiles as well."""
     draw_rasters(tmp_path)
-    drawn, (before, after) = walk_through(tmp_path)
+    drawn, (before, after) = walk_through(tmp_path, epochs=20)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH] % SIZE
     pond = np.maximum(abs(rows - SIZE / 2 + 0.5), abs(columns - SIZE / 2 + 0.5)) < POND / 2
     assert (pond & drawn).sum() == drawn.sum() == 5 * POND**2
@@ -98,5 +98,5 @@ def test_on_the_real_pair(tmp_path: Path) -> None:
         pytest.skip("PRX_REAL_DATA names no folder with scenes/naip_2009.tif")
     for name in ("naip_2009.tif", "naip_2020.tif"):
         (tmp_path / name).symlink_to(folder / name)
-    drawn, (before, after) = walk_through(tmp_path)
+    drawn, (before, after) = walk_through(tmp_path, epochs=8)
     assert before.shape == drawn.shape and after[drawn].astype(float).mean() > before[drawn].mean()

@@ -227,12 +227,12 @@ def test_counts_are_those_of_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_losses_are_those_of_one_process(tmp_path: Path) -> None:
-    """20 steps of 4 and 3 pairs, each in two parts; with 3 pairs, the first process gets one and a filler."""
+    """10 steps of 4 and 3 pairs, each in two parts; with 3 pairs, the first process gets one and a filler."""
     write_pairs(tmp_path / "data" / "train", 7, seed=1)
     write_pairs(tmp_path / "data" / "val", 3, seed=2)
     script = tmp_path / "exact.py"
     script.write_text(EXACT)
-    options = {"refine": True, "best_name": "run", "cropsize": 32, "train_batchsize": 4, "epoch": 10, "val_epoch": 10}
+    options = {"refine": True, "best_name": "run", "cropsize": 32, "train_batchsize": 4, "epoch": 5, "val_epoch": 5}
     losses, states = {}, {}
     for name, processes, parts in (("alone", 1, 1), ("two", 2, 2)):
         arguments = train_arguments(tmp_path / "data", tmp_path / name, **options, val_batchsize=1, grad_accum=parts)
@@ -241,8 +241,8 @@ def test_losses_are_those_of_one_process(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         losses[name] = curve(tmp_path / name, "train/loss")
         states[name] = read_tensors(tmp_path / name / "run.state.pth")
-    assert [step for step, _ in losses["alone"]] == list(range(1, 21))
-    assert len({value for _, value in losses["alone"]}) == 20
+    assert [step for step, _ in losses["alone"]] == list(range(1, 11))
+    assert len({value for _, value in losses["alone"]}) == 10
     for found, expected in zip(losses["two"], losses["alone"], strict=True):
         assert found == pytest.approx(expected, rel=1e-6)  # TensorBoard keeps float32
     for key in ("progress", "images"):

@@ -57,7 +57,7 @@ def epochs(folder: Path, name: str = "run") -> list[dict[str, object]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("amp", "ema", "recipe"), [("off", 0, "published"), ("bf16", 0.9, "scratch")])
 def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, recipe: str) -> None:
-    """After three kills, weights, scores, losses and curves are those of an uninterrupted run, bit for bit."""
+    """After two kills, weights, scores, losses and curves are those of an uninterrupted run, bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = {**HARD, "amp": amp, "ema": ema, "recipe": recipe, "epoch": 3, "train_batchsize": 1}  # 15 steps
     options["resolution"] = "0.5 2"
@@ -66,7 +66,7 @@ def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, rec
 
     draw = random.Random(amp)
     arguments = train_arguments(dataset, broken, **{**options, "workers": 2, "save_minutes": 0})
-    for first in (1, 5, 9):
+    for first in (1, 8):
         process = start(arguments)
         wait_for_step(broken / "run.state.pth", process, draw.randint(first, first + 2))
         time.sleep(draw.random() / 10)
