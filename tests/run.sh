@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Check style, types, spelling and scripts, and run the tests:
 #
-#   bash tests/run.sh           everything, as CI does
-#   bash tests/run.sh quick     the same checks, without the tests marked slow
+#   bash tests/run.sh           what CI runs: all tests but those marked rare
+#   bash tests/run.sh quick     the same checks, and the tests that are not marked slow either
+#   bash tests/run.sh all       everything
 #
 # Further arguments go to pytest. jobs=N runs the tests in N processes (default: 2); jobs=0 in one.
 # It uses the interpreter in the variable python, else the active environment, else .venv, which it
 # creates or completes. At the end, pytest says why tests were skipped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "${1:-}" = quick ]; then
-  set -- -m "not slow" "${@:2}"
-fi
+case "${1:-}" in
+  quick) set -- -m "not slow and not rare" "${@:2}" ;;
+  all) shift ;;
+  *) set -- -m "not rare" "$@" ;;
+esac
 requirements=(requirements.txt requirements-geo.txt)
 requirements+=(tests/requirements-onnx.txt tests/requirements.txt)
 if [ -n "${python:-}" ]; then

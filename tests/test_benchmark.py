@@ -20,6 +20,7 @@ def run_benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
     return run_program("tests/benchmark.py", "--device", "cpu", "--rounds", 1, *arguments, cwd=REPOSITORY)
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_table_and_json(tmp_path: Path) -> None:
     result = run_benchmark("--sizes", 64, "--only", "infer", "count", "--half", "--json", tmp_path / "found.json")

@@ -80,6 +80,7 @@ def test_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.all([Path(path).is_file() for path in re.findall(r"'(\S+/changes/[\w.]+)'", " ".join(texts))])
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """F1 on val rises from almost nothing."""

@@ -9,9 +9,9 @@
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 train_options=(
-  recipe root list trainsize cropsize color_setting scale symmetries swap shift unchanged degrade epoch lr
-  encoder_lr weight_decay
-  decay_norms eps train_batchsize grad_accum schedule power warmup model dice prior keep ema seed
+  recipe root list trainsize cropsize color_setting scale symmetries swap shift unchanged degrade
+  epoch lr encoder_lr weight_decay decay_norms eps train_batchsize grad_accum
+  schedule power warmup model dice prior keep ema seed
   val_batchsize val_epoch decay_epoch backbone width refine cross within patch k beta l1 l2
   save_path best_name save_freq save_minutes resume checkpoint_path pretrained
   mixed_precision_training amp deterministic compile cuda_graphs kept_activations cache cache_path

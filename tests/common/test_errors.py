@@ -42,7 +42,7 @@ def test_exit_codes(caplog: pytest.LogCaptureFixture, error: BaseException, code
     "program",
     [
         ["train.py", "--root=none", "--save_path=none"],
-        ["test.py", "--test_root=none", "--checkpoint_path=none"],
+        ["test.py", "--test_root=test_samples", "--checkpoint_path=checkpoints/buildings_r18.pth", "--save_path=none"],
         ["-m", "change", "predict", *PAIR, "-o", "none"],
     ],
     ids=["train", "test", "predict"],

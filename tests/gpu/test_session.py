@@ -75,6 +75,7 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
         return {row["name"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_checks_and_table(dataset: Path, tmp_path: Path) -> None:
     """Every check passes on the CPU; a group whose crops do not fit gets rows with errors, and the others figures."""
@@ -98,6 +99,7 @@ def test_checks_and_table(dataset: Path, tmp_path: Path) -> None:
     assert "resume: passed" in summary and "infer 64" in summary
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_training(dataset: Path, tmp_path: Path) -> None:
     """A run ends, one fails, one does not fit, and one is told to stop; the weights of two are packed."""

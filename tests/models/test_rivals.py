@@ -205,7 +205,7 @@ def test_compile(name: str) -> None:
 
 
 @pytest.mark.slow
-@rivals
+@pytest.mark.parametrize("name", ["fc_siam_conc", *(pytest.param(n, marks=pytest.mark.rare) for n in RIVALS[1:])])
 def test_onnx(name: str, tmp_path: Path) -> None:
     """The file that `export` writes gives PyTorch's probabilities for any batch size and for odd image sizes."""
     if TorchVersion(torch.__version__) < OLDEST:

@@ -90,6 +90,7 @@ def test_walk_through(tmp_path: Path) -> None:
     assert after[~pond].mean() / HIGHEST < 0.4
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 def test_on_the_real_pair(tmp_path: Path) -> None:
     """On the pair that the page names, if PRX_REAL_DATA holds it: every command works, and the map changes."""

@@ -55,7 +55,9 @@ def epochs(folder: Path, name: str = "run") -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("amp", "ema", "recipe"), [("off", 0, "published"), ("bf16", 0.9, "scratch")])
+@pytest.mark.parametrize(
+    ("amp", "ema", "recipe"), [pytest.param("off", 0, "published", marks=pytest.mark.rare), ("bf16", 0.9, "scratch")]
+)
 def test_kill_and_go_on(dataset: Path, tmp_path: Path, amp: str, ema: float, recipe: str) -> None:
     """After two kills, weights, scores, losses and curves are those of an uninterrupted run, bit for bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
