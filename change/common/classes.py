@@ -44,6 +44,10 @@ class Classes:
         """Return the number and the names, as in "2 classes (new, vanished)"."""
         return f"{len(self.names)} classes ({list_names(self.names)})"
 
+    def half_swapped(self, shares: Sequence[float]) -> tuple[float, ...]:
+        """Return the shares of the K + 1 mask values after the dates of half of the pairs are swapped."""
+        return tuple((shares[value] + shares[opposite]) / 2 for value, opposite in enumerate(self.opposites))
+
     def as_dict(self) -> dict[str, list[Any]]:
         """Return the fields as lists, for a file. `restore_classes` reads them."""
         return {"names": list(self.names), "opposites": list(self.opposites)}

@@ -70,6 +70,9 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
         raise UserError(f"--{error}") from error
     template = Checkpoint(config, {})
     if state is None:
+        shares = data.train.shares
+        if classes and options.augmentation.swap:
+            shares = classes.half_swapped(shares)
         template = load_first_weights(
             network,
             config,
@@ -77,7 +80,7 @@ def build_parts(options: TrainOptions, precision: Precision, state: RunState | N
             rate=data.train.changed,
             bands=channels.bands if channels else None,
             classes=classes,
-            shares=data.train.shares,
+            shares=shares,
         )
         given = read_range("resolution", options.data.resolution, "0.5 2")
         if template.resolution and not given:

@@ -109,6 +109,12 @@ def test_a_single_class_is_changed(tmp_path: Path) -> None:
     assert choose_classes(tmp_path, "house").merged
 
 
+def test_shares_after_swaps() -> None:
+    """Opposites get their mean; other classes and unchanged keep their share."""
+    classes = parse_classes(["new <-> vanished", "recoloured"])
+    assert classes.half_swapped([0.4, 0.3, 0.1, 0.2]) == pytest.approx([0.4, 0.2, 0.2, 0.2])
+
+
 def test_classes_in_a_file() -> None:
     classes = parse_classes(["new<->vanished", "tree -> road", "road -> tree"])
     assert restore_classes(classes.as_dict()) == classes and restore_classes(None) is None
