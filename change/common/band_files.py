@@ -83,7 +83,7 @@ def measure(paths: Sequence[Path], bands: Bands) -> Channels:
     def sums_of(path: Path) -> list[tuple[float, NDArray[np.float64], NDArray[np.float64]]]:
         return list(sums(path, bands))
 
-    with limited_cache(), ThreadPoolExecutor(2) as pool:  # threads that overlap would restore each other's limit
+    with ThreadPoolExecutor(2) as pool:
         for parts in pool.map(sums_of, paths):
             for other, its_mean, its_squares in parts:  # Chan et al., "Updating Formulae", 1979
                 whole = count + other

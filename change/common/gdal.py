@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,33 @@ def geo(name: str) -> Any:
     return import_optional(name, "pip install -r requirements-geo.txt")
 
 
+class CacheLimit:
+    """The limit of GDAL's cache, which all threads share: the first user sets it, the last one puts back what was."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the limit inside this context."""
+        env = geo("rasterio.env")
+        with self.lock:
+            if not self.users:
+                self.before = env.get_gdal_config("GDAL_CACHEMAX")
+                env.set_gdal_config("GDAL_CACHEMAX", CACHE)
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    env.set_gdal_config("GDAL_CACHEMAX", self.before)
+
+
+LIMIT = CacheLimit()
+
+
 @contextlib.contextmanager
 def limited_cache() -> Iterator[None]:
     """Limit GDAL's cache inside this context, unless the user or the calling program has configured GDAL."""
@@ -40,7 +68,7 @@ def limited_cache() -> Iterator[None]:
     if "GDAL_CACHEMAX" in os.environ or rasterio.env.hasenv():
         yield
         return
-    with rasterio.Env.from_defaults(GDAL_CACHEMAX=CACHE):
+    with LIMIT.held(), rasterio.Env.from_defaults():
         yield
 
 

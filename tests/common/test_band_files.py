@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -15,7 +17,7 @@ from change.common import band_files
 from change.common.band_files import measure, open_bands, read_bands, read_header
 from change.common.bands import choose_bands
 from change.common.errors import UserError
-from change.common.gdal import CACHE
+from change.common.gdal import CACHE, limited_cache
 from change.rasters.raster import RasterPair
 from tests.band_pairs import name_bands
 from tests.rasters.drawn import GRID, UTM, write_raster
@@ -129,6 +131,30 @@ def test_the_cache_of_gdal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user
     with open_bands(path):
         assert get_gdal_config("GDAL_CACHEMAX") == (before if user else CACHE)
     assert get_gdal_config("GDAL_CACHEMAX") == before and not rasterio.env.hasenv()
+
+
+def test_threads_share_the_limit() -> None:
+    """The thread that ends last puts back what was there before the first began."""
+    before = 3 * CACHE
+    set_gdal_config("GDAL_CACHEMAX", before)
+    first_inside, second_inside, first_done = (threading.Event() for _ in range(3))
+
+    def first() -> None:
+        with limited_cache():
+            first_inside.set()
+            assert second_inside.wait(10)
+        first_done.set()
+
+    def second() -> None:
+        assert first_inside.wait(10)
+        with limited_cache():
+            second_inside.set()
+            assert first_done.wait(10) and get_gdal_config("GDAL_CACHEMAX") == CACHE
+
+    with ThreadPoolExecutor(2) as pool:
+        for thread in [pool.submit(first), pool.submit(second)]:
+            thread.result()
+    assert get_gdal_config("GDAL_CACHEMAX") == before
 
 
 def test_a_file_of_several_rasters(tmp_path: Path) -> None:
