@@ -55,7 +55,7 @@ def predict_pictures(
     log_look(look)
     found, _ = detector.predict_all(first, second, str(before))
     probability = any_change(found)[0, 0].cpu().numpy() * data
-    values = mask_values(found, threshold, [str(before)])[0, 0].cpu().numpy() * data
+    values = np.asarray(mask_values(found, threshold, [str(before)])[0, 0].cpu().numpy() * data, np.uint8)
     changed = values > 0
     save_png((probability * 255 + 0.5).astype(np.uint8), folder / "probability.png")
     classes = detector.checkpoint.classes

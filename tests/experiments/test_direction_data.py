@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 
 from change.common.classes import NEW, VANISHED, parse_classes, read_classes
 from change.common.errors import UserError
@@ -16,7 +17,7 @@ from tests.experiments.test_finetune import write_data
 pytestmark = pytest.mark.slow
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: Path) -> NDArray[np.uint8]:
     return np.asarray(PIL.Image.open(path))
 
 
