@@ -76,6 +76,15 @@ def add_pairs(folder: Path, source: Path, prefix: str) -> None:
     write_sources(folder, {f"{prefix}_{stem}": hashes for stem, hashes in read_sources(source).items()})
 
 
+def is_wanted(root: Path, count: int) -> bool:
+    """Return whether there is no folder `root` yet. Raises UserError if it is a file, or if --count is negative."""
+    if count < 0:
+        raise UserError(f"--count {count}: choose 0 or more")
+    if root.exists() and not root.is_dir():
+        raise UserError(f"ROOT {root} is not a folder: choose another one")
+    return not root.is_dir()
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run `python -m change.experiments.buildings_data`; return the exit code."""
     parser = OneLineParser(
@@ -88,13 +97,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, default=240, help="synthetic scenes (default: 240)")
     parser.add_argument("--overlap", type=int, default=OVERLAP, help=f"of tiles, in pixels (default: {OVERLAP})")
     given = parser.parse_args(arguments)
-    if given.count < 0:
-        raise UserError(f"--count {given.count}: choose 0 or more")
     if not 0 <= given.overlap < TILE:
         raise UserError(f"--overlap {given.overlap}: choose 0 to {TILE - 1}")
-    if given.root.exists() and not given.root.is_dir():
-        raise UserError(f"ROOT {given.root} is not a folder: choose another one")
-    if not given.root.is_dir():
+    if is_wanted(given.root, given.count):
         assemble(given.root, given.levir, given.ms_bcd, given.count, given.overlap)
     return 0
 

@@ -20,7 +20,7 @@ from change.common.files import write_folder
 from change.common.pictures import save_classes
 from change.data import prepare
 from change.data.masks import find_rule, read_mask
-from change.experiments.buildings_data import TILE, add_pairs
+from change.experiments.buildings_data import TILE, add_pairs, is_wanted
 from change.synthetic import render
 
 SCENES_SEED = 4  # other scenes than those of train_demo.sh and buildings_data
@@ -79,11 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--levir", metavar="FOLDER", type=Path, required=True, help="LEVIR-CD, as prepared")
     parser.add_argument("--count", type=int, default=120, help="synthetic scenes (default: 120)")
     given = parser.parse_args(arguments)
-    if given.count < 0:
-        raise UserError(f"--count {given.count}: choose 0 or more")
-    if given.root.exists() and not given.root.is_dir():
-        raise UserError(f"ROOT {given.root} is not a folder: choose another one")
-    if not given.root.is_dir():
+    if is_wanted(given.root, given.count):
         assemble(given.root, given.levir, given.count)
     return 0
 
