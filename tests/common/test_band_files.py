@@ -134,7 +134,7 @@ def test_the_cache_of_gdal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user
 
 
 def test_threads_share_the_limit() -> None:
-    """The thread that ends last puts back what was there before the first began."""
+    """The thread that ends last restores the value from before the first one began."""
     before = 3 * CACHE
     set_gdal_config("GDAL_CACHEMAX", before)
     first_inside, second_inside, first_done = (threading.Event() for _ in range(3))
