@@ -35,7 +35,7 @@ def geo(name: str) -> Any:
 
 
 class CacheLimit:
-    """The limit of GDAL's cache, which all threads share: the first user sets it, the last one restores the old value."""
+    """The limit of GDAL's cache, which all threads share: the first user sets it, the last restores the old value."""
 
     def __init__(self) -> None:
         self.lock, self.users, self.before = threading.Lock(), 0, 0
