@@ -35,7 +35,7 @@ def geo(name: str) -> Any:
 
 
 class CacheLimit:
-    """The limit of GDAL's cache, which all threads share: the first user sets it, the last restores the old value."""
+    """A limit of GDAL's cache for all threads: the first one to need it sets it, the last restores the old value."""
 
     def __init__(self) -> None:
         self.lock, self.users, self.before = threading.Lock(), 0, 0

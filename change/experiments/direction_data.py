@@ -1,9 +1,9 @@
 """Assemble training data for the direction of changes: `python -m change.experiments.direction_data ROOT`.
 
 The masks have the classes new and vanished. ROOT/train holds the train split of LEVIR-CD in tiles of 512 pixels, and
-synthetic scenes, whose masks know the direction. LEVIR-CD does not tell it. Nearly all of its changes are new
-buildings, so all of them are marked as new; training with `--swap` exchanges the dates, which makes as many vanished
-ones. ROOT/val holds the val split of LEVIR-CD, marked in the same way. If ROOT exists, nothing is done.
+synthetic scenes. Masks of the scenes give the direction of each change; those of LEVIR-CD do not. Nearly all changes in
+LEVIR-CD are new buildings, so all are marked as new. Training with `--swap` exchanges the dates of half of the crops,
+so that as many vanish. ROOT/val holds the val split of LEVIR-CD, marked in the same way. If ROOT exists, nothing is done.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def hand_over(
     """Load the weights of an earlier pass into the network of the next pass.
 
     Parts that `config` adds (refinement heads, X-Cross) keep their initial weights. So do the head's last layer and the
-    refinement heads if the classes differ. If the checkpoint has none, the last layer is made from its own, see
-    `split_change`.
+    refinement heads if the classes differ. But if the checkpoint has no classes, `split_change` makes the last
+    layer from that of the checkpoint.
 
     Args:
         checkpoint: the result of the earlier pass.
@@ -82,9 +82,9 @@ def hand_over(
 
 
 def split_change(weights: Mapping[str, Tensor], shares: Sequence[float]) -> dict[str, Tensor]:
-    """Make the last layer of a head for classes from that of a network without; any change stays as probable as there.
+    """Turn the last layer of a network without classes into one with classes; any change stays as probable.
 
-    Unchanged gets the output 0, and each class that of change plus the logarithm of its share in all change.
+    The output for unchanged is 0. That of a class is the old output plus the logarithm of its share in all change.
 
     Args:
         weights: those of the network without classes.
@@ -295,7 +295,7 @@ def load_first_weights(
         log.info("newly initialised: %s", count_by_part(new) or "nothing")
         if not same_names(checkpoint.classes, classes):
             theirs, ours = (every.described() if every else "changed" for every in (checkpoint.classes, classes))
-            how = "new" if checkpoint.classes else "made from the checkpoint's, which knows no classes"
+            how = "new" if checkpoint.classes else "made from that of the checkpoint, which has no classes"
             log.info("the checkpoint tells apart %s, this run %s: the last layer is %s", theirs, ours, how)
             if checkpoint.classes:
                 start_head(network, start, rate, classes, shares)
