@@ -154,8 +154,8 @@ class Geometry:
     the image's size. If `turned`, all eight symmetries are drawn. If `swapped`, the dates are exchanged with
     probability 1/2, and mask value v then becomes `opposites[v]`, unless `opposites` is empty. With probability 1/2,
     one of the dates is shifted by up to `shift` pixels along each axis; the mask stays where it is. With probability
-    `unchanged`, both dates show the same image, one of the two, and the mask is empty. Raises ValueError for values out of
-    range.
+    `unchanged`, both dates show the same image, one of the two, and the mask is empty. Raises ValueError for values out
+    of range.
     """
 
     smallest: float = 1.0
