@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from change.common.band_files import read_bands, read_header
 from change.common.bands import Bands
@@ -40,6 +41,7 @@ from change.common.images import (
     blank_missing,
     count_pages,
     explain_unreadable,
+    fill_missing,
     image_hash,
     open_image,
     read_image,
@@ -125,7 +127,7 @@ class Split:
     def read(self, index: int, hashed: bool = True) -> Pixels:
         """Decode a pair, and hash its images if `hashed`. Raises UserError for a file that does not decode."""
         pair = self.pairs[index]
-        before, after = read_images(pair, self.bands)
+        before, after = read_images(pair, self.bands, fill_missing)
         mask = self.read_mask(pair.mask) if pair.mask else np.zeros(before.shape[:2], np.uint8)
         return Pixels(before, after, mask, [(image_hash(before), image_hash(after))] if hashed else [])
 
@@ -138,15 +140,21 @@ class Split:
         return np.minimum(values, 1) if merged else values
 
 
-def read_images(pair: Pair, bands: Bands | None) -> tuple[Image, Image]:
+def read_images(
+    pair: Pair,
+    bands: Bands | None,
+    replace: Callable[[Sequence[Image], NDArray[np.bool_]], list[Image]] = blank_missing,
+) -> tuple[Image, Image]:
     """Decode both images of a pair: RGB, or bands with 0 where either image has no data.
+
+    `replace`: what replaces the levels there, `blank_missing` or `fill_missing`.
 
     Raises UserError for a file that does not decode.
     """
     if bands is None:
         return read_image(pair.before), read_image(pair.after)
     (before, first), (after, second) = read_bands(pair.before, bands), read_bands(pair.after, bands)
-    before, after = blank_missing((before, after), first & second)
+    before, after = replace((before, after), first & second)
     return before, after
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import cv2
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
@@ -199,6 +200,34 @@ def split_alpha(colours: NDArray[np.uint8]) -> tuple[Image, NDArray[np.bool_]]:
 def blank_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Image]:
     """Return images (H, W, C) with 0 where `data`, bool (H, W), is False, so that hidden levels do not matter."""
     return list(images) if data.all() else [image * data[..., None] for image in images]
+
+
+def fill_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Image]:
+    """Return images (H, W, C) in which pixels without data take the levels of the nearest pixel with data.
+
+    Networks see such pixels beside those that count. Black areas there, which training images do not have, cause
+    errors.
+
+    Args:
+        images: the images of a pair.
+        data: bool (H, W), where both hold data. If no pixel does, images are 0.
+    """
+    if data.all() or not data.any():
+        return blank_missing(images, data)
+    nearest = nearest_data(data)
+    return [image.reshape(-1, image.shape[2])[nearest] for image in images]
+
+
+def nearest_data(data: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the index of the nearest pixel with data for each pixel, (H, W), counted row by row.
+
+    `data`: bool (H, W), True for one pixel or more.
+    """
+    missing = 1 - data.astype(np.uint8)
+    _, labels = cv2.distanceTransformWithLabels(missing, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    index = np.zeros(labels.max() + 1, np.int64)
+    index[labels[data]] = np.flatnonzero(data)
+    return np.asarray(index[labels])
 
 
 def as_input(image: Image) -> Image:

@@ -23,7 +23,7 @@ from change.common.choices import OVERLAP, TILE
 from change.common.devices import DTYPES, choose_amp, choose_device
 from change.common.errors import UserError
 from change.common.files import DEFAULT_CHECKPOINT, shipped_file
-from change.common.images import Image, as_input, bits, blank_missing, read_opaque, split_alpha
+from change.common.images import Image, as_input, bits, fill_missing, read_opaque, split_alpha
 from change.common.tiff import have_different_grids, more_than_rgba
 from change.prediction.predictor import precision_name, predictor
 from change.prediction.threshold import any_change, mask_values, require_finite
@@ -143,7 +143,7 @@ class ChangeDetector:
         if sizes[0] != sizes[1]:
             raise UserError(f"before has {sizes[0]} pixels, after {sizes[1]}: bring both to the same grid")
         data = first_opaque & second_opaque
-        pictures = [as_input(picture) for picture in blank_missing(pictures, data)]
+        pictures = [as_input(picture) for picture in fill_missing(pictures, data)]
         tensors = [torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))[None] for p in pictures]
         found = self._predict(*tensors)
         require_finite(found, [name or file_name(before) or "this pair"])

@@ -16,7 +16,7 @@ import numpy as np
 
 from change.common.errors import UserError
 from change.common.files import write_whole
-from change.common.images import blank_missing, read_opaque
+from change.common.images import blank_missing, fill_missing, read_opaque
 from change.common.pictures import mask_picture, outlined_panel, save_classes, save_png
 from change.prediction.detector import ChangeDetector
 from change.prediction.threshold import any_change, mask_values
@@ -50,10 +50,11 @@ def predict_pictures(
         ]
         raise UserError(f"{', '.join(sizes)}: bring both to one grid")
     data = first_opaque & second_opaque
+    inputs = fill_missing((first, second), data)
     first, second = blank_missing((first, second), data)
     look = look_at_pictures(before, after, (first, second), data)
     log_look(look)
-    found, _ = detector.predict_all(first, second, str(before))
+    found, _ = detector.predict_all(inputs[0], inputs[1], str(before))
     probability = any_change(found)[0, 0].cpu().numpy() * data
     values = np.asarray(mask_values(found, threshold, [str(before)])[0, 0].cpu().numpy() * data, np.uint8)
     changed = values > 0

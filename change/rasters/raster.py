@@ -45,6 +45,8 @@ from change.rasters.common_grid import (
 from change.rasters.grids import find_shift
 from change.rasters.places import find_fault
 
+OUTSIDE, INSIDE = 1, 2  # pixels with data at both dates, outside and inside of the area of interest
+
 
 class RasterPair:
     """Two rasters on the grid of the first, cut to what both cover.
@@ -169,19 +171,30 @@ class RasterPair:
         """Read the rows from `first` to before `last`.
 
         Returns:
+            Before and after as `rows_and_places` does; and bool (last - first, W), True where both hold data and, if
+            there is an area of interest, inside it.
+        """
+        before, after, places = self.rows_and_places(first, last)
+        return before, after, places == INSIDE
+
+    def rows_and_places(self, first: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.uint8]]:
+        """Read the rows from `first` to before `last`.
+
+        Returns:
             Before and after, inputs (1, C, last - first, W), 0 where either holds no data, uint8 or, of levels of
-            other types, float32; and bool (last - first, W), True where both hold data and, if there is an area of
-            interest, inside it.
+            other types, float32; and uint8 (last - first, W): 0 where either holds no data, `OUTSIDE` where both do,
+            but outside of the area of interest, and `INSIDE` elsewhere.
         """
         block = Block(top=first, left=0, height=last - first, width=self.width)
         before, before_data = self.before.read_input(block)
         after, after_data = self.after.read_input(block)
         data = before_data & after_data
-        before, after = before * data, after * data
+        inputs = [torch.from_numpy(as_input(levels * data))[None] for levels in (before, after)]
+        places = np.where(data, INSIDE, 0).astype(np.uint8)
         if self.area is not None:
-            data = data & inside_area(self.area, self.transform, first=first, last=last, width=self.width)
-        inputs = [torch.from_numpy(as_input(levels))[None] for levels in (before, after)]
-        return inputs[0], inputs[1], data
+            inside = inside_area(self.area, self.transform, first=first, last=last, width=self.width)
+            places[data & ~inside] = OUTSIDE
+        return inputs[0], inputs[1], places
 
     def close(self) -> None:
         """Close the files."""

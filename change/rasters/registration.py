@@ -1,12 +1,13 @@
 """Measure how far two dates are shifted against each other, in many windows, to a fraction of a pixel.
 
-Each window is compared by phase correlation: the whole pixels come from the peak of the cross-power spectrum's inverse
-transform, the rest from the plane that fits its phases at low frequencies best. Pixels without data have no weight. A
-window counts if its peak stands out from noise and if its shift agrees with the median of the windows around it.
+The gradients of each window are compared by phase correlation: the whole pixels come from the peak of the cross-power
+spectrum's inverse transform, the rest from the plane that fits its phases at low frequencies best. Edges change less
+between the dates than brightness does. Pixels without data have no weight. A window counts if its peak stands out from
+noise and if its shift agrees with the median of the windows around it.
 
 Shifts are in pixels: a point at column c and row r of before lies at column c + x and row r + y of after.
 Sources: Kuglin and Hines, "The Phase Correlation Image Alignment Method", 1975; Stone et al., "A Fast Direct
-Fourier-Based Algorithm for Subpixel Registration of Images", 2001.
+Fourier-Based Algorithm for Subpixel Registration of Images", 2001; Fitch et al., "Orientation Correlation", 2002.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ REACH = 4  # the largest shift along an axis that is looked for is this part of 
 ROUNDS = 3  # most times that the window of after is moved by the whole pixels found so far
 COVERED = 0.5  # share of a window that must hold data at both dates
 CUTOFF = 0.25  # cycles per pixel: phases at higher frequencies are noise, or may have wrapped around
+BLUR = 1.5  # pixels: standard deviation of the Gaussian that is applied before gradients are taken
+LONG = 3.0  # medians: gradients that are much longer than this have almost the same weight
+STRUCTURE = 1e-3  # least standard deviation of the lengths of gradients
+EDGE = 6  # pixels next to those without data whose gradients are not used
 SPREAD = 0.12  # cycles per pixel: standard deviation of the weight of frequencies in the search for the peak
 COARSE = 0.02  # the same for low frequencies, which are left out: light and large fields correlate by chance
 CERTAIN = 8.0  # standard deviations of noise that a peak must reach
@@ -132,11 +137,11 @@ def measure_window(first: Square, second: Square) -> Measured:
         data = first.data & moved.data
         if data.mean() < COVERED:
             return Measured(0.0, 0.0, NO_DATA)
-        product = cross_spectrum(first.grey, moved.grey, data)
-        if product is None:
+        weight = fade(data)
+        gradients = [gradient(square.grey) for square in (first, moved)]
+        if any(np.abs(found[weight > 0]).std() < STRUCTURE for found in gradients):
             return Measured(0.0, 0.0, FLAT)
-        magnitude = np.abs(product)
-        spectrum = product / np.maximum(magnitude, 1e-12)
+        spectrum = cross_spectrum(*(shorten(found) * weight for found in gradients))
         more_columns, more_rows, certainty = find_peak(spectrum, columns, rows, reach)
         if not (more_columns or more_rows):
             break
@@ -145,33 +150,40 @@ def measure_window(first: Square, second: Square) -> Measured:
         certainty = 0.0  # the peak moves with the window
     if certainty < CERTAIN:
         return Measured(0.0, 0.0, UNCLEAR)
-    x, y = refine_peak(spectrum, magnitude)
+    x, y = refine_peak(cross_spectrum(*(found * weight for found in gradients)))
     return Measured(columns + x, rows + y)
 
 
-def cross_spectrum(first: Floats, second: Floats, data: NDArray[np.bool_]) -> Complex | None:
-    """Return the cross-power spectrum of two squares (s, s), or None if one of them has no structure.
-
-    The squares fade out towards their border and towards pixels without data.
-    """
+def fade(data: NDArray[np.bool_]) -> Floats:
+    """Return weights (s, s) that fall to 0 towards the border of a square and towards its pixels without data."""
     side = len(data)
     hann = np.hanning(side + 2)[1:-1]
     depth = cv2.distanceTransform(data.astype(np.uint8), cv2.DIST_L2, 3).astype(np.float64)
-    weight = np.outer(hann, hann) * np.clip(depth / (side / 8), 0, 1)
-    spectra = []
-    for square in (first, second):
-        flat = (square - np.average(square, weights=weight)) * weight
-        if flat.std() < 1e-3:
-            return None
-        spectra.append(np.fft.fft2(flat))
-    return np.asarray(np.conj(spectra[0]) * spectra[1])
+    return np.asarray(np.outer(hann, hann) * np.clip((depth - EDGE) / (side / 8), 0, 1))
+
+
+def gradient(grey: Floats) -> Complex:
+    """Return the gradient of grey levels (s, s), as complex numbers: the change along x, and i times that along y."""
+    smooth = cv2.GaussianBlur(grey, (0, 0), BLUR)
+    return np.asarray(cv2.Sobel(smooth, cv2.CV_64F, 1, 0) + 1j * cv2.Sobel(smooth, cv2.CV_64F, 0, 1))
+
+
+def shorten(gradients: Complex) -> Complex:
+    """Shorten long gradients (s, s) to less than 1, so that a few strong edges do not decide alone."""
+    length = np.abs(gradients)
+    return np.asarray(gradients / (length + LONG * np.median(length) + STRUCTURE))
+
+
+def cross_spectrum(first: Complex, second: Complex) -> Complex:
+    """Return the cross-power spectrum of two squares (s, s)."""
+    return np.asarray(np.conj(np.fft.fft2(first)) * np.fft.fft2(second))
 
 
 def find_peak(spectrum: Complex, columns: int, rows: int, reach: int) -> tuple[int, int, float]:
     """Find the peak of phase correlation.
 
     Args:
-        spectrum: cross-power spectrum (s, s) of magnitude 1.
+        spectrum: cross-power spectrum (s, s); only its phases are used.
         columns, rows: the shift that was already undone.
         reach: largest shift along an axis, together with these, in pixels.
 
@@ -182,7 +194,7 @@ def find_peak(spectrum: Complex, columns: int, rows: int, reach: int) -> tuple[i
     frequency = np.fft.fftfreq(side)
     squared = np.add.outer(frequency**2, frequency**2)
     passed = np.exp(-squared / (2 * SPREAD**2)) - np.exp(-squared / (2 * COARSE**2))
-    plane = np.fft.ifft2(spectrum * passed).real * side**2
+    plane = np.fft.ifft2(phases(spectrum) * passed).real * side**2
     offsets = np.fft.fftfreq(side, 1 / side).astype(int)
     allowed = (np.abs(offsets + rows) <= reach)[:, None] & (np.abs(offsets + columns) <= reach)
     row, column = np.unravel_index(np.argmax(np.where(allowed, plane, -np.inf)), plane.shape)
@@ -190,11 +202,16 @@ def find_peak(spectrum: Complex, columns: int, rows: int, reach: int) -> tuple[i
     return int(offsets[column]), int(offsets[row]), float(plane[row, column] / noise)
 
 
-def refine_peak(spectrum: Complex, magnitude: Floats) -> tuple[float, float]:
+def phases(spectrum: Complex) -> Complex:
+    """Scale a spectrum (s, s) to magnitude 1."""
+    return np.asarray(spectrum / np.maximum(np.abs(spectrum), 1e-12))
+
+
+def refine_peak(spectrum: Complex) -> tuple[float, float]:
     """Find the peak near 0 to a fraction of a pixel: the plane that fits the phases of a spectrum (s, s) best.
 
-    Newton's method maximises the sum of the cosines of the residual phases. A least-squares fit of the phases
-    themselves would be pulled to 0 by noise, because phases wrap around.
+    Newton's method maximises the sum of the cosines of the residual phases, weighted by the magnitudes. A least-squares
+    fit of the phases themselves would be pulled to 0 by noise, because phases wrap around.
 
     Returns:
         The shift x and y, at most 1 each.
@@ -203,8 +220,7 @@ def refine_peak(spectrum: Complex, magnitude: Floats) -> tuple[float, float]:
     down, across = np.meshgrid(frequency, frequency, indexing="ij")
     used = (np.hypot(across, down) < CUTOFF) & (np.hypot(across, down) > 0)
     slopes = -2 * np.pi * np.stack((across[used], down[used]), axis=1)
-    weight = magnitude[used] ** 0.75  # strong frequencies have less noise, but must not dominate
-    values = spectrum[used]
+    weight, values = np.abs(spectrum[used]), spectrum[used]
     shift = np.zeros(2)
     for _ in range(STEPS):
         rest = np.angle(values * np.exp(-1j * slopes @ shift))

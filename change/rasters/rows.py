@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from change.common.images import nearest_data
 from change.prediction.tiles import Predict, bands, weighted_starts
-from change.rasters.raster import RasterPair
+from change.rasters.raster import INSIDE, RasterPair
 
 OVERVIEW = 1024  # longest side of the overview in pixels
 
@@ -25,7 +26,8 @@ class RowReader:
 
     Attributes:
         pair: the pair of rasters.
-        data: bool (tile, W), True where both dates hold data in the row of tiles that was yielded last.
+        data: bool (tile, W), True where both dates hold data, and inside the area of interest, in the row of tiles
+            that was yielded last.
         overviews: before and after, uint8 RGB (h, w, 3) with sides of at most `OVERVIEW` pixels. They are filled as
             rows are read, and black where either date holds no data.
     """
@@ -47,10 +49,10 @@ class RowReader:
         """Read the rows of pixels from `first` to before `last`, and fill the overviews.
 
         Returns:
-            Before (1, C + 1, last - first, W) and after (1, C, last - first, W), as in `RasterPair.rows`. The last
-            channel of before is 1 where both dates hold data.
+            Before (1, C + 1, last - first, W) and after (1, C, last - first, W), as in `RasterPair.rows_and_places`.
+            The last channel of before holds the places.
         """
-        before, after, data = self.pair.rows(first, last)
+        before, after, places = self.pair.rows_and_places(first, last)
         inside = (self.sampled_rows >= first) & (self.sampled_rows < last)
         rows = (self.sampled_rows[inside] - first)[:, None]
         dates = (self.pair.before, before), (self.pair.after, after)
@@ -59,7 +61,7 @@ class RowReader:
             if raster.reads is not None:
                 sampled = raster.to_picture(sampled, (sampled != 0).any(0))
             overview[inside] = sampled.transpose(1, 2, 0)
-        return torch.cat((before, torch.from_numpy(data)[None, None].to(before.dtype)), dim=1), after
+        return torch.cat((before, torch.from_numpy(places)[None, None].to(before.dtype)), dim=1), after
 
     def read_row(self, index: int, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         """Assemble a row of tiles, as in `read`, from the part it shares with the row above and from new pixels.
@@ -84,7 +86,7 @@ class RowReader:
             before, after = coming.result()
             if following < len(self.starts):
                 coming = self.thread.submit(self.read_row, following, before, after)
-            self.data = before[0, -1].numpy() > 0
+            self.data = before[0, -1].numpy() == INSIDE
             yield before, after
 
     def close(self) -> None:
@@ -99,6 +101,8 @@ def sample_positions(length: int, scale: float) -> NDArray[np.int64]:
 
 class PredictWhereData:
     """Predicts the tiles that hold data; the others are unchanged.
+
+    Pixels without data take the levels of the nearest pixel with data, as in `fill_missing`.
 
     Attributes:
         seconds: how long the prediction has taken so far.
@@ -116,12 +120,19 @@ class PredictWhereData:
         The result is float32 on the CPU.
         """
         began = time.perf_counter()
-        with_data = (before[:, -1] > 0).flatten(1).any(1)
+        places = before[:, -1]
+        with_data = (places == INSIDE).flatten(1).any(1)
         probability = torch.zeros(len(before), self.outputs, *before.shape[2:])
         if self.outputs > 1:
             probability[:, 0] = 1  # unchanged
         if with_data.any():
-            probability[with_data] = self.predict(before[with_data, :-1], after[with_data]).cpu()
+            inputs = before[with_data, :-1], after[with_data]
+            for index, data in enumerate(places[with_data] > 0):
+                if not data.all():
+                    nearest = torch.from_numpy(nearest_data(data.numpy()))
+                    for images in inputs:
+                        images[index] = images[index].flatten(1)[:, nearest]
+            probability[with_data] = self.predict(*inputs).cpu()
         self.seconds += time.perf_counter() - began
         return probability
 

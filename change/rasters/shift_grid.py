@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from change.rasters.registration import NEAR, SUPPORT, Floats, ShiftField
+from change.rasters.registration import Floats, ShiftField
 
-SMOOTH = 0.7  # windows: standard deviation of the weight of neighbours in the smooth field
-STEADY = 0.1  # weight that pulls slopes to 0, in windows: few neighbours say nothing about slopes
+STIFF = 1.0  # weight of the bending of the smooth field, against its residuals in the windows
+STEADY = 0.1  # weight that pulls its mean slopes to 0, as few windows say nothing about slopes
 PART = 1024  # side in pixels of the parts that are warped at once; OpenCV has a limit of 32767
 TAPS = 2  # pixels around a point that cubic interpolation reads
 FULL = 1 - 1e-4  # interpolated share of data at points that only have neighbours with data
@@ -112,54 +112,51 @@ def hats(places: Floats, points: Floats) -> Floats:
 def smooth_grid(measured: ShiftField) -> ShiftGrid:
     """Make a smooth field of shifts from the windows that are kept, of which there must be one or more.
 
-    Around each window, a plane is fitted to those kept within `NEAR` windows, with more weight on nearer ones. Windows
-    that have fewer than `SUPPORT` of them take the mean of the windows next to them that have a shift. The outermost
-    windows are continued by half a step, in a straight line.
+    The field is a thin plate spline: of all fields, the one with the least sum of squared residuals and of its bending,
+    which has the weight `STIFF`. Where no window is kept, it continues those around it in a smooth way. It is evaluated
+    at the windows and at the borders of the scene.
+
+    Source: Wahba, "Spline Models for Observational Data", 1990, chapter 2.4.
     """
-    fitted = [extend(fill(fit_planes(values, measured.kept))) for values in (measured.x, measured.y)]
-    return ShiftGrid(extend_points(measured.columns), extend_points(measured.rows), *fitted)
+    known = centres(measured.columns, measured.rows)[measured.kept]
+    shifts = np.stack((measured.x, measured.y), axis=-1)[measured.kept]
+    columns, rows = to_borders(measured.columns), to_borders(measured.rows)
+    points = centres(columns, rows)
+    step = np.array([typical_step(measured.columns), typical_step(measured.rows)])
+    x, y = fit_spline(known / step, shifts, points.reshape(-1, 2) / step).T.reshape(2, *points.shape[:2])
+    return ShiftGrid(columns, rows, x, y)
 
 
-def fit_planes(values: Floats, kept: Data) -> Floats:
-    """Fit planes to the kept values (h, w) around each place; NaN where there are too few."""
-    found = np.full(values.shape, np.nan)
-    for i, j in np.ndindex(*values.shape):
-        top, left = max(0, i - NEAR), max(0, j - NEAR)
-        near = np.s_[top : i + NEAR + 1, left : j + NEAR + 1]
-        rows, columns = np.nonzero(kept[near])
-        if len(rows) < SUPPORT:
-            continue
-        down, across = rows + top - i, columns + left - j
-        weight = np.exp(-(down**2 + across**2) / (2 * SMOOTH**2))
-        terms = np.stack((np.ones(len(rows)), across, down), axis=1)
-        known = values[near][rows, columns]
-        steady = np.diag([0.0, STEADY, STEADY])
-        found[i, j] = np.linalg.solve((terms * weight[:, None]).T @ terms + steady, terms.T @ (weight * known))[0]
-    return found
+def centres(columns: Floats, rows: Floats) -> Floats:
+    """Return the points (h, w, 2) of a grid, given its columns (w,) and rows (h,)."""
+    return np.stack(np.meshgrid(columns, rows), axis=-1)
 
 
-def fill(values: Floats) -> Floats:
-    """Replace NaN in values (h, w) by the mean of the values next to it, from the known ones outwards."""
-    values = values.copy()
-    while np.isnan(values).any():
-        padded = np.pad(values, 1, constant_values=np.nan)
-        around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).reshape(*values.shape, 9)
-        known = np.isfinite(around)
-        new = np.isnan(values) & known.any(-1)
-        values[new] = np.where(known, around, 0).sum(-1)[new] / known.sum(-1)[new]
-    return values
+def typical_step(points: Floats) -> float:
+    """Return the mean distance of neighbouring points (n,), or 1 if there is only one."""
+    return float(np.diff(points).mean()) if len(points) > 1 else 1.0
 
 
-def extend(values: Floats) -> Floats:
-    """Continue values (h, w) by half a step on each side, in a straight line; a single one by itself."""
-    for _ in range(2):
-        values = extend_points(values).T  # both axes, one after the other
-    return values
+def fit_spline(known: Floats, values: Floats, points: Floats) -> Floats:
+    """Fit a thin plate spline to values (n, k) at known points (n, 2), and evaluate it at points (m, 2).
+
+    Points are in windows. `STEADY` keeps the spline defined for one known point and for several in a line.
+    """
+    centre = known.mean(axis=0)
+    known, points = known - centre, points - centre
+    planes = np.c_[np.ones(len(known)), known]
+    bending = bend(known, known) + STIFF * np.eye(len(known))
+    system = np.block([[bending, planes], [planes.T, np.diag([0, -STEADY, -STEADY])]])
+    weights = np.linalg.solve(system, np.concatenate((values, np.zeros((3, values.shape[1])))))
+    return np.asarray(np.c_[bend(points, known), np.ones(len(points)), points] @ weights)
 
 
-def extend_points(points: Floats) -> Floats:
-    """Continue points or values (n, ...) by half a step at both ends, in a straight line; a single one is repeated."""
-    if len(points) == 1:
-        return np.repeat(points, 3, axis=0) if points.ndim > 1 else points[0] + np.array([-0.5, 0.0, 0.5])
-    first, last = (points[end] + (points[end] - points[beside]) / 2 for end, beside in ((0, 1), (-1, -2)))
-    return np.concatenate((first[None], points, last[None]))
+def bend(first: Floats, second: Floats) -> Floats:
+    """Return the thin plate spline's kernel r ** 2 * log(r) of points (n, 2) and (m, 2) with distance r, as (n, m)."""
+    squared = ((first[:, None] - second) ** 2).sum(axis=2)
+    return np.asarray(squared * np.log(np.maximum(squared, 1e-12)) / 2)
+
+
+def to_borders(middles: Floats) -> Floats:
+    """Add the borders of the scene to the middles of windows (n,), of which the outermost touch them."""
+    return np.concatenate(([0.0], middles, [middles[-1] + middles[0]]))

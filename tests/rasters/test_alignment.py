@@ -207,8 +207,8 @@ def test_reads_have_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         seen.append(block.height * block.width)
         return read(self, block)
 
-    image = np.tile(drawn_pair(0, 0)[0], (10, 10, 1))
-    paths = write_pair(tmp_path, image, image)
+    before_image, after_image = (np.tile(image, (10, 10, 1)) for image in drawn_pair(2, 1))
+    paths = write_pair(tmp_path, before_image, after_image)
     monkeypatch.setattr(AlignedRaster, "read_levels", watched)
     monkeypatch.setattr("change.rasters.alignment.MOST", 5)
     with closing(RasterPair(*paths)) as plain:

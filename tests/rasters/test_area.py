@@ -11,6 +11,7 @@ import pyproj
 import pytest
 import rasterio
 import shapely
+import torch
 from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.transform import Affine, from_origin
@@ -83,6 +84,34 @@ def test_the_surroundings_are_seen(tmp_path: Path) -> None:
     before, _, data = rasters.rows(0, rasters.height)
     assert not data[:MARGIN].any() and (before[0, :, :MARGIN] > 0).any(0).float().mean() > 0.9
     rasters.close()
+
+
+def test_pixels_without_data(tmp_path: Path) -> None:
+    """The network gets the levels of the nearest pixel with data instead, inside the area and outside of it."""
+    images = [noise(SIDE, SIDE, seed=seed) // 2 + 1 for seed in (1, 2)]
+    images[0][:, 190:195] = 0
+    paths = [write_raster(tmp_path / f"{name}.tif", image, nodata=0) for name, image in enumerate(images)]
+    seen: list[torch.Tensor] = []
+
+    def watched(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        seen.extend((before[0], after[0]))
+        return pixelwise(before, after)
+
+    for name, area in (("whole", None), ("part", layer(tmp_path / "ring.gpkg", RING))):
+        (tmp_path / name).mkdir()
+        settings = Settings(0.5, 512, 0, aoi=area, vectors="none")
+        predict_rasters(paths[0], paths[1], tmp_path / name, predict=watched, settings=settings, about=ABOUT)
+    for before_and_after in (seen[:2], seen[2:]):
+        shift = SIDE // 2 - before_and_after[0].shape[1] // 2  # the part lies in the middle
+        for image, found in zip(images, before_and_after, strict=True):
+            inside = slice(shift, SIDE - shift)
+            filled = np.concatenate((image[:, :190], image[:, [189, 189, 194, 195, 195]], image[:, 195:]), axis=1)
+            expected = np.where((images[0] == 0).any(0), filled, image)[:, inside, inside]
+            rows = [row for row in range(expected.shape[1]) if row + shift != 192]  # two pixels are as near there
+            assert np.array_equal(found[:, rows].numpy(), expected[:, rows])
+    masks = [read_band(tmp_path / name / "mask.tif") for name in ("whole", "part")]
+    assert (masks[0][190:195] == NO_DATA).all() and (masks[0][:190] != NO_DATA).all()
+    assert (masks[1] != NO_DATA).sum() < masks[1].size / 2
 
 
 @pytest.mark.parametrize(

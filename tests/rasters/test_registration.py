@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from change.rasters.registration import FLAT, NO_DATA, Read, ShiftField, Square, agreeing, measure_field
+from change.rasters.shift_grid import smooth_grid
 
 HEIGHT, WIDTH = 400, 520
 MARGIN = 40
@@ -102,3 +105,29 @@ def test_a_smooth_warp_is_kept() -> None:
     x[0, 0] = y[0, 0] = np.nan
     kept = agreeing(x, y)
     assert not kept[3, 4] and not kept[0, 0] and kept[:, 1:-1].sum() == 7 * 7 - 1
+
+
+def field_of(x: NDArray[np.float64], y: NDArray[np.float64], kept: NDArray[np.bool_]) -> ShiftField:
+    """Return shifts that were measured in windows of 256 pixels, 128 apart."""
+    columns, rows = (128.0 * np.arange(1, length + 1) for length in (x.shape[1], x.shape[0]))
+    return ShiftField(columns, rows, x, y, kept, Counter())
+
+
+@pytest.mark.parametrize("kept", ["one", "two", "row"])
+def test_few_windows(kept: str) -> None:
+    """One window, two, or some in a line give a finite field that passes near them."""
+    mask = np.zeros((4, 5), np.bool_)
+    mask[{"one": (2, 3), "two": ([0, 2], [1, 4]), "row": (1, slice(None))}[kept]] = True
+    grid = smooth_grid(field_of(np.where(mask, 3.0, np.nan), np.where(mask, -2.0, np.nan), mask))
+    assert np.allclose(grid.x, 3) and np.allclose(grid.y, -2)
+
+
+def test_gaps_are_bridged() -> None:
+    """Where no window is kept, a bent field goes on as it does around the gap, up to the borders of the scene."""
+    rows, columns = np.mgrid[:7, :7].astype(np.float64)
+    x, y = 3 * np.sin((columns + 2) / 3), rows * 0.5 - columns * 0.3
+    kept = np.ones((7, 7), np.bool_)
+    kept[2:5, 2:5] = False
+    grid = smooth_grid(field_of(np.where(kept, x, np.nan), np.where(kept, y, np.nan), kept))
+    assert grid.columns[0] == 0 and grid.columns[-1] == 8 * 128
+    assert np.abs(grid.y[1:-1, 1:-1] - y).max() < 0.1 and np.abs(grid.x[1:-1, 1:-1] - x).max() < 0.6

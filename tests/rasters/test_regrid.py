@@ -12,8 +12,9 @@ from rasterio.transform import Affine
 from rasterio.warp import reproject
 
 from change.change_dataloader import find_split
-from change.common.band_files import read_header
+from change.common.band_files import read_bands, read_header
 from change.common.bands import choose_bands
+from change.common.images import fill_missing
 from change.rasters.raster import RasterPair
 from tests.band_pairs import NAMES, name_bands, write_band_pairs
 from tests.conftest import last_line, run_verb
@@ -52,10 +53,11 @@ def test_dates_come_to_one_grid(tmp_path: Path) -> None:
     pair.close()
     assert files[0].transform == pair.transform and files[0].shape == (pair.height, pair.width)
     found = find_split(out, "train", bands=bands).read(1)
-    assert np.array_equal(found.before.transpose(2, 0, 1), before[0].numpy())
-    assert np.array_equal(found.after.transpose(2, 0, 1), after[0].numpy())
+    expected = fill_missing([levels[0].permute(1, 2, 0).numpy() for levels in (before, after)], valid)
+    assert np.array_equal(found.before, expected[0]) and np.array_equal(found.after, expected[1])
     assert valid.any() and not valid.all()
-    assert np.array_equal((found.before > 0).any(2), valid)
+    held = [read_bands(out / sub / "1.tif", bands)[1] for sub in ("A", "B")]
+    assert np.array_equal(held[0] & held[1], valid)
     # The same from GDAL's own warp of the whole files, bilinear for images and by nearest neighbour for masks.
     for file, sub, how in ((files[1], "B", Resampling.bilinear), (files[2], "label", Resampling.nearest)):
         with rasterio.open(data / sub / "1.tif") as source:
