@@ -53,8 +53,8 @@ def test_dates_come_to_one_grid(tmp_path: Path) -> None:
     pair.close()
     assert files[0].transform == pair.transform and files[0].shape == (pair.height, pair.width)
     found = find_split(out, "train", bands=bands).read(1)
-    expected = fill_missing([levels[0].permute(1, 2, 0).numpy() for levels in (before, after)], valid)
-    assert np.array_equal(found.before, expected[0]) and np.array_equal(found.after, expected[1])
+    filled = fill_missing([levels[0].permute(1, 2, 0).numpy() for levels in (before, after)], valid)
+    assert np.array_equal(found.before, filled[0]) and np.array_equal(found.after, filled[1])
     assert valid.any() and not valid.all()
     held = [read_bands(out / sub / "1.tif", bands)[1] for sub in ("A", "B")]
     assert np.array_equal(held[0] & held[1], valid)
