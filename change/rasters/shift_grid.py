@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from change.rasters.registration import Floats, ShiftField
 
-STIFF = 1.0  # weight of the bending of the smooth field, against its residuals in the windows
+STIFF = 1.0  # weight of the bending of the smooth field, with the step between windows as unit
 STEADY = 0.1  # weight that pulls its mean slopes to 0, as few windows say nothing about slopes
 PART = 1024  # side in pixels of the parts that are warped at once; OpenCV has a limit of 32767
 TAPS = 2  # pixels around a point that cubic interpolation reads
@@ -122,7 +122,8 @@ def smooth_grid(measured: ShiftField) -> ShiftGrid:
     shifts = np.stack((measured.x, measured.y), axis=-1)[measured.kept]
     columns, rows = to_borders(measured.columns), to_borders(measured.rows)
     points = centres(columns, rows)
-    step = np.array([typical_step(measured.columns), typical_step(measured.rows)])
+    steps = np.concatenate((np.diff(measured.columns), np.diff(measured.rows)))
+    step = steps.mean() if len(steps) else 1.0
     x, y = fit_spline(known / step, shifts, points.reshape(-1, 2) / step).T.reshape(2, *points.shape[:2])
     return ShiftGrid(columns, rows, x, y)
 
@@ -132,15 +133,11 @@ def centres(columns: Floats, rows: Floats) -> Floats:
     return np.stack(np.meshgrid(columns, rows), axis=-1)
 
 
-def typical_step(points: Floats) -> float:
-    """Return the mean distance of neighbouring points (n,), or 1 if there is only one."""
-    return float(np.diff(points).mean()) if len(points) > 1 else 1.0
-
-
 def fit_spline(known: Floats, values: Floats, points: Floats) -> Floats:
     """Fit a thin plate spline to values (n, k) at known points (n, 2), and evaluate it at points (m, 2).
 
-    Points are in windows. `STEADY` keeps the spline defined for one known point and for several in a line.
+    The unit of points is the step between windows. `STEADY` keeps the spline defined for one known point and for
+    several in a line.
     """
     centre = known.mean(axis=0)
     known, points = known - centre, points - centre

@@ -178,7 +178,7 @@ class Training:
                 bar.update()
                 if at.steps % LOG_EVERY == 0 or at.step == len(loader):
                     loss = self.read_losses()
-                    pairs = (bar.format_dict["rate"] or 0) * loader.order.batch_size
+                    pairs = (bar.format_dict["rate"] or 0) * loader.order.samples / len(loader)
                     bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {pairs:.1f} pairs/s")
                     self.run.scalars({"train/lr": lr}, at.steps)
                     self.pace.measure(at.epoch, at.steps)

@@ -123,6 +123,13 @@ def test_few_windows(kept: str) -> None:
     assert np.allclose(grid.x, 3) and np.allclose(grid.y, -2)
 
 
+def test_one_row_of_windows() -> None:
+    """Noise in the only row of windows does not grow towards the borders beside it."""
+    x = np.random.default_rng(0).normal(2, 0.2, (1, 9))
+    grid = smooth_grid(field_of(x, -x, np.ones((1, 9), np.bool_)))
+    assert grid.x.shape == (3, 11) and np.abs(grid.x - 2).max() < 0.5 and np.allclose(grid.x[0], grid.x[2])
+
+
 def test_gaps_are_bridged() -> None:
     """Where no window is kept, a bent field goes on as it does around the gap, up to the borders of the scene."""
     rows, columns = np.mgrid[:7, :7].astype(np.float64)
