@@ -125,11 +125,16 @@ class Split:
             return list(pool.map(fingerprint_pair, self.pairs))
 
     def read(self, index: int, hashed: bool = True) -> Pixels:
-        """Decode a pair, and hash its images if `hashed`. Raises UserError for a file that does not decode."""
+        """Decode a pair, and hash its images if `hashed`. Raises UserError for a file that does not decode.
+
+        Pixels of bands without data are hashed as 0, as `read_images` returns them, and filled as in `fill_missing`.
+        """
         pair = self.pairs[index]
-        before, after = read_images(pair, self.bands, fill_missing)
+        before, after, data = read_dates(pair, self.bands)
         mask = self.read_mask(pair.mask) if pair.mask else np.zeros(before.shape[:2], np.uint8)
-        return Pixels(before, after, mask, [(image_hash(before), image_hash(after))] if hashed else [])
+        hashes = [(image_hash(before), image_hash(after))] if hashed else []
+        before, after = fill_missing((before, after), data)
+        return Pixels(before, after, mask, hashes)
 
     def read_mask(self, path: Path) -> Image:
         """Decode a mask. Raises UserError as `read_mask` and `read_class_mask` of `change.data.masks` do."""
@@ -140,22 +145,24 @@ class Split:
         return np.minimum(values, 1) if merged else values
 
 
-def read_images(
-    pair: Pair,
-    bands: Bands | None,
-    replace: Callable[[Sequence[Image], NDArray[np.bool_]], list[Image]] = blank_missing,
-) -> tuple[Image, Image]:
+def read_images(pair: Pair, bands: Bands | None) -> tuple[Image, Image]:
     """Decode both images of a pair: RGB, or bands with 0 where either image has no data.
-
-    `replace`: what replaces the levels there, `blank_missing` or `fill_missing`.
 
     Raises UserError for a file that does not decode.
     """
-    if bands is None:
-        return read_image(pair.before), read_image(pair.after)
-    (before, first), (after, second) = read_bands(pair.before, bands), read_bands(pair.after, bands)
-    before, after = replace((before, after), first & second)
+    before, after, _ = read_dates(pair, bands)
     return before, after
+
+
+def read_dates(pair: Pair, bands: Bands | None) -> tuple[Image, Image, NDArray[np.bool_]]:
+    """Decode a pair as `read_images` does, and find the pixels that hold data at both dates, bool (H, W)."""
+    if bands is None:
+        before, after = read_image(pair.before), read_image(pair.after)
+        return before, after, np.ones(before.shape[:2], np.bool_)
+    (before, first), (after, second) = read_bands(pair.before, bands), read_bands(pair.after, bands)
+    data = first & second
+    before, after = blank_missing((before, after), data)
+    return before, after, data
 
 
 # --- from folders to a split ---------------------------------------------------------------------------------------

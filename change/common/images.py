@@ -215,19 +215,27 @@ def fill_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Image
     if data.all() or not data.any():
         return blank_missing(images, data)
     nearest = nearest_data(data)
-    return [image.reshape(-1, image.shape[2])[nearest] for image in images]
+    filled = [image.copy() for image in images]
+    for image in filled:
+        image[~data] = image[data][nearest]
+    return filled
 
 
-def nearest_data(data: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the index of the nearest pixel with data for each pixel, (H, W), counted row by row.
+def nearest_data(data: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Find the nearest pixel with data of each pixel without data.
 
-    `data`: bool (H, W), True for one pixel or more.
+    Args:
+        data: bool (H, W), True for one pixel or more.
+
+    Returns:
+        For each pixel without data (n,), row by row, the index of that pixel among those with data, row by row.
     """
     missing = 1 - data.astype(np.uint8)
     _, labels = cv2.distanceTransformWithLabels(missing, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    index = np.zeros(labels.max() + 1, np.int64)
-    index[labels[data]] = np.flatnonzero(data)
-    return np.asarray(index[labels])
+    known = labels[data]
+    index = np.zeros(labels.max() + 1, np.int32)
+    index[known] = np.arange(len(known), dtype=np.int32)
+    return np.asarray(index[labels[~data]])
 
 
 def as_input(image: Image) -> Image:

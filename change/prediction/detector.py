@@ -101,7 +101,8 @@ class ChangeDetector:
 
         Args:
             before: a file, a Pillow image (8 bits per channel) or an array, uint8 RGB (H, W, 3). If the checkpoint
-                reads other bands: a file with them, or an array (H, W, C) of their type, 0 where there is no data.
+                reads other bands: a file with them, or an array (H, W, C) of their type. In arrays of floats,
+                NaN is no data.
             after: the same for the later date, of the same size. Two GeoTIFFs must lie on the same grid.
             name: name of the pair, for errors; by default the file of `before`.
 

@@ -39,10 +39,10 @@ class Alignment:
     """What was measured and undone.
 
     Attributes:
-        measured: the shifts in all windows; None if the scene is too small.
-        unseen: the shifts in windows between these; None if there is no field. Along a side with fewer than `FEW`
-            windows they are the same windows, so the residual is optimistic.
-        residual: what a field made without them leaves of them.
+        measured: the shifts that the field is made from; None if the scene is too small.
+        unseen: the shifts in windows halfway between the first ones; None if there is no field. Along a side with fewer
+            than `FEW` windows they are the same windows, so the residual is optimistic.
+        residual: what the field of the first windows leaves of the shifts in `unseen`.
         pixel: width and height of a pixel on the ground in metres; None if they are not known.
         fault: why there is no field; empty if there is one.
         applied: whether the field is undone.
@@ -82,7 +82,7 @@ class Alignment:
             "windows": f"{int(self.measured.kept.sum())} of {self.measured.kept.size} agree",
             "median_shift": f"{shift[0]:+.2f} columns, {shift[1]:+.2f} rows",
             "length_of_the_shift": describe_lengths(undone),
-            "between_these_windows": describe_lengths(self.lengths(self.unseen)),
+            "in_check_windows": describe_lengths(self.lengths(self.unseen)),
             "residual_there": describe_lengths(left),
         }
 
@@ -119,9 +119,9 @@ class Alignment:
 def align_dates(pair: RasterPair) -> Alignment:
     """Measure the shifts of an open pair, and set `pair.after.shifts` so that they are undone.
 
-    Nothing is undone if the shifts cannot be measured, or if a field made from half of the windows would leave shifts
-    that are as long in the other half: then only the noise of the measurement was found. The field that is undone is
-    made from windows that lie twice as close, which gives a smaller error.
+    Nothing is undone if the shifts cannot be measured, or if the field of the first windows does not make the shifts in
+    the windows between them shorter: then only the noise of the measurement was found. The field that is undone is made
+    from up to twice as many windows per side, at most `MOST`, which gives a smaller error.
     """
     pixel = None
     if not pair.fault:
@@ -133,8 +133,7 @@ def align_dates(pair: RasterPair) -> Alignment:
     measure = partial(measure_field, *(reader(raster.read_beyond) for raster in (pair.before, pair.after)), side=side)
     tops, lefts = (spread(length, side, MOST) for length in (pair.height, pair.width))
     measured = measure(tops=tops, lefts=lefts)
-    with_data = measured.kept.size - measured.faults[NO_DATA]
-    if measured.kept.sum() <= KEPT * with_data:
+    if not enough_agree(measured):
         return Alignment(measured, None, None, pixel, explain(measured, side // REACH), applied=False)
     unseen = measure(tops=between(tops), lefts=between(lefts))
     x, y = smooth_grid(measured).at(unseen.rows - 0.5, unseen.columns - 0.5)
@@ -145,9 +144,14 @@ def align_dates(pair: RasterPair) -> Alignment:
         tops, lefts = (spread(length, side, MOST, overlap=0.75) for length in (pair.height, pair.width))
         if (len(tops), len(lefts)) != measured.kept.shape:
             dense = measure(tops=tops, lefts=lefts)
-            measured = dense if dense.kept.any() else measured
+            measured = dense if enough_agree(dense) else measured
         pair.after.shifts = smooth_grid(measured)
     return Alignment(measured, unseen, residual, pixel, "", applied)
+
+
+def enough_agree(field: ShiftField) -> bool:
+    """Return whether enough of the windows with data agree."""
+    return bool(field.kept.sum() > KEPT * (field.kept.size - field.faults[NO_DATA]))
 
 
 def measure_few(pair: RasterPair) -> ShiftField | None:

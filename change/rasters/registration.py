@@ -2,8 +2,8 @@
 
 The gradients of each window are compared by phase correlation: the whole pixels come from the peak of the cross-power
 spectrum's inverse transform, the rest from the plane that fits its phases at low frequencies best. Edges change less
-between the dates than brightness does. Pixels without data have no weight. A window counts if its peak stands out from
-noise and if its shift agrees with the median of the windows around it.
+between the dates than brightness does. Pixels without data are filled and have no weight. A window counts if its peak
+stands out from noise and if its shift agrees with the median of the windows around it.
 
 Shifts are in pixels: a point at column c and row r of before lies at column c + x and row r + y of after.
 Sources: Kuglin and Hines, "The Phase Correlation Image Alignment Method", 1975; Stone et al., "A Fast Direct
@@ -21,14 +21,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from change.common.images import fill_missing
+
 REACH = 4  # the largest shift along an axis that is looked for is this part of the side of a window
 ROUNDS = 3  # most times that the window of after is moved by the whole pixels found so far
 COVERED = 0.5  # share of a window that must hold data at both dates
 CUTOFF = 0.25  # cycles per pixel: phases at higher frequencies are noise, or may have wrapped around
 BLUR = 1.5  # pixels: standard deviation of the Gaussian that is applied before gradients are taken
 LONG = 3.0  # medians: gradients that are much longer than this have almost the same weight
-STRUCTURE = 1e-3  # least standard deviation of the lengths of gradients
-EDGE = 6  # pixels next to those without data whose gradients are not used
+GAP = 9  # pixels: gaps in the data that are narrower are filled
+STRUCTURE = 1e-3  # least standard deviation of the lengths of gradients in a window that is not flat
 SPREAD = 0.12  # cycles per pixel: standard deviation of the weight of frequencies in the search for the peak
 COARSE = 0.02  # the same for low frequencies, which are left out: light and large fields correlate by chance
 CERTAIN = 8.0  # standard deviations of noise that a peak must reach
@@ -53,6 +55,10 @@ class Square(NamedTuple):
         """Cut a smaller square out."""
         inside = np.s_[top : top + side, left : left + side]
         return Square(self.grey[inside], self.data[inside])
+
+    def filled(self) -> Square:
+        """Give pixels without data the level of the nearest pixel with data: its edges have no gradients then."""
+        return Square(fill_missing([self.grey[..., None]], self.data)[0][..., 0], self.data)
 
 
 Read = Callable[[int, int, int], Square]
@@ -132,6 +138,7 @@ def measure_window(first: Square, second: Square) -> Measured:
     side = len(first.grey)
     reach = side // REACH
     columns = rows = 0
+    first, second = first.filled(), second.filled()
     for _ in range(ROUNDS):
         moved = second.part(reach + rows, reach + columns, side)
         data = first.data & moved.data
@@ -155,11 +162,15 @@ def measure_window(first: Square, second: Square) -> Measured:
 
 
 def fade(data: NDArray[np.bool_]) -> Floats:
-    """Return weights (s, s) that fall to 0 towards the border of a square and towards its pixels without data."""
+    """Return weights (s, s) that fall to 0 towards the border of a square and towards areas without data.
+
+    Narrow gaps do not count: their pattern in the weights would be measured instead of the ground.
+    """
     side = len(data)
     hann = np.hanning(side + 2)[1:-1]
-    depth = cv2.distanceTransform(data.astype(np.uint8), cv2.DIST_L2, 3).astype(np.float64)
-    return np.asarray(np.outer(hann, hann) * np.clip((depth - EDGE) / (side / 8), 0, 1))
+    closed = cv2.morphologyEx(data.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((GAP, GAP), np.uint8))
+    depth = cv2.distanceTransform(closed, cv2.DIST_L2, 3).astype(np.float64)
+    return np.asarray(np.outer(hann, hann) * np.clip(depth / (side / 8), 0, 1))
 
 
 def gradient(grey: Floats) -> Complex:
@@ -169,7 +180,7 @@ def gradient(grey: Floats) -> Complex:
 
 
 def shorten(gradients: Complex) -> Complex:
-    """Shorten long gradients (s, s) to less than 1, so that a few strong edges do not decide alone."""
+    """Shorten long gradients (s, s) to less than 1, so that a few strong edges do not dominate."""
     length = np.abs(gradients)
     return np.asarray(gradients / (length + LONG * np.median(length) + STRUCTURE))
 

@@ -131,7 +131,7 @@ class PredictWhereData:
                 if not data.all():
                     nearest = torch.from_numpy(nearest_data(data.numpy()))
                     for images in inputs:
-                        images[index] = images[index].flatten(1)[:, nearest]
+                        images[index][:, ~data] = images[index][:, data][:, nearest]
             probability[with_data] = self.predict(*inputs).cpu()
         self.seconds += time.perf_counter() - began
         return probability

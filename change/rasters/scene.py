@@ -118,7 +118,7 @@ def predict_rasters(
         before: raster.
         after: raster of the later date.
         folder: exists and is empty.
-        predict: for tiles (B, C, h, w) each, as in `RasterPair.rows`.
+        predict: for tiles (B, C, h, w) each, as in `RasterPair.rows`, with pixels without data filled.
         settings: how to predict, and what to write.
         about: further entries of metadata.json, as `ChangeDetector.describe` returns them.
         progress: show a progress bar.

@@ -18,6 +18,7 @@ from change.rasters.registration import Floats, ShiftField
 
 STIFF = 1.0  # weight of the bending of the smooth field, with the step between windows as unit
 STEADY = 0.1  # weight that pulls its mean slopes to 0, as few windows say nothing about slopes
+BEYOND = 1.0  # pixels by which the field may exceed the range of the shifts that were measured
 PART = 1024  # side in pixels of the parts that are warped at once; OpenCV has a limit of 32767
 TAPS = 2  # pixels around a point that cubic interpolation reads
 FULL = 1 - 1e-4  # interpolated share of data at points that only have neighbours with data
@@ -112,9 +113,9 @@ def hats(places: Floats, points: Floats) -> Floats:
 def smooth_grid(measured: ShiftField) -> ShiftGrid:
     """Make a smooth field of shifts from the windows that are kept, of which there must be one or more.
 
-    The field is a thin plate spline: of all fields, the one with the least sum of squared residuals and of its bending,
-    which has the weight `STIFF`. Where no window is kept, it continues those around it in a smooth way. It is evaluated
-    at the windows and at the borders of the scene.
+    The field is a thin plate spline: it minimises the sum of squared residuals plus `STIFF` times its bending. Where no
+    window is kept, it continues the shifts around, but goes beyond the range of shifts by no more than `BEYOND`. It is
+    evaluated at the windows and at the borders of the scene.
 
     Source: Wahba, "Spline Models for Observational Data", 1990, chapter 2.4.
     """
@@ -124,7 +125,9 @@ def smooth_grid(measured: ShiftField) -> ShiftGrid:
     points = centres(columns, rows)
     steps = np.concatenate((np.diff(measured.columns), np.diff(measured.rows)))
     step = steps.mean() if len(steps) else 1.0
-    x, y = fit_spline(known / step, shifts, points.reshape(-1, 2) / step).T.reshape(2, *points.shape[:2])
+    found = fit_spline(known / step, shifts, points.reshape(-1, 2) / step)
+    found = np.clip(found, shifts.min(axis=0) - BEYOND, shifts.max(axis=0) + BEYOND)
+    x, y = found.T.reshape(2, *points.shape[:2])
     return ShiftGrid(columns, rows, x, y)
 
 
@@ -155,5 +158,5 @@ def bend(first: Floats, second: Floats) -> Floats:
 
 
 def to_borders(middles: Floats) -> Floats:
-    """Add the borders of the scene to the middles of windows (n,), of which the outermost touch them."""
+    """Add the borders of the scene to the middles of windows (n,). A single window counts as the whole scene."""
     return np.concatenate(([0.0], middles, [middles[-1] + middles[0]]))

@@ -13,13 +13,15 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.env import get_gdal_config, set_gdal_config
 
+from change.change_dataloader import find_split, read_images
 from change.common import band_files
 from change.common.band_files import measure, open_bands, read_bands, read_header
 from change.common.bands import choose_bands
 from change.common.errors import UserError
 from change.common.gdal import CACHE, limited_cache
+from change.common.images import image_hash
 from change.rasters.raster import RasterPair
-from tests.band_pairs import name_bands
+from tests.band_pairs import name_bands, write_band_pairs
 from tests.rasters.drawn import GRID, UTM, write_raster
 
 
@@ -118,6 +120,22 @@ def test_an_alpha_band_that_is_not_chosen(tmp_path: Path) -> None:
     _, _, expected = pair.rows(0, 64)
     pair.close()
     assert np.array_equal(data, expected) and not data[:10].any() and data[10:].all()
+
+
+def test_a_pair_without_data_in_places(tmp_path: Path) -> None:
+    """The network sees the nearest levels there; hashes are those that `check` stores, whatever is filled in."""
+    folder = write_band_pairs(tmp_path, 1, nodata=7)
+    with rasterio.open(folder / "B" / "0.tif", "r+") as dataset:
+        levels = dataset.read()
+        levels[:, 30:33] = 7
+        dataset.write(levels)
+    bands = choose_bands("all", "", read_header(folder / "B" / "0.tif"))
+    split = find_split(folder, "", bands=bands)
+    blanked, found = read_images(split.pairs[0], bands), split.read(0)
+    assert found.hashes == [tuple(image_hash(image) for image in blanked)]
+    for image, old in zip((found.before, found.after), blanked, strict=True):
+        assert not old[30:33].any() and np.array_equal(image[[30, 32]], old[[29, 33]])
+        assert np.array_equal(image[:30], old[:30]) and np.array_equal(image[33:], old[33:])
 
 
 @pytest.mark.parametrize("user", ["", "77"])

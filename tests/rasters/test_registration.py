@@ -139,3 +139,29 @@ def test_gaps_are_bridged() -> None:
     grid = smooth_grid(field_of(np.where(kept, x, np.nan), np.where(kept, y, np.nan), kept))
     assert grid.columns[0] == 0 and grid.columns[-1] == 8 * 128
     assert np.abs(grid.y[1:-1, 1:-1] - y).max() < 0.1 and np.abs(grid.x[1:-1, 1:-1] - x).max() < 0.6
+
+
+def test_scattered_pixels_without_data() -> None:
+    """Their pattern, which does not move with the ground, is not measured."""
+    image = ground()
+    before, after = view(image, 0, 0), view(image, 3, -2, noise=1)
+    scattered = np.random.default_rng(3).random((2, *before.shape[:2])) < 0.01
+    striped = np.zeros(before.shape[:2], np.bool_)
+    striped[::20] = True
+    for first, second in (scattered, (striped, striped)):
+        tops, lefts = (np.arange(0, length - SIDE + 1, SIDE) for length in before.shape[:2])
+        dates = (
+            reader(np.where(missing[..., None], 0, date).astype(np.uint8), ~missing)
+            for date, missing in ((before, first), (after, second))
+        )
+        field = measure_field(*dates, tops=tops, lefts=lefts, side=SIDE)
+        assert field.kept.all() and field.median() == pytest.approx((3, -2), abs=0.1)
+
+
+def test_a_corner() -> None:
+    """Noise in a few windows does not grow to long shifts at the other end of the scene."""
+    kept = np.zeros((16, 16), np.bool_)
+    kept[:4, :4] = True
+    x = np.where(kept, np.random.default_rng(1).normal(2, 0.5, kept.shape), np.nan)
+    grid = smooth_grid(field_of(x, x, kept))
+    assert np.nanmin(x) - 1 <= grid.x.min() and grid.x.max() <= np.nanmax(x) + 1
