@@ -109,7 +109,10 @@ def read_folds(text: str) -> Run:
     metrics = {
         **runs[0].metrics,
         "trained_on": [image for run in runs for image in run.metrics.get("trained_on") or []],
-        "data": {"fingerprint": None if "None" in fingerprints else "+".join(fingerprints)},
+        "data": {
+            "fingerprint": None if "None" in fingerprints else "+".join(fingerprints),
+            "bands": runs[0].metrics["data"].get("bands"),
+        },
     }
     return Run(
         folder=Path(text),
@@ -121,7 +124,10 @@ def read_folds(text: str) -> Run:
 
 
 def check_same_images(run: Run, other: Run) -> None:
-    """Raise UserError if two runs were not tested on the same images and labels."""
+    """Raise UserError if two runs were not tested on the same images and labels.
+
+    Pixels are only compared between runs that read the same bands.
+    """
     both = f"{run.folder} and {other.folder}"
     unshared = sorted(set(run.images) ^ set(other.images))
     if unshared:
@@ -135,8 +141,8 @@ def check_same_images(run: Run, other: Run) -> None:
             f"{both} differ in the changed pixels or the size of {list_names(differ)}; test both on the same labels, "
             "at the same size"
         )
-    fingerprints = [r.metrics["data"].get("fingerprint") for r in (run, other)]
-    if None not in fingerprints and fingerprints[0] != fingerprints[1]:
+    fingerprints, bands = ([r.metrics["data"].get(key) for r in (run, other)] for key in ("fingerprint", "bands"))
+    if None not in fingerprints and bands[0] == bands[1] and fingerprints[0] != fingerprints[1]:
         raise UserError(
             f"{both} have different data, although names and counts agree (data.fingerprint differs); test both on "
             "the same folder"

@@ -82,6 +82,7 @@ def summarise(
             "split": split.name,
             "folder": str(split.pairs[0].before.parent.parent),
             "fingerprint": tally.fingerprint(),
+            **({"bands": split.bands.names} if split.bands else {}),
         },
         "checkpoint": {
             "path": str(checkpoint.path),

@@ -37,6 +37,7 @@ def write_run(
     groups: list[str] | None = None,
     fingerprint: str | None = None,
     trained_on: list[str] | None = None,
+    bands: list[str] | None = None,
     **protocol: object,
 ) -> Path:
     """Write the files of a run of test.py, as far as they are read; files of early versions have no groups."""
@@ -51,7 +52,9 @@ def write_run(
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    data = {"split": "val", **({"fingerprint": fingerprint} if fingerprint else {})}
+    data: dict[str, object] = {"split": "val", **({"fingerprint": fingerprint} if fingerprint else {})}
+    if bands:
+        data["bands"] = bands
     metrics = {
         "trained_on": trained_on or [],
         "protocol": {"threshold": 0.5, "device": "cpu", **protocol},
@@ -184,6 +187,10 @@ def test_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
         )
     assert "data.fingerprint differs" in refused(a, write_run(tmp_path / "b", counts, fingerprint="2"))
     assert run_compare(a, write_run(tmp_path / "old", counts)).returncode == 0
+    red = write_run(tmp_path / "red", counts, fingerprint="3", bands=["red"])
+    both = write_run(tmp_path / "both", counts, fingerprint="4", bands=["red", "nir"])
+    assert run_compare(red, both).returncode == 0  # other pixels, as they should be
+    assert "data.fingerprint differs" in refused(red, write_run(tmp_path / "other", counts, None, "5", [], ["red"]))
 
 
 @pytest.mark.parametrize(
