@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
@@ -230,6 +229,8 @@ def nearest_data(data: NDArray[np.bool_]) -> NDArray[np.int32]:
     Returns:
         For each pixel without data (n,), row by row, the index of that pixel among those with data, row by row.
     """
+    import cv2  # here, because most images are read without it
+
     missing = 1 - data.astype(np.uint8)
     _, labels = cv2.distanceTransformWithLabels(missing, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     known = labels[data]
