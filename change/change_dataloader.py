@@ -127,7 +127,7 @@ class Split:
     def read(self, index: int, hashed: bool = True) -> Pixels:
         """Decode a pair, and hash its images if `hashed`. Raises UserError for a file that does not decode.
 
-        Pixels of bands without data are hashed as 0, as `read_images` returns them, and filled as in `fill_missing`.
+        Pixels without data are hashed as 0, as `read_images` returns them. Then they are filled by `fill_missing`.
         """
         pair = self.pairs[index]
         before, after, data = read_dates(pair, self.bands)

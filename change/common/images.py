@@ -204,8 +204,8 @@ def blank_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Imag
 def fill_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Image]:
     """Return images (H, W, C) in which pixels without data take the levels of the nearest pixel with data.
 
-    Networks see such pixels beside those that count. Black areas there, which training images do not have, cause
-    errors.
+    A network also sees what surrounds a pixel. Training images have no black areas, so these would cause errors beside
+    them.
 
     Args:
         images: the images of a pair.

@@ -3,8 +3,8 @@
 The masks have the classes new and vanished. ROOT/train holds the train split of LEVIR-CD in tiles of 512 pixels, and
 synthetic scenes. Masks of the scenes give the direction of each change; those of LEVIR-CD do not. Nearly all changes in
 LEVIR-CD are new buildings, so all are marked as new. Training with `--swap` exchanges the dates of half of the crops,
-so that as many vanish. ROOT/val holds the val split of LEVIR-CD, marked in the same way. If ROOT exists, nothing is
-done.
+so that as many buildings vanish as appear. ROOT/val holds the val split of LEVIR-CD, marked in the same way. If ROOT
+exists, nothing is done.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class AugmentationOptions:
     swap: bool = option(False, "exchange the dates of half of the crops")
     shift: int = option(0, "shift one date of half of the crops by up to n pixels, as if the dates were misregistered")
     unchanged: float = option(
-        0.0, "probability that a crop shows one date twice, with other colours and shifts, so that nothing changes"
+        0.0, "probability that both dates of a crop show one image, with colours and shifts drawn as usual"
     )
     degrade: float = option(
         0.0, "probability of each degradation of each date: colour cast, haze, grey, blur or sharpening, JPEG"
