@@ -202,7 +202,7 @@ def blank_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Imag
 
 
 def fill_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Image]:
-    """Return images (H, W, C) in which pixels without data take the levels of the nearest pixel with data.
+    """Return images (H, W, C) in which pixels without data are filled as `mirrored_data` says.
 
     A network also sees what surrounds a pixel. Training images have no black areas, so these would cause errors beside
     them.
@@ -213,30 +213,51 @@ def fill_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Image
     """
     if data.all() or not data.any():
         return blank_missing(images, data)
-    nearest = nearest_data(data)
+    rows, columns = mirrored_data(data)
     filled = [image.copy() for image in images]
     for image in filled:
-        image[~data] = image[data][nearest]
+        image[~data] = image[rows, columns]
     return filled
 
 
-def nearest_data(data: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Find the nearest pixel with data of each pixel without data.
+def mirrored_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find a pixel with data to show in place of each pixel without data.
+
+    The area with data is mirrored at its border, so that a house at the border still looks like a house. Where the
+    mirror image leaves the data, the nearest pixel with data is taken.
 
     Args:
         data: bool (H, W), True for one pixel or more.
 
     Returns:
-        For each pixel without data (n,), row by row, the index of that pixel among those with data, row by row.
+        The rows and the columns (n,) to take for the pixels without data, row by row.
+    """
+    places = np.stack(np.nonzero(~data))
+    nearest = np.stack(nearest_data(data))
+    mirrored = 2 * nearest - places
+    inside = ((mirrored >= 0) & (mirrored < np.array([data.shape]).T)).all(axis=0)
+    inside[inside] = data[tuple(mirrored[:, inside])]
+    rows, columns = np.where(inside, mirrored, nearest)
+    return rows, columns
+
+
+def nearest_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the nearest pixel with data of each pixel without data. Distances are exact to a few percent.
+
+    Args:
+        data: bool (H, W), True for one pixel or more.
+
+    Returns:
+        The rows and the columns (n,) of the nearest pixels, for the pixels without data row by row.
     """
     import cv2  # here, because most images are read without it
 
     missing = 1 - data.astype(np.uint8)
     _, labels = cv2.distanceTransformWithLabels(missing, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    known = labels[data]
-    index = np.zeros(labels.max() + 1, np.int32)
-    index[known] = np.arange(len(known), dtype=np.int32)
-    return np.asarray(index[labels[~data]])
+    index = np.zeros(labels.max() + 1, np.int64)
+    index[labels[data]] = np.flatnonzero(data)
+    rows, columns = np.divmod(index[labels[~data]], data.shape[1])
+    return rows, columns
 
 
 def as_input(image: Image) -> Image:

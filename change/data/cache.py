@@ -57,7 +57,7 @@ class DecodedCache:
         place = digest(places, [pair.name for pair in split.pairs], *classes)
         states = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
         decoder = (PIL.__version__, 2)  # the lowest bits of a decoded JPEG differ between versions; 2: turned upright
-        bands = (split.bands, "filled") if split.bands else ()  # pixels without data have been filled
+        bands = (split.bands, "mirrored") if split.bands else ()  # how pixels without data have been filled
         key = digest(place, split.digest(), split.binary, [path.name for path in files], states, decoder, *bands)
         self.split = split
         self.kind = np.dtype(split.bands.kind if split.bands else np.uint8)

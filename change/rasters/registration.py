@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from change.common.images import fill_missing
+from change.common.images import nearest_data
 
 REACH = 4  # the largest shift along an axis that is looked for is this part of the side of a window
 ROUNDS = 3  # most times that the window of after is moved by the whole pixels found so far
@@ -58,7 +58,9 @@ class Square(NamedTuple):
 
     def filled(self) -> Square:
         """Give pixels without data the level of the nearest pixel with data: its edges have no gradients then."""
-        return Square(fill_missing([self.grey[..., None]], self.data)[0][..., 0], self.data)
+        grey = self.grey.copy()
+        grey[~self.data] = grey[nearest_data(self.data)]
+        return Square(grey, self.data)
 
 
 Read = Callable[[int, int, int], Square]

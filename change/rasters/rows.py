@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from change.common.images import nearest_data
+from change.common.images import mirrored_data
 from change.prediction.tiles import Predict, bands, weighted_starts
 from change.rasters.raster import INSIDE, RasterPair
 
@@ -102,7 +102,7 @@ def sample_positions(length: int, scale: float) -> NDArray[np.int64]:
 class PredictWhereData:
     """Predicts the tiles that hold data; the others are unchanged.
 
-    Pixels without data take the levels of the nearest pixel with data, as in `fill_missing`.
+    Pixels without data are filled as `mirrored_data` says.
 
     Attributes:
         seconds: how long the prediction has taken so far.
@@ -129,9 +129,9 @@ class PredictWhereData:
             inputs = before[with_data, :-1], after[with_data]
             for index, data in enumerate(places[with_data] > 0):
                 if not data.all():
-                    nearest = torch.from_numpy(nearest_data(data.numpy()))
+                    rows, columns = map(torch.from_numpy, mirrored_data(data.numpy()))
                     for images in inputs:
-                        images[index][:, ~data] = images[index][:, data][:, nearest]
+                        images[index][:, ~data] = images[index][:, rows, columns]
             probability[with_data] = self.predict(*inputs).cpu()
         self.seconds += time.perf_counter() - began
         return probability

@@ -16,7 +16,15 @@ import pytest
 from numpy.typing import NDArray
 
 from change.change_dataloader import find_split
-from change.common.images import PIXEL_LIMIT, fill_missing, image_hash, open_image, read_image, read_opaque
+from change.common.images import (
+    PIXEL_LIMIT,
+    fill_missing,
+    image_hash,
+    nearest_data,
+    open_image,
+    read_image,
+    read_opaque,
+)
 from change.data.check import main as check
 from change.data.masks import read_mask
 from change.data.prepare import main as prepare
@@ -165,20 +173,24 @@ def test_image_hash_knows_pixels_not_files(tmp_path: Path) -> None:
     assert image_hash(picture) != before
 
 
-def test_pixels_without_data_take_the_nearest_levels() -> None:
-    """Compared with a search over all pixels; nothing changes if all or none of the pixels hold data."""
+def test_the_nearest_pixel_with_data() -> None:
+    """Compared with a search over all pixels."""
+    data = np.random.default_rng(0).random((20, 30)) < 0.1
+    data[12:] = False
+    known = np.argwhere(data)
+    for place, found in zip(np.argwhere(~data), np.stack(nearest_data(data), axis=1), strict=True):
+        distance = np.hypot(*(known - place).T).min()
+        assert data[tuple(found)] and np.hypot(*(found - place)) <= 1.05 * distance  # exact to a few percent
+
+
+def test_pixels_without_data_are_mirrored() -> None:
+    """Mirrored at the border of the data, and nearest levels beyond; nothing changes if all or no pixels hold data."""
     draw = np.random.default_rng(0)
     images = [draw.integers(1, 9999, (20, 30, bands)).astype(np.uint16) for bands in (3, 5)]
-    data = draw.random((20, 30)) < 0.1
-    data[12:] = False
-    filled = fill_missing(images, data)
-    known = np.argwhere(data)
-    for row, column in np.ndindex(*data.shape):
-        distances = np.hypot(*(known - (row, column)).T)
-        near = known[distances <= distances.min() * 1.05]  # distances are found to a few percent
-        assert any(
-            all(np.array_equal(new[row, column], old[r, c]) for new, old in zip(filled, images, strict=True))
-            for r, c in near
-        )
+    data = np.zeros((20, 30), np.bool_)
+    data[:, 4:9] = True
+    columns = [8, 7, 6, 5, 4, 5, 6, 7, 8, 7, 6, 5, 4] + [8] * 17
+    for new, old in zip(fill_missing(images, data), images, strict=True):
+        assert np.array_equal(new, old[:, columns])
     assert all(new is old for new, old in zip(fill_missing(images, np.ones_like(data)), images, strict=True))
     assert not any(new.any() for new in fill_missing(images, np.zeros_like(data)))

@@ -87,7 +87,7 @@ def test_the_surroundings_are_seen(tmp_path: Path) -> None:
 
 
 def test_pixels_without_data(tmp_path: Path) -> None:
-    """The network gets the levels of the nearest pixel with data instead, inside the area and outside of it."""
+    """The network gets the image mirrored at the border of its data, inside the area and outside of it."""
     images = [noise(SIDE, SIDE, seed=seed) // 2 + 1 for seed in (1, 2)]
     images[0][:, 190:195] = 0
     paths = [write_raster(tmp_path / f"{name}.tif", image, nodata=0) for name, image in enumerate(images)]
@@ -105,7 +105,7 @@ def test_pixels_without_data(tmp_path: Path) -> None:
         shift = SIDE // 2 - before_and_after[0].shape[1] // 2  # the part lies in the middle
         for image, found in zip(images, before_and_after, strict=True):
             inside = slice(shift, SIDE - shift)
-            filled = np.concatenate((image[:, :190], image[:, [189, 189, 194, 195, 195]], image[:, 195:]), axis=1)
+            filled = np.concatenate((image[:, :190], image[:, [188, 187, 187, 197, 196]], image[:, 195:]), axis=1)
             expected = np.where((images[0] == 0).any(0), filled, image)[:, inside, inside]
             rows = [row for row in range(expected.shape[1]) if row + shift != 192]  # two pixels are as near there
             assert np.array_equal(found[:, rows].numpy(), expected[:, rows])
