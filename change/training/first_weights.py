@@ -68,7 +68,7 @@ def hand_over(
     outputs = () if same_names(checkpoint.classes, classes) else ("head.out.", "refinement.")
     own = network.state_dict()
     if classes and checkpoint.classes is None:
-        own |= split_change(checkpoint.weights, shares)
+        own |= split_change(checkpoint.weights, shares, own["head.out.weight"][1:])
     added = {
         name: tensor
         for name, tensor in own.items()
@@ -81,20 +81,23 @@ def hand_over(
     return list(added)
 
 
-def split_change(weights: Mapping[str, Tensor], shares: Sequence[float]) -> dict[str, Tensor]:
-    """Turn the last layer of a network without classes into one with classes; any change stays as probable.
+def split_change(weights: Mapping[str, Tensor], shares: Sequence[float], initial: Tensor) -> dict[str, Tensor]:
+    """Turn the last layer of a network without classes into one with classes; any change stays about as probable.
 
-    The output for unchanged is 0. That of a class is the old output plus the logarithm of its share in all change.
+    The output for unchanged is 0. That of a class is the old output, plus the logarithm of its share in all change, plus
+    a random part whose mean over the classes is 0. With equal weights, all classes would have the same gradients, and
+    the network would take long to tell them apart.
 
     Args:
         weights: those of the network without classes.
         shares: the shares of unchanged and of each class in train.
+        initial: random weights of the classes (K, C, 1, 1), as a new layer has them.
     """
     weight, bias = weights["head.out.weight"], weights["head.out.bias"]
     parts = torch.tensor(shares[1:], dtype=torch.float64).clamp_min(1e-6)
     parts = (parts / parts.sum()).log().to(bias)
     return {
-        "head.out.weight": torch.cat([torch.zeros_like(weight), *[weight] * len(parts)]),
+        "head.out.weight": torch.cat([torch.zeros_like(weight), weight + (initial - initial.mean(0)).to(weight)]),
         "head.out.bias": torch.cat([torch.zeros_like(bias), bias + parts]),
     }
 
