@@ -1,0 +1,107 @@
+"""Does a network tell new from vanished objects? `python -m tests.benchmark_direction CHECKPOINT FOLDER`.
+
+FOLDER holds A, B and label, and all marked changes are new. Each pair is predicted four times: in order, with the dates
+exchanged, mixed, and mixed and exchanged. In a mixed pair, about half of the marked places have exchanged their pixels
+between the dates, with `MARGIN` pixels around them. So new and vanished objects stand side by side, and the look of a
+date does not tell them apart.
+
+An object is a connected area of predicted change that overlaps the mask. It is right if most of its pixels have the
+right class. An object that overlaps both classes is left out if the rarer one has over a tenth of the pixels of the
+other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from change.change_dataloader import Split, find_split
+from change.common.classes import NEW, VANISHED
+from change.common.errors import OneLineParser
+from change.common.images import Image
+from change.prediction.detector import ChangeDetector
+
+MARGIN = 15
+BLUR = 2.0  # standard deviation of the seams in pixels
+
+Classes = NDArray[Any]  # the class of each pixel (H, W): 0, NEW or VANISHED
+
+
+def pairs_with_classes(split: Split) -> Iterator[tuple[str, Image, Image, Classes]]:
+    """Yield how each pair was made, its images uint8 (H, W, 3), and the class of each pixel."""
+    rng = np.random.default_rng(0)
+    for number in range(len(split.pairs)):
+        pair = split.read(number)
+        for how, before, after, classes in (
+            ("in order", pair.before, pair.after, pair.mask * NEW),
+            ("mixed", *mixed_pair(pair.before, pair.after, pair.mask, rng)),
+        ):
+            yield how, before, after, classes
+            yield f"{how}, exchanged", after, before, np.choose(classes, (0, VANISHED, NEW))
+
+
+def mixed_pair(before: Image, after: Image, mask: Classes, rng: np.random.Generator) -> tuple[Image, Image, Classes]:
+    """Exchange the dates at about half of the places that the mask, of 0 and 1, marks as new."""
+    kernel = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
+    count, places = cv2.connectedComponents(cv2.dilate(mask, kernel))
+    exchanged = (rng.random(count) < 0.5)[places] & (places > 0)
+    weight = cv2.GaussianBlur(exchanged.astype(np.float64), (0, 0), BLUR)[..., None]
+    first, second = (
+        np.rint(own * (1 - weight) + other * weight).astype(np.uint8)
+        for own, other in ((before, after), (after, before))
+    )
+    return first, second, np.where(exchanged, VANISHED, NEW) * mask
+
+
+def count_objects(found: Classes, classes: Classes) -> NDArray[np.int64]:
+    """Count the objects that are predicted: all and the right ones (2, 2), new ones first.
+
+    Args:
+        found: the predicted class of each pixel.
+        classes: the true class of each pixel.
+    """
+    counts = np.zeros((2, 2), np.int64)
+    number, objects = cv2.connectedComponents((found > 0).astype(np.uint8))
+    for value in range(1, number):
+        inside = objects == value
+        true = np.bincount(classes[inside], minlength=3)[1:]
+        if true.max() > 0 and true.min() <= true.max() / 10:
+            own = int(true.argmax())
+            counts[own] += 1, (found[inside] == own + 1).mean() > 0.5
+    return counts
+
+
+def measure(detector: ChangeDetector, folder: Path) -> dict[str, NDArray[np.int64]]:
+    """Return the counts of `count_objects` over the pairs of a folder, for each way to make pairs."""
+    found: dict[str, NDArray[np.int64]] = {}
+    for how, before, after, classes in pairs_with_classes(find_split(folder, "")):
+        counts = count_objects(detector.predict_classes(before, after), classes)
+        found[how] = found.get(how, 0) + counts
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Print for each way to make pairs how many objects have the right class."""
+    parser = OneLineParser(
+        prog="python -m tests.benchmark_direction",
+        description="Count the objects whose class is right, new or vanished.",
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="a network with the classes new and vanished"
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="A, B and label; all changes are new")
+    given = parser.parse_args(arguments)
+    for how, counts in measure(ChangeDetector(given.checkpoint), given.folder).items():
+        (new, new_right), (vanished, vanished_right) = counts.tolist()
+        sys.stdout.write(f"{how}: right {new_right} of {new} new, {vanished_right} of {vanished} vanished\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
