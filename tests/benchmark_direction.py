@@ -1,13 +1,13 @@
 """Does a network tell new from vanished objects? `python -m tests.benchmark_direction CHECKPOINT FOLDER`.
 
-FOLDER holds A, B and label, and all marked changes are new. Each pair is predicted four times: in order, with the dates
-exchanged, mixed, and mixed and exchanged. In a mixed pair, about half of the marked places have exchanged their pixels
-between the dates, with `MARGIN` pixels around them. So new and vanished objects stand side by side, and the look of a
-date does not tell them apart.
+FOLDER holds A, B and label, and all marked changes are new. Each pair is predicted in order, recoloured and mixed, and
+each of these with the dates exchanged as well. In a recoloured pair, each date takes over the mean and the standard
+deviation of the colours of the other one. In a mixed pair, the dates are exchanged in about half of the marked places,
+with `MARGIN` pixels around them.
 
 An object is a connected area of predicted change that overlaps the mask. It is right if most of its pixels have the
-right class. An object that overlaps both classes is left out if the rarer one has over a tenth of the pixels of the
-other.
+right class. An object that overlaps both classes is left out if the smaller overlap is more than a tenth of the larger
+one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from change.change_dataloader import Split, find_split
-from change.common.classes import NEW, VANISHED
-from change.common.errors import OneLineParser
+from change.common.classes import DIRECTIONS, NEW, VANISHED, parse_classes
+from change.common.errors import OneLineParser, UserError, run_command
 from change.common.images import Image
 from change.prediction.detector import ChangeDetector
 
@@ -40,10 +40,20 @@ def pairs_with_classes(split: Split) -> Iterator[tuple[str, Image, Image, Classe
         pair = split.read(number)
         for how, before, after, classes in (
             ("in order", pair.before, pair.after, pair.mask * NEW),
+            ("recoloured", *recoloured_pair(pair.before, pair.after), pair.mask * NEW),
             ("mixed", *mixed_pair(pair.before, pair.after, pair.mask, rng)),
         ):
             yield how, before, after, classes
             yield f"{how}, exchanged", after, before, np.choose(classes, (0, VANISHED, NEW))
+
+
+def recoloured_pair(before: Image, after: Image) -> tuple[Image, Image]:
+    """Exchange the mean and the standard deviation of each colour between the dates."""
+    dates = []
+    for own, other in ((before, after), (after, before)):
+        scaled = (own - own.mean((0, 1))) / own.std((0, 1)).clip(1) * other.std((0, 1)) + other.mean((0, 1))
+        dates.append(np.rint(scaled).clip(0, 255).astype(np.uint8))
+    return dates[0], dates[1]
 
 
 def mixed_pair(before: Image, after: Image, mask: Classes, rng: np.random.Generator) -> tuple[Image, Image, Classes]:
@@ -60,7 +70,7 @@ def mixed_pair(before: Image, after: Image, mask: Classes, rng: np.random.Genera
 
 
 def count_objects(found: Classes, classes: Classes) -> NDArray[np.int64]:
-    """Count the objects that are predicted: all and the right ones (2, 2), new ones first.
+    """Count the predicted objects: (2, 2), a row per true class, new first; columns are all and the right ones.
 
     Args:
         found: the predicted class of each pixel.
@@ -78,11 +88,18 @@ def count_objects(found: Classes, classes: Classes) -> NDArray[np.int64]:
 
 
 def measure(detector: ChangeDetector, folder: Path) -> dict[str, NDArray[np.int64]]:
-    """Return the counts of `count_objects` over the pairs of a folder, for each way to make pairs."""
+    """Return the counts of `count_objects` over the pairs of a folder, for each way to make pairs.
+
+    Raises UserError if the checkpoint has other classes.
+    """
+    if detector.checkpoint.classes != parse_classes(DIRECTIONS):
+        raise UserError(
+            f"{detector.checkpoint.path} has other classes than {DIRECTIONS}: give a checkpoint that has these"
+        )
     found: dict[str, NDArray[np.int64]] = {}
     for how, before, after, classes in pairs_with_classes(find_split(folder, "")):
         counts = count_objects(detector.predict_classes(before, after), classes)
-        found[how] = found.get(how, 0) + counts
+        found[how] = found.get(how, np.zeros_like(counts)) + counts
     return found
 
 
@@ -104,4 +121,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

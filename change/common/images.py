@@ -220,11 +220,11 @@ def fill_missing(images: Sequence[Image], data: NDArray[np.bool_]) -> list[Image
     return filled
 
 
-def mirrored_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def mirrored_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Find a pixel with data to show in place of each pixel without data.
 
-    The area with data is mirrored at its border, so that a house at the border still looks like a house. Where the
-    mirror image leaves the data, the nearest pixel with data is taken.
+    The area with data is mirrored at its border, so that a house at the border still looks like a house. If the
+    mirrored position lies outside the image or has no data, the nearest pixel with data is taken.
 
     Args:
         data: bool (H, W), True for one pixel or more.
@@ -232,7 +232,7 @@ def mirrored_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[n
     Returns:
         The rows and the columns (n,) to take for the pixels without data, row by row.
     """
-    places = np.stack(np.nonzero(~data))
+    places = np.stack(np.nonzero(~data)).astype(np.int32)
     nearest = np.stack(nearest_data(data))
     mirrored = 2 * nearest - places
     inside = ((mirrored >= 0) & (mirrored < np.array([data.shape]).T)).all(axis=0)
@@ -241,8 +241,8 @@ def mirrored_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[n
     return rows, columns
 
 
-def nearest_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the nearest pixel with data of each pixel without data. Distances are exact to a few percent.
+def nearest_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Find the nearest pixel with data of each pixel without data, or one at most a few percent further away.
 
     Args:
         data: bool (H, W), True for one pixel or more.
@@ -254,7 +254,7 @@ def nearest_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np
 
     missing = 1 - data.astype(np.uint8)
     _, labels = cv2.distanceTransformWithLabels(missing, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    index = np.zeros(labels.max() + 1, np.int64)
+    index = np.zeros(labels.max() + 1, np.int32)
     index[labels[data]] = np.flatnonzero(data)
     rows, columns = np.divmod(index[labels[~data]], data.shape[1])
     return rows, columns

@@ -58,6 +58,8 @@ class Square(NamedTuple):
 
     def filled(self) -> Square:
         """Give pixels without data the level of the nearest pixel with data: its edges have no gradients then."""
+        if self.data.all() or not self.data.any():
+            return self
         grey = self.grey.copy()
         grey[~self.data] = grey[nearest_data(self.data)]
         return Square(grey, self.data)

@@ -102,7 +102,7 @@ def sample_positions(length: int, scale: float) -> NDArray[np.int64]:
 class PredictWhereData:
     """Predicts the tiles that hold data; the others are unchanged.
 
-    Pixels without data are filled as `mirrored_data` says.
+    In each tile, pixels without data are filled as `mirrored_data` says.
 
     Attributes:
         seconds: how long the prediction has taken so far.

@@ -84,9 +84,9 @@ def hand_over(
 def split_change(weights: Mapping[str, Tensor], shares: Sequence[float], initial: Tensor) -> dict[str, Tensor]:
     """Turn the last layer of a network without classes into one with classes; any change stays about as probable.
 
-    The output for unchanged is 0. That of a class is the old output, plus the logarithm of its share in all change, plus
-    a random part whose mean over the classes is 0. With equal weights, all classes would have the same gradients, and
-    the network would take long to tell them apart.
+    The output for unchanged is 0. That of a class is the old output, plus the logarithm of its share in all change,
+    plus a random part whose mean over the classes, weighted by their shares, is 0. With equal weights, the gradient
+    that reaches the layers below would not depend on the class, and the network would take long to tell classes apart.
 
     Args:
         weights: those of the network without classes.
@@ -95,10 +95,11 @@ def split_change(weights: Mapping[str, Tensor], shares: Sequence[float], initial
     """
     weight, bias = weights["head.out.weight"], weights["head.out.bias"]
     parts = torch.tensor(shares[1:], dtype=torch.float64).clamp_min(1e-6)
-    parts = (parts / parts.sum()).log().to(bias)
+    parts = (parts / parts.sum()).to(bias)
+    different = initial - (parts[:, None, None, None] * initial).sum(0)
     return {
-        "head.out.weight": torch.cat([torch.zeros_like(weight), weight + (initial - initial.mean(0)).to(weight)]),
-        "head.out.bias": torch.cat([torch.zeros_like(bias), bias + parts]),
+        "head.out.weight": torch.cat([torch.zeros_like(weight), weight + different]),
+        "head.out.bias": torch.cat([torch.zeros_like(bias), bias + parts.log()]),
     }
 
 

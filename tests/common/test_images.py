@@ -189,8 +189,18 @@ def test_pixels_without_data_are_mirrored() -> None:
     images = [draw.integers(1, 9999, (20, 30, bands)).astype(np.uint16) for bands in (3, 5)]
     data = np.zeros((20, 30), np.bool_)
     data[:, 4:9] = True
-    columns = [8, 7, 6, 5, 4, 5, 6, 7, 8, 7, 6, 5, 4] + [8] * 17
+    columns = [8, 7, 6, 5, *range(4, 9), 7, 6, 5, 4] + [8] * 17
     for new, old in zip(fill_missing(images, data), images, strict=True):
         assert np.array_equal(new, old[:, columns])
+    data[:] = False
+    data[:, :3] = data[:, 27:] = (
+        True  # mirrored positions before the first and after the last column do not wrap around
+    )
+    columns = [0, 1, 2, 1, 0, *[2] * 10, *[27] * 10, 29, 28, 27, 28, 29]
+    for new, old in zip(fill_missing(images, data), images, strict=True):
+        assert np.array_equal(new, old[:, columns])
+    turned = [image.transpose(1, 0, 2) for image in images]
+    for new, old in zip(fill_missing(turned, data.T), turned, strict=True):
+        assert np.array_equal(new, old[columns])
     assert all(new is old for new, old in zip(fill_missing(images, np.ones_like(data)), images, strict=True))
     assert not any(new.any() for new in fill_missing(images, np.zeros_like(data)))

@@ -40,7 +40,11 @@ def test_handover_names_what_is_new() -> None:
 
 @torch.inference_mode()
 def test_handover_to_classes() -> None:
-    """The mean output of the classes, less the logarithms of their shares in train, is the output without classes."""
+    """The mean output of the classes, less the logarithms of their shares in train, is the output without classes.
+
+    The mean is weighted by the shares.
+    """
+    torch.manual_seed(0)
     plain, config = NetworkConfig(width=32), NetworkConfig(width=32, classes=2)
     first, second = build_network(plain).eval(), build_network(config).eval()
     first.head.start_at(0.3)
@@ -49,9 +53,10 @@ def test_handover_to_classes() -> None:
     assert new == ["head.out.weight", "head.out.bias"]
     pair = torch.rand(2, 1, 3, 64, 64)
     change, outputs = first(*pair), second(*pair)
-    classes = outputs[:, 1:] - outputs[:, :1] - torch.tensor([0.75, 0.25]).log()[:, None, None]
-    torch.testing.assert_close(classes.mean(1, keepdim=True), change)
-    assert (classes[:, 0] - classes[:, 1]).abs().mean() > 0.01  # else both would have the same gradients
+    shares = torch.tensor([0.75, 0.25])[:, None, None]
+    classes = outputs[:, 1:] - outputs[:, :1] - shares.log()
+    torch.testing.assert_close((classes * shares).sum(1, keepdim=True), change)
+    assert (classes[:, 0] - classes[:, 1]).abs().mean() > 0.01  # else lower layers get no gradient of a class
     torch.testing.assert_close(any_change(outputs.softmax(1)), change.sigmoid(), atol=0.05, rtol=0)
 
 
