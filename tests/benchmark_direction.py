@@ -1,13 +1,13 @@
-"""Does a network tell new from vanished objects? `python -m tests.benchmark_direction CHECKPOINT FOLDER`.
+"""Count the objects whose class, new or vanished, is right: `python -m tests.benchmark_direction CHECKPOINT FOLDER`.
 
 FOLDER holds A, B and label, and all marked changes are new. Each pair is predicted in order, recoloured and mixed, and
 each of these with the dates exchanged as well. In a recoloured pair, each date takes over the mean and the standard
 deviation of the colours of the other one. In a mixed pair, the dates are exchanged in about half of the marked places,
 with `MARGIN` pixels around them.
 
-An object is a connected area of predicted change that overlaps the mask. It is right if most of its pixels have the
-right class. An object that overlaps both classes is left out if the smaller overlap is more than a tenth of the larger
-one.
+An object is a connected area of predicted change that overlaps the mask. It is right if more than half of its pixels
+have the class that it overlaps most. An object that overlaps both classes is left out if the smaller overlap is more
+than a tenth of the larger one.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ def mirrored_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[n
         data: bool (H, W), True for one pixel or more.
 
     Returns:
-        The rows and the columns (n,) to take for the pixels without data, row by row.
+        The rows and the columns (n,) of the pixels to show, one entry per pixel without data, row by row.
     """
     places = np.stack(np.nonzero(~data)).astype(np.int32)
     nearest = np.stack(nearest_data(data))
@@ -248,7 +248,7 @@ def nearest_data(data: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np
         data: bool (H, W), True for one pixel or more.
 
     Returns:
-        The rows and the columns (n,) of the nearest pixels, for the pixels without data row by row.
+        The rows and the columns (n,) of the nearest pixels, one entry per pixel without data, row by row.
     """
     import cv2  # here, because most images are read without it
 

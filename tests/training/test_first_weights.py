@@ -56,7 +56,7 @@ def test_handover_to_classes() -> None:
     shares = torch.tensor([0.75, 0.25])[:, None, None]
     classes = outputs[:, 1:] - outputs[:, :1] - shares.log()
     torch.testing.assert_close((classes * shares).sum(1, keepdim=True), change)
-    assert (classes[:, 0] - classes[:, 1]).abs().mean() > 0.01  # else lower layers get no gradient of a class
+    assert (classes[:, 0] - classes[:, 1]).abs().mean() > 0.01  # else gradients below do not depend on the class
     torch.testing.assert_close(any_change(outputs.softmax(1)), change.sigmoid(), atol=0.05, rtol=0)
 
 
