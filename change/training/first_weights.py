@@ -96,6 +96,7 @@ def split_change(weights: Mapping[str, Tensor], shares: Sequence[float], initial
     weight, bias = weights["head.out.weight"], weights["head.out.bias"]
     parts = torch.tensor(shares[1:], dtype=torch.float64).clamp_min(1e-6)
     parts = (parts / parts.sum()).to(bias)
+    initial = initial.to(weight)  # the network may be on another device than the checkpoint
     different = initial - (parts[:, None, None, None] * initial).sum(0)
     return {
         "head.out.weight": torch.cat([torch.zeros_like(weight), weight + different]),
