@@ -5,9 +5,9 @@ each of these with the dates exchanged as well. In a recoloured pair, each date 
 deviation of the colours of the other one. In a mixed pair, the dates are exchanged in about half of the marked places,
 with `MARGIN` pixels around them.
 
-An object is a connected area of predicted change that overlaps the mask. It is right if more than half of its pixels
-have the class that it overlaps most. An object that overlaps both classes is left out if the smaller overlap is more
-than a tenth of the larger one.
+An object is a connected area of predicted change that overlaps the mask. Its true class is the one in the mask that it
+overlaps most. It is right if more than half of its pixels are predicted as that class. An object that overlaps both
+classes is left out if the smaller overlap is more than a tenth of the larger one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def mixed_pair(before: Image, after: Image, mask: Classes, rng: np.random.Genera
     return first, second, np.where(exchanged, VANISHED, NEW) * mask
 
 
-def count_objects(found: Classes, classes: Classes) -> NDArray[np.int64]:
+def count_right(found: Classes, classes: Classes) -> NDArray[np.int64]:
     """Count the predicted objects: (2, 2), a row per true class, new first; columns are all and the right ones.
 
     Args:
@@ -88,7 +88,7 @@ def count_objects(found: Classes, classes: Classes) -> NDArray[np.int64]:
 
 
 def measure(detector: ChangeDetector, folder: Path) -> dict[str, NDArray[np.int64]]:
-    """Return the counts of `count_objects` over the pairs of a folder, for each way to make pairs.
+    """Return the counts of `count_right` over the pairs of a folder, for each way to make pairs.
 
     Raises UserError if the checkpoint has other classes.
     """
@@ -98,7 +98,7 @@ def measure(detector: ChangeDetector, folder: Path) -> dict[str, NDArray[np.int6
         )
     found: dict[str, NDArray[np.int64]] = {}
     for how, before, after, classes in pairs_with_classes(find_split(folder, "")):
-        counts = count_objects(detector.predict_classes(before, after), classes)
+        counts = count_right(detector.predict_classes(before, after), classes)
         found[how] = found.get(how, np.zeros_like(counts)) + counts
     return found
 

@@ -91,7 +91,7 @@ def split_change(weights: Mapping[str, Tensor], shares: Sequence[float], initial
     Args:
         weights: those of the network without classes.
         shares: the shares of unchanged and of each class in train.
-        initial: random weights of the classes (K, C, 1, 1), as a new layer has them.
+        initial: random weights for the classes (K, C, 1, 1), drawn as for a new layer.
     """
     weight, bias = weights["head.out.weight"], weights["head.out.bias"]
     parts = torch.tensor(shares[1:], dtype=torch.float64).clamp_min(1e-6)

@@ -9,7 +9,7 @@ import pytest
 
 from change.common.classes import NEW, VANISHED
 from change.prediction.detector import ChangeDetector
-from tests.benchmark_direction import count_objects, measure, mixed_pair, recoloured_pair
+from tests.benchmark_direction import count_right, measure, mixed_pair, recoloured_pair
 from tests.conftest import REPOSITORY
 
 
@@ -29,7 +29,7 @@ def test_objects_are_counted() -> None:
     classes[20:24, 30] = VANISHED
     found[20:29, 30:39] = NEW  # 4 pixels of 81 have the other class: counts
     found[34:38, 34:38] = NEW  # overlaps nothing
-    assert count_objects(found, classes).tolist() == [[3, 2], [1, 1]]
+    assert count_right(found, classes).tolist() == [[3, 2], [1, 1]]
 
 
 def test_mixed_pairs() -> None:
